@@ -1,0 +1,49 @@
+"""Errors, one class a phase. Each carries the value that was wrong, where it stands, and one hint that fixes it."""
+
+from __future__ import annotations
+
+
+class RemitError(Exception):
+    """Base of every error that Remit raises for its user (exported as ``remit.Error``)."""
+
+    phase = "remit"
+    exit_status = 125
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class UsageError(RemitError):
+    """A malformed option or argument."""
+
+    phase = "usage"
+    exit_status = 2
+
+
+class GrantError(RemitError):
+    """A grant that is malformed, or wider than what it is taken from."""
+
+    phase = "grant"
+    exit_status = 2
+
+
+class Unenforceable(RemitError):
+    """The authority cannot be enforced on this host. ``reasons`` names each missing thing with its fix."""
+
+    phase = "compile"
+
+    def __init__(self, message: str, *, reasons: tuple[tuple[str, str], ...] = (), where: str = "", hint: str = "") -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.reasons = reasons
+
+
+class LaunchError(RemitError):
+    """Remit failed before the command ran."""
+
+    phase = "launch"
