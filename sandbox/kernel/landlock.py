@@ -44,9 +44,7 @@ def allow_path(ruleset: int, descriptor: int, access: int) -> None:
 
 def allow_port(ruleset: int, port: int, access: int) -> None:
     """``landlock_add_rule(2)`` for a TCP port (ABI 4)."""
-    call(
-        NR["landlock_add_rule"], ruleset, RULE_NET_PORT, access.to_bytes(8, "little") + port.to_bytes(8, "little"), 0
-    )
+    call(NR["landlock_add_rule"], ruleset, RULE_NET_PORT, access.to_bytes(8, "little") + port.to_bytes(8, "little"), 0)
 
 
 def restrict_self(ruleset: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import EFAULT, ENAMETOOLONG
 
-from remit.sandbox.kernel.call import NR, Buffer, call, failure
+from remit.sandbox.kernel.call import NR, Buffer, address, call, failure, libc_call
 
 _PAGE = 4096
 _buffer = Buffer(_PAGE)
@@ -46,3 +46,13 @@ def read_string(pid: int, where: int, limit: int = _PAGE) -> bytes:
         where += got
         if len(result) >= limit:
             raise failure(ENAMETOOLONG, "path")
+
+
+def wipe(where: int, size: int) -> None:
+    """Zero ``size`` bytes of this process at address ``where`` (``memset(3)``)."""
+    libc_call("memset", where, 0, size)
+
+
+def wipe_bytes(value: bytes) -> None:
+    """Zero a bytes object in place. Only for a value that nothing will use again: it is immutable to everyone else."""
+    wipe(address(value), len(value))
