@@ -98,7 +98,6 @@ class Bind(Op):
     read_only: bool
     no_exec: bool
     no_dev: bool = True
-    idmap: bool = False
 
     def describe(self) -> str:
         how = [w for w, on in (("ro", self.read_only), ("rw", not self.read_only), ("noexec", self.no_exec)) if on]

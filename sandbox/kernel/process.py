@@ -111,14 +111,9 @@ def set_capabilities(mask: int) -> None:
     call(NR["capset"], header, low + low + bytes(4) + high + high + bytes(4))
 
 
-def close_on_exec_from(first: int) -> None:
-    """``close_range(CLOSE_RANGE_CLOEXEC)``: no descriptor from ``first`` up survives an exec (Linux 5.11)."""
-    call(NR["close_range"], first, 0xFFFFFFFF, _CLOSE_RANGE_CLOEXEC)
-
-
-def close_from(first: int) -> None:
-    """``close_range(2)``: close every descriptor from ``first`` up (Linux 5.9)."""
-    call(NR["close_range"], first, 0xFFFFFFFF, 0)
+def close_range(first: int, last: int, *, on_exec: bool = False) -> None:
+    """``close_range(2)`` (Linux 5.9), or with ``on_exec`` mark them close-on-exec (Linux 5.11)."""
+    call(NR["close_range"], first, last, _CLOSE_RANGE_CLOEXEC if on_exec else 0)
 
 
 _SETPGROUP = 0x02
