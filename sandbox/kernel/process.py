@@ -35,6 +35,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
 _PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _CLOSE_RANGE_CLOEXEC = 4
 _SIGKILL = 9
@@ -76,6 +77,11 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
 def die_with_parent() -> None:
     """SIGKILL when the *thread* that made this process ends (``PR_SET_PDEATHSIG``): a belt, not the braces."""
     call(NR["prctl"], _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Orphaned descendants become this process's children (``PR_SET_CHILD_SUBREAPER``)."""
+    call(NR["prctl"], _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def set_dumpable(on: bool) -> None:

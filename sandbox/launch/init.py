@@ -50,6 +50,7 @@ class Init:
         self._refused = request.refused
         self._mediate = operations.get("mediate")
         self._limits = [op for op in request.operations if op[0] == "limit"]
+        self._own_namespace = "unshare" in operations
         self._command = 0
         self._failure: tuple[object, ...] | None = None
         self._enforcement: dict[str, str] = {}
@@ -219,8 +220,26 @@ class Init:
         denials = self._broker.denials if self._broker is not None else 0
         if self._terminal >= 0:
             _drain(self._terminal)
+        if not self._own_namespace:
+            _end_descendants()
         self._tell("exited", status, limit, denials)
         posix._exit(0)
+
+
+def _end_descendants() -> None:
+    """Without a PID namespace the kernel does not do it: kill children until none is left; orphans become children."""
+    while True:
+        for task in posix.listdir("/proc/self/task"):
+            opened = posix.open(f"/proc/self/task/{task}/children", posix.O_RDONLY | posix.O_CLOEXEC)
+            for child in posix.read(opened, 1 << 16).split():
+                posix.kill(int(child), SIGKILL)
+            posix.close(opened)
+        try:
+            posix.waitpid(-1, 0)
+        except OSError as error:
+            if error.errno == ECHILD:
+                return
+            raise
 
 
 def _drain(terminal: int) -> None:

@@ -75,7 +75,7 @@ class Stage:
         if posix.read(request.control, 64) != b"go":
             posix._exit(125)  # the launcher is gone
         process.set_name(b"remit-init")
-        if request.self_map:
+        if request.self_map and "unshare" in self._found:
             _write("/proc/self/setgroups", b"deny")
             _write("/proc/self/uid_map", b"%d %d 1" % (request.uid, request.uid))
             _write("/proc/self/gid_map", b"%d %d 1" % (request.gid, request.gid))
@@ -83,11 +83,13 @@ class Stage:
         posix.setsid()
         if "root" in self._found:
             self._enter_root()
+        else:
+            self._stay()
         if request.terminal is not None:
             self._terminal = stdio.open_terminal(request.control, request.terminal, self._descriptors)
         process.no_new_privileges()
         process.drop_bounding_set()
-        process.set_capabilities(1 << process.CAP_SYS_PTRACE)
+        process.set_capabilities(1 << process.CAP_SYS_PTRACE if "unshare" in self._found else 0)
         process.set_dumpable(False)
         if "landlock" in self._found:
             self._restrict_main()
@@ -101,11 +103,8 @@ class Stage:
         root = Root(request.identities)
         root.open_sources(request.operations, request.idmapped)
         self._descriptors[0] = stdio.harmless_stdin()
-        if not request.self_map:
-            # The host's objects were opened as the user who granted them; all else happens as the one who uses them.
-            posix.setgroups([])
-            posix.setresgid(request.gid, request.gid, request.gid)
-            posix.setresuid(request.uid, request.uid, request.uid)
+        # The host's objects were opened as the user who granted them; all else happens as the one who uses them.
+        self._become_user()
         root.make_filesystems(request.operations)
         root.assemble(request.operations)
         root.pivot(forbid_user_namespaces=bool(self._found["pivot"][1]))
@@ -116,6 +115,18 @@ class Stage:
         flags = posix.O_WRONLY | posix.O_CREAT | posix.O_CLOEXEC
         posix.close(posix.open("canary", flags, 0o444, dir_fd=self._canaries))
         posix.close(posix.open("canary", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self._canaries))
+
+    def _stay(self) -> None:
+        """Without namespaces (degraded by name): the host's tree stays, and Landlock alone stands before it."""
+        process.adopt_orphans()
+        self._become_user()
+
+    def _become_user(self) -> None:
+        request = self._request
+        if not request.self_map:
+            posix.setgroups([])
+            posix.setresgid(request.gid, request.gid, request.gid)
+            posix.setresuid(request.uid, request.uid, request.uid)
 
     def _restrict_main(self) -> None:
         for operation in self._request.operations:
@@ -188,7 +199,7 @@ class Stage:
         degraded = self._request.degraded
         probes = (
             ("namespaces", lambda: _content(self._request.canary[0])),
-            ("landlock", lambda: posix.open("canary", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self._canaries)),
+            ("landlock", self._read_behind_landlock),
             ("seccomp", landlock.version),
         )
         for layer, probe in probes:
@@ -206,6 +217,12 @@ class Stage:
                 )
         if self._canaries >= 0:
             posix.close(self._canaries)
+
+    def _read_behind_landlock(self) -> None:
+        if self._canaries >= 0:
+            posix.open("canary", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self._canaries)
+        else:
+            _content(self._request.canary[0])
 
     def _spawn(self) -> int:
         request = self._request

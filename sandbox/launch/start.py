@@ -16,7 +16,7 @@ import _socket
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import files, memory, process
-from remit.sandbox.launch import identity, terminal
+from remit.sandbox.launch import cgroups, identity, terminal
 from remit.sandbox.launch.request import Request
 from remit.sandbox.launch.stage import Stage
 
@@ -132,6 +132,7 @@ class Session:
             if operation[0] == "unshare":
                 for kind in operation[1]:
                     flags |= process.NAMESPACES[kind]
+        self._groups = cgroups.make([op for op in operations if op[0] == "limit"])  # type: ignore[attr-defined]  # wire
         try:
             self.pid = process.clone3(flags)
         except OSError as error:
@@ -144,11 +145,13 @@ class Session:
         for descriptor in who.idmapped.values():
             posix.close(descriptor)
         try:
-            if not who.self_map:
+            if not who.self_map and flags & process.CLONE_NEWUSER:
                 identity.write_maps(self.pid, who.uid, who.gid)
+            if self._groups is not None:
+                self._groups.add(self.pid)
         except OSError as error:
             self.kill()
-            raise LaunchError(f"user namespace maps: {error.strerror}", hint="see 'remit doctor'") from None
+            raise LaunchError(f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'") from None
         posix.write(self._control.fileno(), b"go")
 
     def kill(self) -> None:
@@ -184,6 +187,10 @@ class Session:
                     pass
                 self._relay.suspend()
             posix.waitpid(self.pid, 0)
+            if self._groups is not None:
+                if self._outcome is not None and not self._outcome.limit and self._groups.out_of_memory():
+                    self._outcome.limit = "memory"
+                self._groups.remove()
         return self._outcome
 
     @staticmethod
