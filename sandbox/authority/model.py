@@ -104,7 +104,17 @@ LIMIT_NAMES = ("memory", "pids", "cpu", "cpu-time", "time", "files", "file-size"
 """Limit names. Units: ``memory``, ``file-size``, ``tmp`` bytes; ``cpu-time``, ``time`` milliseconds; ``cpu`` thousandths
 of one CPU; ``pids``, ``files`` a count."""
 
-SYSCALL_GROUPS = ("ptrace-any", "nested-userns", "keyring", "perf", "bpf", "personality", "io-uring", "userfaultfd", "numa")
+SYSCALL_GROUPS = (
+    "ptrace-any",
+    "nested-userns",
+    "keyring",
+    "perf",
+    "bpf",
+    "personality",
+    "io-uring",
+    "userfaultfd",
+    "numa",
+)
 """Groups of system calls that the base filter refuses and ``--allow-syscalls`` or ``[syscalls] allow`` can grant."""
 
 DEGRADABLE = ("namespaces", "network", "landlock", "seccomp", "mediation", "limits", "canary")

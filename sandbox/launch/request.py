@@ -6,6 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from remit.sandbox.launch.wire import Operation, Refusals
+
 
 class Terminal:
     """The terminal that the session's own one starts as a copy of: ``termios`` attributes and a window size."""
@@ -29,8 +31,8 @@ class Request:
         "directory",
         "environment",
         "gid",
-        "idmapped",
         "identities",
+        "idmapped",
         "operations",
         "refused",
         "self_map",
@@ -42,7 +44,7 @@ class Request:
     def __init__(
         self,
         *,
-        operations: Sequence[tuple[object, ...]],
+        operations: Sequence[Operation],
         identities: Mapping[str, tuple[int, int]],
         idmapped: Mapping[str, int],
         control: int,
@@ -55,7 +57,7 @@ class Request:
         environment: list[bytes],
         directory: bytes,
         terminal: Terminal | None,
-        refused: Mapping[int, int],
+        refused: Refusals,
         degraded: tuple[str, ...],
     ) -> None:
         self.operations = operations

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from remit.cli.options import Invocation
 
+    from remit.sandbox.launch.wire import Conditions, Refusals, Wire
+
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 _KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
@@ -38,8 +40,8 @@ class Prepared:
 
     def __init__(
         self,
-        wire: tuple[object, ...],
-        refusals: tuple[tuple[str, int, tuple[tuple[int, int, int], ...]], ...],
+        wire: Wire,
+        refusals: tuple[tuple[str, int, Conditions], ...],
         about: Mapping[str, object],
         plan_json: str,
         warnings: tuple[str, ...],
@@ -76,7 +78,13 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
     try:
         record = Record(
             state_directory(posix.environ),
-            {**prepared.about, "plan": digest, "workspace": workspace, "degraded": degraded, "argv": list(invocation.command)},
+            {
+                **prepared.about,
+                "plan": digest,
+                "workspace": workspace,
+                "degraded": degraded,
+                "argv": list(invocation.command),
+            },
         )
         record.plan(prepared.plan_json.encode())
     except OSError as error:
@@ -98,7 +106,7 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
             prepared.wire,
             argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
             environment=_environment(prepared.wire),
-            directory=_directory(invocation, str(workspace)),
+            directory=_directory(invocation, workspace),
             identities=identities,
             canary=record.canary,
             refused=_refusals(prepared),
@@ -118,22 +126,20 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
 # --- preparation -----------------------------------------------------------------------------------------------------
 
 
-def _prepare(
-    invocation: Invocation, libraries: Callable[[], None]
-) -> tuple[Prepared, dict[str, tuple[int, int]]]:
+def _prepare(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, dict[str, tuple[int, int]]]:
     """A plan, from the cache or compiled now, and what its names are at this moment."""
     cache = Cache(_cache_directory())
     name = key(_material(invocation))
     entry = cache.load(name)
     if entry is not None:
-        prepared = Prepared(*entry)  # type: ignore[arg-type]  # what store() was given
+        prepared = Prepared(*entry)
         try:
-            return prepared, start.bind(prepared.wire[4])  # type: ignore[arg-type]  # wire form
+            return prepared, start.bind(prepared.wire[4])
         except start.Stale:
             pass
     prepared, inputs = _compile(invocation, libraries)
     try:
-        identities = start.bind(prepared.wire[4])  # type: ignore[arg-type]  # wire form
+        identities = start.bind(prepared.wire[4])
     except start.Stale as stale:
         raise LaunchError(f"{stale} changed while the session was prepared", hint="start again") from None
     entry = (prepared.wire, prepared.refusals, prepared.about, prepared.plan_json, prepared.warnings)
@@ -182,10 +188,10 @@ def _cache_directory() -> str:
     return (base + b"/remit/plans").decode(errors="surrogateescape")
 
 
-def _environment(wire: tuple[object, ...]) -> list[bytes]:
+def _environment(wire: Wire) -> list[bytes]:
     """The command's environment: what the plan passes of the caller's, then what it sets."""
     result: dict[bytes, bytes] = {}
-    for operation in wire[5]:  # type: ignore[attr-defined]  # wire form
+    for operation in wire[5]:
         if operation[0] == "environment":
             for name in operation[1]:
                 encoded = name.encode(errors="surrogateescape")
@@ -211,9 +217,9 @@ def _directory(invocation: Invocation, workspace: str) -> str:
         posix.close(opened)
 
 
-def _refusals(prepared: Prepared) -> dict[int, tuple[tuple[int, tuple[tuple[int, int, int], ...]], ...]]:
+def _refusals(prepared: Prepared) -> Refusals:
     """By system call number: (errno, conditions on arguments) of every call that is refused whatever it names."""
-    table: dict[int, tuple[tuple[int, tuple[tuple[int, int, int], ...]], ...]] = {}
+    table: Refusals = {}
     for call, errno, conditions in prepared.refusals:
         number = NR.get(call)
         if number is not None:
@@ -270,4 +276,3 @@ def _check_status_fd(descriptor: int) -> None:
         posix.fstat(descriptor)
     except (OSError, OverflowError):
         raise UsageError(f"descriptor {descriptor} is not open", where="--status-fd") from None
-
