@@ -1,7 +1,7 @@
 """Make the rest of Remit importable in an isolated interpreter, without running anything that is not Remit's own.
 
-The command is ``python -I -S``: no ``PYTHONPATH``, no ``sitecustomize``, no ``.pth`` file, no current directory. The stub
-(``remit.sh``) appends exactly one directory, the one that holds ``remit``; this module appends where the libraries that
+The command is ``python -I -S``: no ``PYTHONPATH``, no ``sitecustomize``, no ``.pth`` file, no current directory. The
+stub (``remit.sh``) appends exactly one directory, the one that holds ``remit``; this module appends where the libraries that
 ``remit run`` does not need are (click, rich, tomli ...), always *after* the standard library, so that nothing there can
 stand in for a module of Python's own.
 """
@@ -36,7 +36,9 @@ def site_directories(executable: str, base_prefix: str) -> list[str]:
     found = _below(prefix)
     if os.path.isfile(configuration):
         with open(configuration, encoding="utf-8", errors="replace") as lines:
-            settings = {key.strip().lower(): value.strip().lower() for key, _, value in (x.partition("=") for x in lines)}
+            settings = {
+                key.strip().lower(): value.strip().lower() for key, _, value in (x.partition("=") for x in lines)
+            }
         if settings.get("include-system-site-packages") != "true":
             return found
     elif prefix != "/usr/local":

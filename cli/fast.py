@@ -44,7 +44,6 @@ def start(invocation: options.Invocation) -> int:
     return run.main(invocation)
 
 
-
 def _leave(status: int) -> None:
     """Flush and leave at once. What cannot be written (a closed pipe) is not a failure of the command's."""
     for stream in (sys.stdout, sys.stderr):

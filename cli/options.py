@@ -1,56 +1,81 @@
 """The one table of options. It drives the click commands (help, errors, completion) and the parser of the hot path.
 
-Importing this must cost next to nothing (it is on the cold path of ``remit run``), so rows are plain tuples with named
-positions: no dataclasses, no enum, no ``typing``, no ``re``; not even ``from __future__``, which is a module too.
+Importing this must cost next to nothing (it is on the cold path of ``remit run``), so there is one class with
+slots and tuples of it: no dataclasses, no enum, no ``typing``, no ``re``; not even ``from __future__``, which is a module too.
 """
 
-NAME, SHORT, METAVAR, REPEATABLE, COMMANDS, HELP = range(6)
-"""Positions in a row. ``METAVAR`` is ``""`` for a flag. ``COMMANDS`` names the commands that take the option."""
 
-Row = tuple[str, str, str, bool, tuple[str, ...], str]
+class Option:
+    """One option: its long name, its letter or "", its metavar ("" for a flag), and the commands that take it."""
+
+    __slots__ = ("commands", "help", "metavar", "name", "repeatable", "short")
+
+    def __init__(
+        self, name: str, short: str, metavar: str, repeatable: bool, commands: tuple[str, ...], help: str
+    ) -> None:
+        self.name = name
+        self.short = short
+        self.metavar = metavar
+        self.repeatable = repeatable
+        self.commands = commands
+        self.help = help
+
 
 _START = ("run", "explain")
 
-SESSION: tuple[Row, ...] = (
-    ("profile", "p", "PROFILE", False, _START, "Profile: a name, or the path of a TOML file.  [default: coding]"),
-    ("workspace", "w", "DIR", False, _START, "The directory worked on.  [default: the current directory]"),
-    ("chdir", "", "DIR", False, _START, "Where the command starts.  [default: the workspace]"),
-    ("accept-suggestion", "", "", False, _START, "Apply the grants that the workspace's remit.toml suggests."),
-    ("status-fd", "", "N", False, ("run",), "Write JSON lines about the run to descriptor N."),
+SESSION: tuple[Option, ...] = (
+    Option("profile", "p", "PROFILE", False, _START, "Profile: a name, or the path of a TOML file.  [default: coding]"),
+    Option("workspace", "w", "DIR", False, _START, "The directory worked on.  [default: the current directory]"),
+    Option("chdir", "", "DIR", False, _START, "Where the command starts.  [default: the workspace]"),
+    Option("accept-suggestion", "", "", False, _START, "Apply the grants that the workspace's remit.toml suggests."),
+    Option("status-fd", "", "N", False, ("run",), "Write JSON lines about the run to descriptor N."),
 )
 
-GRANT: tuple[Row, ...] = (
-    ("read", "", "PATH", True, _START, "Let it read PATH: a file, or a directory with all below it."),
-    ("write", "", "PATH", True, _START, "Let it read and write PATH. A file is granted as it is now, not by its name."),
-    ("exec", "", "PATH", True, _START, "Let it read and execute PATH."),
-    ("deny", "", "PATH", True, _START, "No access at all to PATH, there yet or not. Wins over every grant."),
-    ("protect", "", "PATH", True, _START, "PATH stays readable and is never written, even below a write grant."),
-    ("connect", "", "HOST:PORT[/tcp|udp]", True, _START, "Let it connect. HOST: a name, *.example.com, or a CIDR."),
-    ("listen", "", "PORT", True, _START, "Let it listen on PORT, inside the session."),
-    ("unix", "", "PATH", True, _START, "Let it connect to the Unix socket PATH."),
-    ("env", "", "NAME[=VALUE]", True, _START, "Pass the caller's variable NAME, or set it to VALUE."),
-    ("limit", "", "NAME=VALUE", True, _START, "memory, pids, cpu, cpu-time, time, files, file-size or tmp."),
-    ("allow-syscalls", "", "GROUP", True, _START, "Let it use a group of system calls that is refused by default."),
-    ("expires", "", "DURATION", False, _START, "The grant ends after DURATION (90s, 15m, 2h)."),
-    ("purpose", "", "TEXT", False, _START, "What the grant is for; kept in the record."),
-    ("grant", "", "FILE", True, _START, "Add the grant in FILE."),
-    ("degrade", "", "NAME", True, _START, "Run although layer NAME cannot be enforced here."),
+GRANT: tuple[Option, ...] = (
+    Option("read", "", "PATH", True, _START, "Let it read PATH: a file, or a directory with all below it."),
+    Option(
+        "write",
+        "",
+        "PATH",
+        True,
+        _START,
+        "Let it read and write PATH. A file is granted as it is now, not by its name.",
+    ),
+    Option("exec", "", "PATH", True, _START, "Let it read and execute PATH."),
+    Option("deny", "", "PATH", True, _START, "No access at all to PATH, there yet or not. Wins over every grant."),
+    Option("protect", "", "PATH", True, _START, "PATH stays readable and is never written, even below a write grant."),
+    Option(
+        "connect", "", "HOST:PORT[/tcp|udp]", True, _START, "Let it connect. HOST: a name, *.example.com, or a CIDR."
+    ),
+    Option("listen", "", "PORT", True, _START, "Let it listen on PORT, inside the session."),
+    Option("unix", "", "PATH", True, _START, "Let it connect to the Unix socket PATH."),
+    Option("env", "", "NAME[=VALUE]", True, _START, "Pass the caller's variable NAME, or set it to VALUE."),
+    Option("limit", "", "NAME=VALUE", True, _START, "memory, pids, cpu, cpu-time, time, files, file-size or tmp."),
+    Option(
+        "allow-syscalls", "", "GROUP", True, _START, "Let it use a group of system calls that is refused by default."
+    ),
+    Option("expires", "", "DURATION", False, _START, "The grant ends after DURATION (90s, 15m, 2h)."),
+    Option("purpose", "", "TEXT", False, _START, "What the grant is for; kept in the record."),
+    Option("grant", "", "FILE", True, _START, "Add the grant in FILE."),
+    Option("degrade", "", "NAME", True, _START, "Run although layer NAME cannot be enforced here."),
 )
 
-EXPLAIN: tuple[Row, ...] = (("plan", "", "", False, ("explain",), "Also print the ordered kernel operations."),)
+EXPLAIN: tuple[Option, ...] = (
+    Option("plan", "", "", False, ("explain",), "Also print the ordered kernel operations."),
+)
 
-JSON: Row = ("json", "", "", False, ("explain", "doctor", "profile"), "Print JSON.")
+JSON = Option("json", "", "", False, ("explain", "doctor", "profile"), "Print JSON.")
 
-TABLE: tuple[Row, ...] = (*SESSION, *GRANT, *EXPLAIN, JSON)
+TABLE: tuple[Option, ...] = (*SESSION, *GRANT, *EXPLAIN, JSON)
 
-GRANT_NAMES = tuple([row[NAME] for row in GRANT])
+GRANT_NAMES = tuple([option.name for option in GRANT])
 
 DEFAULT_PROFILE = "coding"
 
 
-def rows(command: str) -> list[Row]:
+def taken(command: str) -> list[Option]:
     """The options that ``command`` takes, in the order that help shows them."""
-    return [row for row in TABLE if command in row[COMMANDS]]
+    return [option for option in TABLE if command in option.commands]
 
 
 class Invocation:
@@ -105,7 +130,7 @@ class Invocation:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Invocation):
             return NotImplemented
-        return all([getattr(self, name) == getattr(other, name) for name in self.__slots__])
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
     def __hash__(self) -> int:
         return hash((self.verb, self.command, self.key()))
@@ -121,8 +146,8 @@ def parse(verb: str, argv: list[str]) -> tuple[Invocation, list[str]]:
     separate value may not begin with a dash (``--read --write x`` is a forgotten value far more often than a path
     named ``--write``); ``--read=--write`` says it plainly. The last one wins where an option is not repeatable.
     """
-    table = {row[NAME]: row for row in rows(verb)}
-    shorts = {row[SHORT]: row for row in rows(verb) if row[SHORT]}
+    table = {option.name: option for option in taken(verb)}
+    shorts = {option.short: option for option in table.values() if option.short}
     given: dict[str, str] = {}
     flags: set[str] = set()
     grants: dict[str, list[str]] = {}
@@ -141,35 +166,35 @@ def parse(verb: str, argv: list[str]) -> tuple[Invocation, list[str]]:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             attached = bool(equals)
-            row = table.get(name)
+            option = table.get(name)
         else:
-            row = shorts.get(word[1])
+            option = shorts.get(word[1])
             value = word[2:]
             attached = bool(value)
-        if row is None:
+        if option is None:
             errors.append(f"no such option: {word.partition('=')[0]}")
             continue
-        shown = "--" + row[NAME]
-        if not row[METAVAR]:
+        shown = "--" + option.name
+        if not option.metavar:
             if attached:
                 errors.append(f"{shown} takes no value")
             else:
-                flags.add(row[NAME])
+                flags.add(option.name)
             continue
         if not attached:
             if index >= end or (argv[index].startswith("-") and argv[index] != "-"):
-                errors.append(f"{shown} needs a value: {shown} {row[METAVAR]}")
+                errors.append(f"{shown} needs a value: {shown} {option.metavar}")
                 continue
             value = argv[index]
             index += 1
         if value == "":
             errors.append(f"{shown} needs a value, not an empty one")
-        elif row[REPEATABLE]:
-            grants.setdefault(row[NAME], []).append(value)
-        elif row[NAME] in GRANT_NAMES:
-            grants[row[NAME]] = [value]
+        elif option.repeatable:
+            grants.setdefault(option.name, []).append(value)
+        elif option.name in GRANT_NAMES:
+            grants[option.name] = [value]
         else:
-            given[row[NAME]] = value
+            given[option.name] = value
     status = given.get("status-fd", "-1")
     if "status-fd" in given and not (status.isascii() and status.isdigit() and len(status) < 8):
         errors.append(f"--status-fd needs the number of an open descriptor, not {status!r}")
