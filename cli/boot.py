@@ -1,9 +1,9 @@
 """Make the rest of Remit importable in an isolated interpreter, without running anything that is not Remit's own.
 
 The command is ``python -I -S``: no ``PYTHONPATH``, no ``sitecustomize``, no ``.pth`` file, no current directory. The
-stub (``remit.sh``) appends exactly one directory, the one that holds ``remit``; this module appends where the libraries that
-``remit run`` does not need are (click, rich, tomli ...), always *after* the standard library, so that nothing there can
-stand in for a module of Python's own.
+stub (``remit.sh``) appends what it needs to find ``remit``; this module appends where the libraries that a plain
+``remit run`` does without are (click, rich, tomli ...), always *after* the standard library, so that nothing there
+can stand in for a module of Python's own.
 """
 
 import sys

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 
+from remit.cli import render
 from remit.sandbox.authority.errors import RemitError, Unenforceable
 
 INTERNAL = 125
-"""Exit status of a failure of Remit itself: never one that the command could be thought to have given."""
+"""Exit status of a failure of Remit itself."""
 
 
 class Failures(RemitError):
-    """Several errors at once. Its exit status is that of the first."""
+    """Several errors at once; they share the phase and the exit status of the first."""
 
     def __init__(self, errors: list[RemitError]) -> None:
-        super().__init__(f"{len(errors)} errors")
+        super().__init__("; ".join(str(error) for error in errors), hint=errors[0].hint)
         self.errors = errors
         self.phase = errors[0].phase
         self.exit_status = errors[0].exit_status
@@ -23,22 +23,18 @@ class Failures(RemitError):
 
 def lines(error: RemitError) -> list[str]:
     """What to print for ``error``, without the program's name."""
-    if isinstance(error, Failures):
-        return [line for one in error.errors for line in lines(one)]
-    found = [f"error: {printable(str(error))}"]
+    several = getattr(error, "errors", None)
+    if several:
+        return [line for one in several for line in lines(one)]
+    found = [f"error: {error}"]
     if isinstance(error, Unenforceable):
         for what, fix in error.reasons:
-            found.append(f"  - {printable(what)}")
+            found.append(f"  - {what}")
             if fix:
-                found.append(f"    fix: {printable(fix)}")
+                found.append(f"    fix: {fix}")
     if error.hint:
-        found.append(f"hint: {printable(error.hint)}")
+        found.append(f"hint: {error.hint}")
     return found
-
-
-def printable(text: str) -> str:
-    """``text`` with control characters and lone surrogates escaped: a path must not be able to drive the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def report(error: BaseException) -> int:
@@ -50,24 +46,12 @@ def report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         return 141
     if isinstance(error, RemitError):
-        _print(lines(error))
+        render.problems(lines(error))
         return error.exit_status
     if os.environ.get("REMIT_DEBUG") == "1":
-        import traceback
-
-        traceback.print_exception(error)
+        render.traceback(error)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    _print(
-        [
-            f"internal error: {printable(what)}".replace("\n", " "),
-            "hint: this is a bug in Remit; REMIT_DEBUG=1 shows where",
-        ]
+    render.problems(
+        [f"internal error: {what}".replace("\n", " "), "hint: this is a bug in Remit; REMIT_DEBUG=1 shows where"]
     )
     return INTERNAL
-
-
-def _print(found: list[str]) -> None:
-    try:
-        print("\n".join(f"remit: {line}" for line in found), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        return

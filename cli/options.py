@@ -1,7 +1,7 @@
 """The one table of options. It drives the click commands (help, errors, completion) and the parser of the hot path.
 
-Importing this must cost next to nothing (it is on the cold path of ``remit run``), so there is one class with
-slots and tuples of it: no dataclasses, no enum, no ``typing``, no ``re``; not even ``from __future__``, which is a module too.
+Importing this must cost next to nothing (it is on the cold path of ``remit run``), so there is one class with slots
+and tuples of it: no dataclasses, no enum, no ``typing``, no ``re``; not even ``from __future__``, which is a module too.
 """
 
 

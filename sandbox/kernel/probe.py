@@ -186,7 +186,7 @@ def _try_proc() -> None:
 
 
 def _try_notify() -> None:
-    """Make a listener and ask for ADDFD with SEND (Linux 5.14) for a notification that is not there: ENOENT is a yes."""
+    """Make a listener and try ADDFD with SEND (Linux 5.14) on a notification that is not there: ENOENT is a yes."""
     call(NR["seccomp"], notify.GET_ACTION_AVAIL, 0, _RET_USER_NOTIF.to_bytes(4, "little"))
     process.no_new_privileges()
     listener = notify.load_filter(_ALLOW_ALL, listener=True)
