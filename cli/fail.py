@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from remit.cli import render
 from remit.sandbox.authority.errors import RemitError, Unenforceable
+
+if TYPE_CHECKING:
+    from remit.profiles.errors import Problem
 
 INTERNAL = 125
 """Exit status of a failure of Remit itself."""
@@ -26,6 +30,10 @@ def lines(error: RemitError) -> list[str]:
     several = getattr(error, "errors", None)
     if several:
         return [line for one in several for line in lines(one)]
+    problems: tuple[Problem, ...] = getattr(error, "problems", ())
+    if problems:
+        # A profile's problems already name their own hints.
+        return [f"error: {problem}" for problem in problems]
     found = [f"error: {error}"]
     if isinstance(error, Unenforceable):
         for what, fix in error.reasons:
