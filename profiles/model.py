@@ -30,6 +30,8 @@ class ProfileText:
 
     file: str
     name: str
+    named: Source
+    """Where ``name`` stands."""
     description: str
     extends: tuple[Entry, ...]
     entries: tuple[Entry, ...]

@@ -7,9 +7,10 @@ from typing import cast
 import tomli
 
 from remit.profiles.errors import Problem, ProfileError
+from remit.profiles.find import SIZE_LIMIT
 from remit.profiles.lines import Path, find_lines
 from remit.profiles.model import Entry, ProfileText
-from remit.profiles.schema import BY_DOTTED, KEYS, SIZE_LIMIT, TABLES, Key, Kind, Shape, keys_of
+from remit.profiles.schema import BY_DOTTED, KEYS, TABLES, Key, Kind, Shape, keys_of
 from remit.profiles.values import ValueProblem, check, check_variable, nearest, show, type_name
 from remit.sandbox.authority.model import Source
 
@@ -34,9 +35,10 @@ def parse(data: bytes, file: str, *, suggestion: bool = False) -> ProfileText:
     if reader.problems:
         raise ProfileError(tuple(sorted(reader.problems, key=lambda problem: problem.line)))
     entries = [entry for entry in reader.entries if entry.key not in ("format", "name", "description", "extends")]
-    own = {entry.key: str(entry.value) for entry in reader.entries if entry.key in ("name", "description")}
+    own = {entry.key: entry for entry in reader.entries if entry.key in ("name", "description")}
+    description = str(own["description"].value) if "description" in own else ""
     extends = tuple(entry for entry in reader.entries if entry.key == "extends")
-    return ProfileText(file, own["name"], own.get("description", ""), extends, tuple(entries))
+    return ProfileText(file, str(own["name"].value), own["name"].source, description, extends, tuple(entries))
 
 
 def _decode(data: bytes, file: str) -> str:
@@ -80,7 +82,8 @@ def _toml_hint(text: str, line: int) -> str:
 def _shown_key(parts: tuple[str, ...]) -> str:
     """A dotted key for people: parts that are no bare keys are quoted (they can hold anything)."""
     return ".".join(
-        part if part and part.isascii() and part.replace("-", "").replace("_", "").isalnum() else show(part, 40) for part in parts
+        part if part and part.isascii() and part.replace("-", "").replace("_", "").isalnum() else show(part, 40)
+        for part in parts
     )
 
 
@@ -112,7 +115,12 @@ class _Reader:
                 self._unknown("", name, value)
         for key in KEYS:
             if key.required and key.name not in document:
-                self._problem((), key.dotted, "missing", f"every profile begins with format = 1 and a name: {key.name} = {key.example}")
+                self._problem(
+                    (),
+                    key.dotted,
+                    "missing",
+                    f"every profile begins with format = 1 and a name: {key.name} = {key.example}",
+                )
         self._both_passed_and_set()
 
     def _table(self, table: str, value: object) -> None:
@@ -138,7 +146,11 @@ class _Reader:
     def _list(self, key: Key, value: object, path: Path) -> None:
         if not isinstance(value, list):
             one = isinstance(value, str | int) and not isinstance(value, bool)
-            hint = f"{key.name} = [{show(value) if isinstance(value, str) else '…'}]" if one else f"{key.name} = {key.example}"
+            hint = (
+                f"{key.name} = [{show(value) if isinstance(value, str) else '…'}]"
+                if one
+                else f"{key.name} = {key.example}"
+            )
             self._problem(path, key.dotted, f"must be an array, not {type_name(value)}", hint)
             return
         for index, item in enumerate(cast("list[object]", value)):
@@ -165,7 +177,12 @@ class _Reader:
             self._problem(path, shown or key.dotted, problem.message, problem.hint)
             return
         if self.suggestion and key.kind is Kind.PARENT and str(checked).startswith("./"):
-            self._problem(path, key.dotted, "a suggestion can only extend profiles by name", "files in a workspace are not profiles")
+            self._problem(
+                path,
+                key.dotted,
+                "a suggestion can only extend profiles by name",
+                "files in a workspace are not profiles",
+            )
             return
         self.entries.append(Entry(key.dotted, checked, Source(self.file, self._line(path), shown or key.dotted), name))
 
@@ -175,7 +192,9 @@ class _Reader:
             for entry in self.entries:
                 if entry.key == f"{table}.set" and entry.name in passed:
                     message = f"{entry.name} is passed as well"
-                    self.problems.append(Problem(self.file, entry.source.line, entry.source.key, message, "pass it or set it, not both"))
+                    self.problems.append(
+                        Problem(self.file, entry.source.line, entry.source.key, message, "pass it or set it, not both")
+                    )
 
     def _unknown(self, table: str, name: str, value: object) -> None:
         path = (table, name) if table else (name,)
@@ -192,10 +211,14 @@ class _Reader:
         """A hint with the key that was probably meant: in the same table, then elsewhere."""
         siblings = [key.name for key in KEYS if key.table == table and key.dotted in self.allowed]
         if not table:
-            siblings += [known for known in TABLES if known and any(key.dotted in self.allowed for key in keys_of(known))]
+            siblings += [
+                known for known in TABLES if known and any(key.dotted in self.allowed for key in keys_of(known))
+            ]
         elsewhere = [key for key in KEYS if key.name == name and key.table != table and key.dotted in self.allowed]
         if elsewhere:
-            places = " or ".join(f"[{key.table}]" if key.table else "the top of the file, before any table" for key in elsewhere)
+            places = " or ".join(
+                f"[{key.table}]" if key.table else "the top of the file, before any table" for key in elsewhere
+            )
             return f"{name} belongs in {places}"
         near = nearest(name, siblings)
         if near:
@@ -203,7 +226,9 @@ class _Reader:
         near = nearest(name, [key.name for key in KEYS if key.dotted in self.allowed])
         owners = [key for key in KEYS if key.name == near and key.dotted in self.allowed]
         if owners:
-            return f"did you mean {owners[0].name} in [{owners[0].table}]?" if owners[0].table else f"did you mean {near}?"
+            return (
+                f"did you mean {owners[0].name} in [{owners[0].table}]?" if owners[0].table else f"did you mean {near}?"
+            )
         what = f"[{table}]" if table else "a profile"
         return f"{what} has: {', '.join(siblings)}"
 

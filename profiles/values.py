@@ -95,7 +95,9 @@ def _check(key: Key, value: object) -> Value:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueProblem(f"must be a number, not {type_name(value)}", f"format = {FORMAT}")
         if value != FORMAT:
-            raise ValueProblem(f"format {value if abs(value) < 10**6 else '…'} is not known", f"this version reads format = {FORMAT}")
+            raise ValueProblem(
+                f"format {value if abs(value) < 10**6 else '…'} is not known", f"this version reads format = {FORMAT}"
+            )
         return value
     if kind is Kind.LIMIT:
         return _limit(key.name, value)
@@ -104,7 +106,9 @@ def _check(key: Key, value: object) -> Value:
             raise ValueProblem(f"must be a port number, not {type_name(value)}")
         return parse_port(_digits(value) if isinstance(value, int) else value)
     if not isinstance(value, str):
-        raise ValueProblem(f"must be text, not {type_name(value)}", "put it in quotes" if isinstance(value, int) else "")
+        raise ValueProblem(
+            f"must be text, not {type_name(value)}", "put it in quotes" if isinstance(value, int) else ""
+        )
     return _text(key, value)
 
 
@@ -132,7 +136,9 @@ def _text(key: Key, text: str) -> str:
             return text
         case Kind.NAME:
             if not _NAME.fullmatch(text):
-                raise ValueProblem(f"{show(text)} is not a profile name", "lower-case letters, digits and dashes, a letter first")
+                raise ValueProblem(
+                    f"{show(text)} is not a profile name", "lower-case letters, digits and dashes, a letter first"
+                )
             return text
         case Kind.PARENT:
             return _parent(text)
@@ -168,7 +174,9 @@ def _braces(text: str) -> None:
     for match in _BRACES.finditer(text):
         token = match.group()
         if len(token) == 1:
-            raise ValueProblem(f"{show(text)}: a brace that belongs to no placeholder", f"placeholders: {_all_placeholders()}")
+            raise ValueProblem(
+                f"{show(text)}: a brace that belongs to no placeholder", f"placeholders: {_all_placeholders()}"
+            )
         name, colon, index = token[1:-1].partition(":")
         if name not in PLACEHOLDERS:
             near = nearest(name, tuple(PLACEHOLDERS))
@@ -209,10 +217,13 @@ def _anchored(text: str) -> str:
     elif not text.startswith("/"):
         inside = text.removeprefix("./")
         raise ValueProblem(
-            f"{show(written)} is a relative path", f"did you mean {show('{workspace}/' + inside)}?" if inside else "write an absolute path"
+            f"{show(written)} is a relative path",
+            f"did you mean {show('{workspace}/' + inside)}?" if inside else "write an absolute path",
         )
     if ".." in text.split("/"):
-        raise ValueProblem(f'{show(written)}: ".." could name something outside what is written', "write the path that is meant")
+        raise ValueProblem(
+            f'{show(written)}: ".." could name something outside what is written', "write the path that is meant"
+        )
     return text
 
 
@@ -221,7 +232,12 @@ def _path(key: Key, text: str) -> str:
         if key.toolchains:
             return text
         raise ValueProblem(
-            "{toolchains} cannot stand here: toolchains are read and executed, never written", "put it in filesystem.read or filesystem.exec"
+            "{toolchains} cannot stand here: toolchains are read and executed, never written",
+            "put it in filesystem.read or filesystem.exec",
+        )
+    if "*" in text:
+        raise ValueProblem(
+            f"{show(text)}: patterns exist only in deny and protect", "a path means itself and everything below it"
         )
     return _plain(parse_path(_anchored(text)))
 
@@ -250,10 +266,14 @@ def _endpoint(text: str) -> str:
 def _parent(text: str) -> str:
     if "/" in text or text.endswith(".toml"):
         if not _PARENT_FILE.fullmatch(text) or any(part in (".", "..") for part in text[2:].split("/")):
-            raise ValueProblem(f"{show(text)} is not a file beside or below this one", 'write "./FILE.toml", or a profile\'s name')
+            raise ValueProblem(
+                f"{show(text)} is not a file beside or below this one", 'write "./FILE.toml", or a profile\'s name'
+            )
         return text
     if not _NAME.fullmatch(text):
-        raise ValueProblem(f"{show(text)} is neither a profile name nor a file", 'names are like "base", files like "./FILE.toml"')
+        raise ValueProblem(
+            f"{show(text)} is neither a profile name nor a file", 'names are like "base", files like "./FILE.toml"'
+        )
     return text
 
 
@@ -261,5 +281,7 @@ def _device(text: str) -> str:
     if text.startswith("/dev/"):
         raise ValueProblem(f"{show(text)}: devices are named below /dev", f"write {show(text[5:])}")
     if not _DEVICE.fullmatch(text) or text in _REFUSED_DEVICES:
-        raise ValueProblem(f"{show(text)} is not a device that can be granted", "a name below /dev, such as null or dri/renderD128")
+        raise ValueProblem(
+            f"{show(text)} is not a device that can be granted", "a name below /dev, such as null or dri/renderD128"
+        )
     return text
