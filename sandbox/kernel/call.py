@@ -47,12 +47,8 @@ class _Function(_ctypes.CFuncPtr):
 _LIBC = _ctypes.dlopen(None, 2)
 
 
-def libc(name: str) -> _Function:
-    """A function of libc that returns a C ``long`` (or narrower: see ``as_int``). Raises OSError if it is not there."""
-    return _Function(_ctypes.dlsym(_LIBC, name))
-
-
-_syscall = libc("syscall")
+_syscall = _Function(_ctypes.dlsym(_LIBC, "syscall"))
+_functions: dict[str, _Function] = {}
 _get_errno = _ctypes.get_errno
 
 
@@ -61,16 +57,18 @@ def failure(errno: int, what: str) -> OSError:
     return OSError(errno, posix.strerror(errno), what)
 
 
+def _converted(arguments: tuple[int | bytes | None, ...]) -> list[object]:
+    # Left to itself _ctypes passes an int as a C int, and the upper half of a seventh argument, which travels on the
+    # stack, is then whatever was there before.
+    return [_Long(a) if isinstance(a, int) else a for a in arguments]
+
+
 def call(number: int, *arguments: int | bytes | None) -> int:
     """``syscall(2)``. ``bytes`` are passed by address (NUL-terminated, as CPython keeps them), None as NULL.
 
     Returns the result; raises OSError with the kernel's errno. Releases the interpreter lock during the call.
     """
-    # An int argument is passed as a C int (32 bits, sign-extended) unless it is wrapped: flags with the top bit set,
-    # addresses and sizes have to be.
-    result: int = _syscall(
-        number, *[_Long(a) if isinstance(a, int) and not -_INT_MAX <= a <= _INT_MAX else a for a in arguments]
-    )
+    result: int = _syscall(number, *_converted(arguments))
     if result < 0:
         raise failure(_get_errno(), f"system call {number}")
     return result
@@ -94,9 +92,26 @@ class Buffer:
         self.view = memoryview(self._array).cast("B")
 
 
-def errno_of(function: _Function, *arguments: int | bytes | None) -> int:
-    """Call a libc function of the ``posix_spawn`` family, which returns an errno instead of setting it."""
-    result: int = function(
-        *[_Long(a) if isinstance(a, int) and not -_INT_MAX <= a <= _INT_MAX else a for a in arguments]
-    )
-    return result & _INT_MAX
+def libc_call(name: str, *arguments: int | bytes | None) -> int:
+    """Call a libc function by name; its result as a C ``long``. Raises OSError where libc has no such function."""
+    function = _functions.get(name)
+    if function is None:
+        function = _functions[name] = _Function(_ctypes.dlsym(_LIBC, name))
+    result: int = function(*_converted(arguments))
+    return result
+
+
+def has_libc(name: str) -> bool:
+    """Whether this libc has a function (glibc's ``_np`` functions came one by one; musl lacks some)."""
+    try:
+        _ctypes.dlsym(_LIBC, name)
+    except OSError:
+        return False
+    return True
+
+
+def check(name: str, *arguments: int | bytes | None) -> None:
+    """Call a libc function that returns an errno instead of setting it (the ``posix_spawn`` family)."""
+    errno = libc_call(name, *arguments) & _INT_MAX
+    if errno:
+        raise failure(errno, name)

@@ -11,10 +11,15 @@ RULE_NET_PORT = 2
 CREATE_RULESET_VERSION = 1
 
 
+def version() -> int:
+    """The Landlock ABI of this kernel. Raises OSError (ENOSYS: not built in; EOPNOTSUPP: not enabled at boot)."""
+    return call(NR["landlock_create_ruleset"], None, 0, CREATE_RULESET_VERSION)
+
+
 def abi() -> int:
-    """The Landlock ABI of this kernel; 0 where it is not built in or not enabled at boot."""
+    """The Landlock ABI of this kernel; 0 where there is none."""
     try:
-        return call(NR["landlock_create_ruleset"], None, 0, CREATE_RULESET_VERSION)
+        return version()
     except OSError:
         return 0
 
@@ -44,9 +49,7 @@ def allow_path(ruleset: int, descriptor: int, access: int) -> None:
 
 def allow_port(ruleset: int, port: int, access: int) -> None:
     """``landlock_add_rule(2)`` for a TCP port (ABI 4)."""
-    call(
-        NR["landlock_add_rule"], ruleset, RULE_NET_PORT, access.to_bytes(8, "little") + port.to_bytes(8, "little"), 0
-    )
+    call(NR["landlock_add_rule"], ruleset, RULE_NET_PORT, access.to_bytes(8, "little") + port.to_bytes(8, "little"), 0)
 
 
 def restrict_self(ruleset: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from remit.sandbox.kernel.call import NR, Buffer, address, call, errno_of, failure, libc
+from remit.sandbox.kernel.call import NR, Buffer, address, call, check, has_libc, libc_call
 
 CLONE_NEWTIME = 0x80
 CLONE_FS = 0x200
@@ -111,20 +111,14 @@ def set_capabilities(mask: int) -> None:
     call(NR["capset"], header, low + low + bytes(4) + high + high + bytes(4))
 
 
-def close_on_exec_from(first: int) -> None:
-    """``close_range(CLOSE_RANGE_CLOEXEC)``: no descriptor from ``first`` up survives an exec (Linux 5.11)."""
-    call(NR["close_range"], first, 0xFFFFFFFF, _CLOSE_RANGE_CLOEXEC)
-
-
-def close_from(first: int) -> None:
-    """``close_range(2)``: close every descriptor from ``first`` up (Linux 5.9)."""
-    call(NR["close_range"], first, 0xFFFFFFFF, 0)
+def close_range(first: int, last: int, *, on_exec: bool = False) -> None:
+    """``close_range(2)`` (Linux 5.9), or with ``on_exec`` mark them close-on-exec (Linux 5.11)."""
+    call(NR["close_range"], first, last, _CLOSE_RANGE_CLOEXEC if on_exec else 0)
 
 
 _SETPGROUP = 0x02
 _SETSIGDEF = 0x04
 _SETSIGMASK = 0x08
-_SETSID = 0x80
 _ATTRIBUTES_SIZE = 512
 _ACTIONS_SIZE = 128
 _SIGSET_SIZE = 128
@@ -142,7 +136,6 @@ def spawn(
     *,
     directory: bytes,
     descriptors: tuple[int, ...] = (0, 1, 2),
-    new_session: bool = False,
     new_group: bool = False,
     foreground: int = -1,
 ) -> int:
@@ -158,33 +151,36 @@ def spawn(
     """
     attributes, actions, signals = Buffer(_ATTRIBUTES_SIZE), Buffer(_ACTIONS_SIZE), Buffer(_SIGSET_SIZE)
     pid = Buffer(_INT_SIZE)
-
-    def run(function: str, *values: int | bytes | None) -> None:
-        errno = errno_of(libc(function), *values)
-        if errno:
-            raise failure(errno, function)
-
-    run("posix_spawnattr_init", attributes.address)
-    run("posix_spawn_file_actions_init", actions.address)
+    check("posix_spawnattr_init", attributes.address)
+    check("posix_spawn_file_actions_init", actions.address)
     try:
-        flags = _SETSIGDEF | _SETSIGMASK | (_SETSID if new_session else 0) | (_SETPGROUP if new_group else 0)
-        run("posix_spawnattr_setsigmask", attributes.address, signals.address)
+        check("posix_spawnattr_setsigmask", attributes.address, signals.address)
         signals.view[:] = b"\xff" * _SIGSET_SIZE
-        run("posix_spawnattr_setsigdefault", attributes.address, signals.address)
-        run("posix_spawnattr_setflags", attributes.address, flags)
-        if foreground >= 0:
-            try:
-                run("posix_spawn_file_actions_addtcsetpgrp_np", actions.address, foreground)
-            except OSError:
-                pass
+        check("posix_spawnattr_setsigdefault", attributes.address, signals.address)
+        flags = _SETSIGDEF | _SETSIGMASK | (_SETPGROUP if new_group else 0)
+        check("posix_spawnattr_setflags", attributes.address, flags)
+        if foreground >= 0 and has_libc("posix_spawn_file_actions_addtcsetpgrp_np"):
+            check("posix_spawn_file_actions_addtcsetpgrp_np", actions.address, foreground)
         for number, descriptor in enumerate(descriptors):
-            run("posix_spawn_file_actions_adddup2", actions.address, descriptor, number)
-        run("posix_spawn_file_actions_addchdir_np", actions.address, directory)
+            check("posix_spawn_file_actions_adddup2", actions.address, descriptor, number)
+        check("posix_spawn_file_actions_addchdir_np", actions.address, directory)
         argv, envp = _vector(arguments), _vector(environment)
-        run(
-            "posix_spawn", pid.address, program, actions.address, attributes.address, address(argv), address(envp)
-        )
+        check("posix_spawn", pid.address, program, actions.address, attributes.address, address(argv), address(envp))
     finally:
-        errno_of(libc("posix_spawn_file_actions_destroy"), actions.address)
-        errno_of(libc("posix_spawnattr_destroy"), attributes.address)
+        libc_call("posix_spawn_file_actions_destroy", actions.address)
+        libc_call("posix_spawnattr_destroy", attributes.address)
     return int.from_bytes(pid.view, "little")
+
+
+def set_limit(pid: int, resource: int, soft: int, hard: int) -> None:
+    """``prlimit(2)`` of another process (0: this one). Units are the resource's; -1 is unlimited."""
+    mask = (1 << 64) - 1
+    call(
+        NR["prlimit64"], pid, resource, (soft & mask).to_bytes(8, "little") + (hard & mask).to_bytes(8, "little"), None
+    )
+
+
+def signalfd(signals: tuple[int, ...]) -> int:
+    """``signalfd(2)``: a descriptor that reads the given signals, which the caller has blocked. Non-blocking, close-on-exec."""
+    mask = sum(1 << (signal - 1) for signal in signals)
+    return call(NR["signalfd4"], -1, mask.to_bytes(8, "little"), 8, posix.O_CLOEXEC | posix.O_NONBLOCK)
