@@ -219,7 +219,9 @@ def _proc_fixes(host: Host) -> tuple[str, ...]:
             "the container masks parts of /proc. docker: --security-opt systempaths=unconfined; "
             "podman: --security-opt unmask=/proc/*; Kubernetes: procMount: Unmasked (with hostUsers: false)",
         )
-    return ("something is mounted over parts of /proc (see /proc/self/mountinfo): a new proc is refused until it is gone",)
+    return (
+        "something is mounted over parts of /proc (see /proc/self/mountinfo): a new proc is refused until it is gone",
+    )
 
 
 def _cgroup_fixes(facts: HostFacts, host: Host) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from remit.cli import options
-from remit.cli.fail import Failures
 from remit.sandbox.authority.errors import RemitError, UsageError
 from remit.sandbox.authority.model import DEGRADABLE, LIMIT_NAMES, SYSCALL_GROUPS
 
@@ -104,7 +104,7 @@ class GrantCommand(click.Command):
             if any(error == f"no such option: {name}" for error in errors for name in HELP_NAMES):
                 args = [HELP_NAMES[-1]]
             elif errors:
-                raise Failures([*(_usage(self.verb, error) for error in errors), *_value_errors(parsed)])
+                raise _failure(self.verb, parsed, errors)
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -133,7 +133,10 @@ def _usage(verb: str, error: str) -> UsageError:
     return UsageError(error)
 
 
-def _value_errors(parsed: options.Invocation) -> list[RemitError]:
-    from remit.sandbox.session import assemble
+def _failure(verb: str, parsed: options.Invocation, errors: list[str]) -> RemitError:
+    """The words that are no option, and also everything that is wrong with the values of those that are."""
+    from remit.sandbox.session.errors import Several
+    from remit.sandbox.session.granted import granted
 
-    return assemble.option_errors(parsed)
+    _, wrong = granted(parsed.grants, os.getcwd())
+    return Several([*(_usage(verb, error) for error in errors), *wrong])

@@ -45,9 +45,7 @@ def refused(facts: HostFacts) -> str:
     return ""
 
 
-def content(
-    facts: HostFacts, found: list[advice.Finding], refusal: str, status: int
-) -> dict[str, object]:
+def content(facts: HostFacts, found: list[advice.Finding], refusal: str, status: int) -> dict[str, object]:
     """The document behind ``--json``."""
     return {
         "would_run": status == 0,

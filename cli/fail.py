@@ -15,19 +15,9 @@ INTERNAL = 125
 """Exit status of a failure of Remit itself."""
 
 
-class Failures(RemitError):
-    """Several errors at once; they share the phase and the exit status of the first."""
-
-    def __init__(self, errors: list[RemitError]) -> None:
-        super().__init__("; ".join(str(error) for error in errors), hint=errors[0].hint)
-        self.errors = errors
-        self.phase = errors[0].phase
-        self.exit_status = errors[0].exit_status
-
-
 def lines(error: RemitError) -> list[str]:
     """What to print for ``error``, without the program's name."""
-    several = getattr(error, "errors", None)
+    several: tuple[RemitError, ...] = getattr(error, "errors", ())
     if several:
         return [line for one in several for line in lines(one)]
     problems: tuple[Problem, ...] = getattr(error, "problems", ())

@@ -29,7 +29,7 @@ class LazyGroup(click.Group):
         return found
 
 
-@click.group(cls=LazyGroup, context_settings=SETTINGS)
+@click.group(cls=LazyGroup, context_settings=SETTINGS, no_args_is_help=False)
 @click.version_option(remit.__version__, prog_name="remit", message="%(prog)s %(version)s")
 def cli() -> None:
     """Run a command with exactly the authority it was granted; the Linux kernel holds the line."""
@@ -38,21 +38,22 @@ def cli() -> None:
 def run(argv: list[str]) -> int:
     """Run the command line ``argv`` (without the program's name). Returns the exit status; raises only SystemExit."""
     try:
-        status: object = cli.main(args=argv, prog_name="remit", standalone_mode=False)
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "remit"
-        hint = f"{where} --help" if error.ctx and not isinstance(error, click.NoArgsIsHelpError) else ""
-        message = error.format_message()
-        render.problems([message] if not hint else [f"error: {_sentence(message)}", f"hint: {hint}"])
+        status: object = cli.main(args=argv or ["--help"], prog_name="remit", standalone_mode=False)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "remit"
+        render.problems([f"error: {_sentence(error.format_message())}", f"hint: {where} --help"])
         return 2
-    except click.Abort:
-        return 130
     except SystemExit:
         raise
+    except click.Abort:
+        return 130
     except BaseException as error:
         return fail.report(error)
     return status if isinstance(status, int) else 0
 
 
 def _sentence(message: str) -> str:
-    return message[:1].lower() + message[1:].rstrip(".") if message[1:2].islower() else message
+    """click's "No such command 'x'." in the style of Remit's own messages."""
+    lower = message[:1].lower() + message[1:] if message[1:2].islower() else message
+    return lower.removesuffix(".")

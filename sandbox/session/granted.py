@@ -43,7 +43,9 @@ class Granted:
     files: tuple[str, ...] = ()
 
 
-def granted(options: tuple[tuple[str, str], ...], cwd: str, now: float | None = None) -> tuple[Granted, list[RemitError]]:
+def granted(
+    options: tuple[tuple[str, str], ...], cwd: str, now: float | None = None
+) -> tuple[Granted, list[RemitError]]:
     """The options' authority, and every error in them. ``cwd`` is absolute and has no symbolic link in it.
 
     ``now`` (Unix seconds, default: the wall clock) decides whether a grant file is in force.
@@ -152,7 +154,9 @@ class _Reader:
         try:
             grant = Grant.from_json(json.loads(data))
         except (ValueError, RecursionError) as error:
-            raise GrantError(f"not a grant: {error}", where=path, hint="a grant is the JSON that Grant.to_json writes") from None
+            raise GrantError(
+                f"not a grant: {error}", where=path, hint="a grant is the JSON that Grant.to_json writes"
+            ) from None
         if not grant.active(self.now):
             raise GrantError(f"grant {grant.id} is not in force now", where=path, hint="ask the grantor for a new one")
         if grant.uses is not None or grant.parent is not None:

@@ -10,8 +10,12 @@ from remit.cli import fast, options
 from remit.cli.command import GrantCommand
 
 VALUED = [option for option in options.taken("run") if option.metavar]
-WORDS = st.sampled_from(["a", "./b", "/c d", "x=y", "-", "--", "-q", "--read", "-p", "-w", "", "é", "\udcff", "ls", "=", "-1"])
-NAMES = st.sampled_from([f"--{option.name}" for option in options.taken("run")] + ["-p", "-w", "-pX", "--bogus", "--help"])
+WORDS = st.sampled_from(
+    ["a", "./b", "/c d", "x=y", "-", "--", "-q", "--read", "-p", "-w", "", "é", "\udcff", "ls", "=", "-1"]
+)
+NAMES = st.sampled_from(
+    [f"--{option.name}" for option in options.taken("run")] + ["-p", "-w", "-pX", "--bogus", "--help"]
+)
 TOKEN = st.one_of(NAMES, WORDS, st.builds(lambda n, v: f"{n}={v}", NAMES, WORDS))
 
 

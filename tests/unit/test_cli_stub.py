@@ -14,7 +14,9 @@ import remit
 ROOT = Path(remit.__file__).resolve().parent
 STUB = ROOT.joinpath("cli").resolve() / "remit.sh"
 VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-LIBRARIES = ("click", "rich", "tomli", "tomlkit", "markdown_it", "mdurl", "pygments", "pyseccomp.py", "typing_extensions.py")
+LIBRARIES = (
+    "click", "rich", "tomli", "*__mypyc*", "tomlkit", "markdown_it", "mdurl", "pygments", "pyseccomp.py",
+)  # fmt: skip
 
 FAST_PATH = """
 import sys
@@ -40,16 +42,15 @@ def prefix(tmp_path: Path) -> Path:
     site = made / "lib" / VERSION / "site-packages"
     site.mkdir(parents=True)
     (made / "bin").mkdir()
-    (made / "bin" / "remit").symlink_to(STUB)
-    (made / "bin" / "remit").unlink()
     (made / "bin" / "remit").write_bytes(STUB.read_bytes())
     (made / "bin" / "remit").chmod(0o755)
     (made / "bin" / "python3").symlink_to(os.path.realpath(sys.executable))
     (site / "remit").symlink_to(ROOT)
-    for name in LIBRARIES:
-        found = [Path(path) / name for path in sys.path if path and (Path(path) / name).exists()]
-        if found:
-            (site / name).symlink_to(found[0])
+    for directory in [Path(path) for path in sys.path if path]:
+        for pattern in LIBRARIES:
+            for found in directory.glob(pattern):
+                if not (site / found.name).exists():
+                    (site / found.name).symlink_to(found)
     return made
 
 
