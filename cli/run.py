@@ -7,7 +7,7 @@ from remit.cli.command import GrantCommand
 
 command = GrantCommand(
     "run",
-    fast.start,
+    lambda invocation: fast.start(invocation),
     required=True,
     help="""Run CMD with the profile's authority and the options', and nothing else.
 

@@ -57,7 +57,16 @@ def granted(
 
 
 def absolute(text: str, cwd: str) -> str:
-    """A path from the command line as an absolute one. Raises ParseError."""
+    """A path from the command line as an absolute one. Raises ParseError.
+
+    A leading ``~`` is an error: no shell expands ``--deny=~/.ssh``, and as a name in the current directory it would deny
+    nothing that matters.
+    """
+    if text.startswith("~"):
+        raise parse.ParseError(
+            f"the shell did not expand ~ in {text!r}",
+            f"write it as a word of its own, or in full; ./{text} is a name here",
+        )
     if text.startswith("/"):
         return parse.parse_path(text)
     here = cwd

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import sys
 from typing import TYPE_CHECKING
 
+import remit
 from remit.sandbox.authority.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,3 +58,32 @@ def directory(text: str, option: str) -> str:
 
 def _mode(path: str) -> str:
     return f"{os.stat(path).st_mode & 0o7777:04o}"
+
+
+def own_directories(environ: Mapping[str, str], home: str) -> tuple[str, ...]:
+    """Remit's configuration, keys, profiles, state, cache and sockets: never granted, whatever is (invariant 6)."""
+    bases = (("XDG_CONFIG_HOME", ".config"), ("XDG_STATE_HOME", ".local/state"), ("XDG_CACHE_HOME", ".cache"))
+    found: list[str] = []
+    for variable, default in bases:
+        base = environ.get(variable, "")
+        base = base if base.startswith("/") else os.path.join(home, default) if home else ""
+        if base:
+            found.append(os.path.join(os.path.normpath(base), "remit"))
+    runtime = runtime_directory(environ)
+    return (*found, *([os.path.join(runtime, "remit")] if runtime else []), "/etc/remit")
+
+
+def own_code() -> tuple[str, ...]:
+    """The directories that this Remit's code runs from, under every name: the package, its rooms, ``sys.path``."""
+    package = os.path.dirname(os.path.abspath(remit.__file__))
+    rooms = [os.path.join(package, name) for name in ("sandbox", "cli", "profiles")]
+    interpreter = os.path.dirname(os.path.dirname(os.path.abspath(sys.executable))) if sys.executable else ""
+    environment = [interpreter] if interpreter and os.path.isfile(os.path.join(interpreter, "pyvenv.cfg")) else []
+    candidates = [package, *rooms, *environment, *[path for path in sys.path if os.path.isabs(path)]]
+    return tuple(dict.fromkeys(path for one in candidates for path in (one, os.path.realpath(one))))
+
+
+def identity(workspace: str) -> int:
+    """The uid that a command works as in ``workspace``: the caller's, or the workspace's owner's where root calls."""
+    uid = os.geteuid()
+    return uid if uid else os.stat(workspace).st_uid
