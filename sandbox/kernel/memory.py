@@ -57,11 +57,6 @@ def wipe(where: int, size: int) -> None:
     libc_call("memset", where, 0, size)
 
 
-def wipe_bytes(value: bytes) -> None:
-    """Zero a bytes object in place. Only for a value that nothing will use again: it is immutable to everyone else."""
-    wipe(address(value), len(value))
-
-
 def forget_caller(strings: tuple[int, int]) -> None:
     """Zero this process's copy of its arguments and environment, at the addresses ``strings`` (start, end) and in ``posix``.
 
@@ -70,7 +65,8 @@ def forget_caller(strings: tuple[int, int]) -> None:
     start, end = strings
     wipe(start, end - start)
     for value in posix.environ.values():
-        wipe_bytes(value)
+        if len(value) > 1:  # CPython has one object for every single byte, which everything else uses too
+            wipe(address(value), len(value))
     posix.environ.clear()
 
 

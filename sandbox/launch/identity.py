@@ -8,6 +8,7 @@ user's inside and root's outside.
 from __future__ import annotations
 
 import posix
+import pwd
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import files, mount, process
@@ -41,13 +42,21 @@ def choose(workspace: str, operations: Sequence[tuple[object, ...]]) -> Identity
         return Identity(uid, gid, self_map=True, idmapped={})
     status = posix.stat(workspace)
     if status.st_uid != 0:
-        return Identity(status.st_uid, status.st_gid, self_map=False, idmapped={})
+        return Identity(status.st_uid, _group_of(status.st_uid), self_map=False, idmapped={})
     mapped: dict[str, int] = {}
     for operation in operations:
         # Every writable bind of a root-owned tree: (bind, source, target, kind, read_only, no_exec, no_dev, idmap).
         if operation[0] == "bind" and not operation[4] and posix.stat(str(operation[1])).st_uid == 0:
             mapped[str(operation[1])] = _map_tree(str(operation[1]))
     return Identity(NOBODY, NOBODY, self_map=False, idmapped=mapped)
+
+
+def _group_of(uid: int) -> int:
+    """The user's own group. Not the workspace's: a directory that root made for somebody is often still of group root."""
+    try:
+        return pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        return NOBODY
 
 
 def _map_tree(path: str) -> int:

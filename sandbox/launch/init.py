@@ -13,6 +13,8 @@ import time
 from errno import ECHILD, ESRCH
 from fcntl import ioctl
 
+import _signal
+
 from remit.sandbox.kernel import notify, process
 from remit.sandbox.launch import usage
 from remit.sandbox.mediate.broker import Broker
@@ -91,7 +93,10 @@ class Init:
 
     def loop(self) -> None:
         """Until the command has ended. Does not return."""
+        # PID 1 has no default actions to lose, but a signal that is not blocked never reaches the descriptor.
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, (SIGCHLD,))
         children = process.signalfd((SIGCHLD,))
+        self._reap()  # what ended before
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)

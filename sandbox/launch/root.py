@@ -121,7 +121,7 @@ class Root:
 
     def _make_dev(self, _nodes: tuple[str, ...], shm_size: int) -> int:
         quiet = mount.ATTR_NOSUID | mount.ATTR_NOEXEC
-        options = ((b"newinstance", b""), (b"ptmxmode", b"0666"), (b"mode", b"0620"))
+        options = ((b"ptmxmode", b"0666"), (b"mode", b"0620"))
         self._pts = mount.new_filesystem(b"devpts", options, quiet)
         options = ((b"mode", b"1777"), (b"size", b"%d" % shm_size))
         self._shm = mount.new_filesystem(b"tmpfs", options, quiet | mount.ATTR_NODEV)
