@@ -1,4 +1,4 @@
-"""The command's front door: ``remit run`` with plain options goes straight to the launcher; all else goes to click.
+"""The command's front door: ``remit run`` with plain options goes straight to the session; all else goes to click.
 
 click alone costs more than a whole confined start, so this module imports nothing but the option table, and leaves by
 ``_exit``: finalising the interpreter costs as much as building the sandbox.
@@ -24,9 +24,7 @@ def main(argv: list[str]) -> None:
         if invocation is not None:
             status = start(invocation)
         else:
-            from remit.cli import boot
-
-            boot.dependencies()
+            libraries()
             from remit.cli.main import run
 
             status = run(argv)
@@ -38,10 +36,17 @@ def main(argv: list[str]) -> None:
 
 
 def start(invocation: options.Invocation) -> int:
-    """Hand a parsed ``remit run`` to the launcher. The one place where the CLI enters it."""
-    from remit.sandbox.launch import run
+    """Hand a parsed ``remit run`` to the session. The one place where the CLI enters it."""
+    from remit.sandbox.session import oneshot
 
-    return run.main(invocation)
+    return oneshot.run(invocation, libraries)
+
+
+def libraries() -> None:
+    """Make third-party packages importable: wanted where click is, and where a plan has to be compiled."""
+    from remit.cli import boot
+
+    boot.dependencies()
 
 
 def _leave(status: int) -> None:

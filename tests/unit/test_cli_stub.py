@@ -22,14 +22,13 @@ FAST_PATH = """
 import sys
 before = set(sys.modules)
 import posix
-class Launcher:
+class Session:
     @staticmethod
-    def main(invocation):
+    def run(invocation, libraries):
         posix.write(1, "\\n".join(sorted(set(sys.modules) - before)).encode())
         return 7
-import remit.sandbox.launch
-sys.modules["remit.sandbox.launch.run"] = Launcher
-remit.sandbox.launch.run = Launcher
+import remit.sandbox.session
+sys.modules["remit.sandbox.session.oneshot"] = remit.sandbox.session.oneshot = Session
 from remit.cli.fast import main
 main(["run", "-p", "offline", "--read", "/x", "--", "true"])
 """
@@ -187,7 +186,7 @@ def test_a_missing_installation_is_one_line_and_125(prefix: Path) -> None:
 
 
 def test_the_fast_path_imports_exactly_these_modules() -> None:
-    """Each module here is paid for at every ``remit run``. The launcher's own come after."""
+    """Each module here is paid for at every ``remit run``. The session's own come after."""
     code = f"import sys; sys.path.append({str(ROOT.parent)!r})\n" + FAST_PATH
     result = run(sys.executable, "-I", "-S", "-X", "utf8", "-c", code)
     assert result.returncode == 7, result.stderr
@@ -197,8 +196,8 @@ def test_the_fast_path_imports_exactly_these_modules() -> None:
         "remit.cli.fast",
         "remit.cli.options",
         "remit.sandbox",
-        "remit.sandbox.launch",
-        "remit.sandbox.launch.run",
+        "remit.sandbox.session",
+        "remit.sandbox.session.oneshot",
     ]
 
 
