@@ -1,8 +1,8 @@
-"""A finite universe and an oracle that decides membership in it by definition, sharing nothing with the implementation.
+"""A finite universe and an oracle that decides membership in it by definition, sharing no code with the implementation.
 
-Rules and patterns are made of the names ``a`` and ``b``; the universe also has ``z``, which stands for every other name.
-Paths in rules have up to 2 components, anchors and tails up to 2, so that a path of 5 reaches past every one of them
-(anchor, ``z``, tail).
+Rules and patterns are made of the names ``a`` and ``b``; the universe also has ``z``, which stands for every other
+name. Paths in rules have up to 2 components, anchors and tails up to 2, so that a path of 5 reaches past every one of
+them (anchor, ``z``, tail).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import socket
 
 from hypothesis import strategies as st
+
 from remit.sandbox.authority.model import Authority, AutoExec, Endpoint, PathPattern, PathRule, Right
 
 PATHS = ["/", *("/" + "/".join(names) for depth in range(1, 6) for names in itertools.product("abz", repeat=depth))]
@@ -114,8 +115,19 @@ patterns = st.builds(
 )
 _named = st.sampled_from(["", "x", "a.x", "b.a.x", "y"])
 _networks = st.sampled_from(
-    ["", "0.0.0.0/0", "::/0", "10.0.0.0/29", "10.0.0.0/30", "10.0.0.4/30", "10.0.0.0/31", "10.0.0.2/31", "10.0.0.3/32"]
-    + ["2001:db8::/127", "2001:db8::1/128"]
+    [
+        "",
+        "0.0.0.0/0",
+        "10.0.0.0/29",
+        "10.0.0.0/30",
+        "10.0.0.4/30",
+        "10.0.0.0/31",
+        "10.0.0.2/31",
+        "10.0.0.3/32",
+        "::/0",
+        "2001:db8::/127",
+        "2001:db8::1/128",
+    ]
 )
 endpoints = st.builds(
     Endpoint, _named, st.booleans(), _networks, st.sampled_from([0, 1, 2]), st.sampled_from(["tcp", "tcp", "udp"])

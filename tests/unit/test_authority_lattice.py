@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from remit.sandbox.authority.lattice import (
     Violation,
     allows_connect,
@@ -40,8 +42,8 @@ triples = same_axes.flatmap(lambda one: st.tuples(one, one, one))
 authorities = st.one_of(filesystems, networks, others)
 
 
-def rule(path: str, *rights: Right, **more: bool) -> PathRule:
-    return PathRule(path, frozenset(rights), **more)
+def rule(path: str, *rights: Right) -> PathRule:
+    return PathRule(path, frozenset(rights))
 
 
 def anywhere(anchor: str, *tail: str) -> PathPattern:
@@ -69,7 +71,8 @@ def test_leq_is_subset_near_equality(a: Authority, data: st.DataObject) -> None:
     other = data.draw(filesystems)
     more = tuple(getattr(other, field))[:1]
     drop = data.draw(st.integers(0, len(lines)))
-    b = replace(a, **{field: (*lines[:drop], *lines[drop + 1 :], *more)})
+    changes: dict[str, Any] = {field: (*lines[:drop], *lines[drop + 1 :], *more)}
+    b = replace(a, **changes)
     assert leq(a, b) == (denotes(a) <= denotes(b))
     assert leq(b, a) == (denotes(b) <= denotes(a))
 

@@ -1,5 +1,6 @@
 """The strict parsers: what each accepts, in one canonical spelling, and the hostile spellings that it refuses."""
 
+# ruff: noqa: RUF001 - characters that look like others are what is tested here
 from __future__ import annotations
 
 import ipaddress
@@ -7,6 +8,7 @@ import ipaddress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from remit.sandbox.authority.model import LIMIT_NAMES, SYSCALL_GROUPS, Endpoint, PathPattern, Source
 from remit.sandbox.authority.parse import (
     ParseError,
