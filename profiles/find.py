@@ -49,16 +49,15 @@ class Found(NamedTuple):
 def places(environ: Mapping[str, str], home: str) -> tuple[Place, ...]:
     """The search order: the user's profiles, the administrator's, those shipped with Remit.
 
-    ``XDG_CONFIG_HOME`` counts only when it is absolute (XDG Base Directory Specification).
+    ``XDG_CONFIG_HOME`` counts only when it is absolute (XDG Base Directory Specification); without it and without a
+    home directory, the user has no place.
     """
     config = environ.get("XDG_CONFIG_HOME", "")
     if not config.startswith("/"):
         config = os.path.join(home, ".config")
-    return (
-        Place("user", os.path.join(config, "remit", "profiles")),
-        Place("system", SYSTEM),
-        Place("shipped", SHIPPED),
-    )
+    order = (Place("system", SYSTEM), Place("shipped", SHIPPED))
+    # A relative directory would be the current one's: whoever is worked for there could name profiles.
+    return (Place("user", os.path.join(config, "remit", "profiles")), *order) if config.startswith("/") else order
 
 
 def is_path(name: str) -> bool:
@@ -100,8 +99,6 @@ def read(path: str) -> bytes:
         if error.errno == errno.ENOENT:
             raise _refused(path, "no such profile", "remit profile list") from None
         raise _refused(path, error.strerror or "cannot be read") from None
-    except ValueError:
-        raise _refused(ascii(path), "the path holds a NUL byte") from None
     try:
         return _read_open(descriptor, path, shipped=shipped)
     except OSError as error:

@@ -111,6 +111,9 @@ class _Loader:
         """The profile asked for; where it cannot be had, nothing, and ``problems`` says why."""
         nothing = _Merged("", "", "", [])
         if is_path(name_or_path):
+            if "\0" in name_or_path:
+                self.problems.append(Problem(show(name_or_path), 0, "", "a path cannot hold a NUL byte"))
+                return nothing
             return self._file(Found(os.path.abspath(name_or_path), -1), "") or nothing
         if not is_name(name_or_path):
             hint = "names are like coding; a file is named by a path with a slash, or ending in .toml"
@@ -264,4 +267,8 @@ def _inherits(entry: Entry) -> bool:
 
 def _distinct(entries: Iterable[Entry]) -> list[Entry]:
     """``entries`` without repetitions: the first place that said something is its source."""
-    return list({(entry.key, entry.name, entry.value): entry for entry in reversed(list(entries))}.values())[::-1]
+    kept: dict[tuple[str, str, object], Entry] = {}
+    for entry in entries:
+        # The type as well: 1 == True.
+        kept.setdefault((entry.key, entry.name, (type(entry.value), entry.value)), entry)
+    return list(kept.values())

@@ -25,7 +25,7 @@ class Expected(NamedTuple):
 
 
 def expectations(data: bytes) -> list[Expected]:
-    """The ``# expect: LINE KEY MESSAGE-FRAGMENT`` lines at the top; ``-`` is no key; a key in quotes may hold spaces."""
+    """The ``# expect: LINE KEY MESSAGE-FRAGMENT`` lines at the top; ``-`` is no key; a quoted key may hold spaces."""
     found: list[Expected] = []
     for line in data.split(b"\n"):
         if not line.startswith(b"# expect: "):
@@ -90,7 +90,9 @@ def test_mutated_profiles(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(text) - 1))
         how = data.draw(st.sampled_from(("delete", "insert", "replace", "repeat")))
-        piece = data.draw(st.sampled_from((b'"', b"[", b"]", b"{", b"}", b"\n", b"=", b"..", b"\0", b"\xff", b"'", b"#", b"9" * 40)))
+        piece = data.draw(
+            st.sampled_from((b'"', b"[", b"]", b"{", b"}", b"\n", b"=", b"..", b"\0", b"\xff", b"'", b"#", b"9" * 40))
+        )
         if how == "delete":
             del text[at : at + data.draw(st.integers(1, 40))]
         elif how == "insert":
