@@ -234,8 +234,8 @@ class Mediate(Op):
 
     ``roots``: writable subtrees in which the command can neither create, write, truncate, remove nor rename by itself
     (the ``command`` Landlock domain lacks those rights there); the mediator performs those calls after deciding.
-    ``deny`` and ``protect``: (anchor, tail components, any depth, rule text). ``catalogue``: the auto-exec names (see
-    ``compile.catalogue``), empty when opened; ``opened``: catalogue names that a grant opened, by literal path.
+    ``deny`` and ``protect``: (anchor, tail components, any depth, rule text). ``catalogue``: the auto-exec names
+    (``compile.catalogue.WIRE``), empty when opened; ``opened``: catalogue names that a grant opened, by literal path.
     ``exempt``: (path, rights) of everything granted, for the verdict of observed calls.
     """
 
@@ -244,7 +244,7 @@ class Mediate(Op):
     roots: tuple[str, ...]
     deny: tuple[tuple[str, tuple[str, ...], bool, str], ...]
     protect: tuple[tuple[str, tuple[str, ...], bool, str], ...]
-    catalogue: bool
+    catalogue: tuple[tuple[str, ...], ...]
     opened: tuple[str, ...]
     granted: tuple[tuple[str, str], ...]
     """(path, letters of ``r``, ``w``, ``x``): everything granted, for the verdict on observed calls."""
