@@ -13,7 +13,7 @@ import time
 from errno import ECHILD, ESRCH
 from fcntl import ioctl
 
-from remit.sandbox.kernel import notify, process
+from remit.sandbox.kernel import process
 from remit.sandbox.launch import usage
 from remit.sandbox.mediate.broker import Broker
 
@@ -47,7 +47,6 @@ class Init:
         self._control = request.control
         self._descriptors = descriptors
         self._terminal = terminal
-        self._refused = request.refused
         self._mediate = operations.get("mediate")
         self._limits = [op for op in request.operations if op[0] == "limit"]
         self._own_namespace = "unshare" in operations
@@ -143,7 +142,7 @@ class Init:
 
     def _make_broker(self) -> None:
         assert self._mediate is not None
-        broker = Broker(notify.Listener(self._listener), self._mediate, self._refused, self._note)
+        broker = Broker(self._listener, self._mediate, self._note)
         broker.first_exec = self._first_exec
         self._broker = broker
 

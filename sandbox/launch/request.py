@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from remit.sandbox.launch.wire import Operation, Refusals
+    from remit.sandbox.launch.wire import Operation
 
 
 class Terminal:
@@ -34,7 +34,6 @@ class Request:
         "identities",
         "idmapped",
         "operations",
-        "refused",
         "self_map",
         "stack_strings",
         "terminal",
@@ -57,7 +56,6 @@ class Request:
         environment: list[bytes],
         directory: bytes,
         terminal: Terminal | None,
-        refused: Refusals,
         degraded: tuple[str, ...],
     ) -> None:
         self.operations = operations
@@ -73,5 +71,4 @@ class Request:
         self.environment = environment
         self.directory = directory
         self.terminal = terminal
-        self.refused = refused
         self.degraded = degraded

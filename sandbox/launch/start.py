@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from remit.sandbox.launch.wire import Assumption, Refusals, Wire
+    from remit.sandbox.launch.wire import Assumption, Wire
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM = 1, 2, 3, 10, 12, 14, 15
 SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH = 18, 19, 20, 21, 22, 28
@@ -91,7 +91,6 @@ class Session:
         directory: str,
         identities: Mapping[str, tuple[int, int]],
         canary: tuple[str, bytes],
-        refused: Refusals,
         on_event: Callable[[tuple[object, ...]], None],
         on_start: Callable[[Mapping[str, str]], None],
         pty: bool = True,
@@ -124,7 +123,6 @@ class Session:
             environment=environment,
             directory=directory.encode(errors="surrogateescape"),
             terminal=self._terminal,
-            refused=refused,
             degraded=degraded,
         )
         flags = 0

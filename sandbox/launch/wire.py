@@ -12,9 +12,3 @@ Assumption: TypeAlias = tuple[str, str, str, tuple[tuple[str, str], ...]]
 
 Wire: TypeAlias = tuple[int, str, str, tuple[str, ...], tuple[Assumption, ...], tuple[Operation, ...]]
 """(format, digest, workspace, degraded, assumptions, operations)."""
-
-Conditions: TypeAlias = tuple[tuple[int, int, int], ...]
-"""(argument number, mask, value), all of which must hold."""
-
-Refusals: TypeAlias = dict[int, tuple[tuple[int, Conditions], ...]]
-"""By system call number: (errno, conditions)."""

@@ -7,7 +7,6 @@ is raised: a mistyped option does not hide a broken profile.
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,8 +17,6 @@ from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join
 from remit.sandbox.authority.model import Authority
-from remit.sandbox.kernel.probe import probe
-from remit.sandbox.resolve.names import resolve
 from remit.sandbox.resolve.toolchains import toolchains
 from remit.sandbox.session import place
 from remit.sandbox.session.errors import Several

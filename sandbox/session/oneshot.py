@@ -14,7 +14,6 @@ from remit.sandbox.audit.record import Record, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import landlock
-from remit.sandbox.kernel.call import NR
 from remit.sandbox.launch import start
 from remit.sandbox.session.cache import Cache, key
 
@@ -23,31 +22,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from remit.cli.options import Invocation
-
-    from remit.sandbox.launch.wire import Conditions, Refusals, Wire
+    from remit.sandbox.launch.wire import Wire
 
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 _KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
 _ROOMS = ("authority", "compile", "resolve", "session")
-_FIELDS = ("pid", "call", "object", "right", "verdict", "errno", "rule")
+_FIELDS = ("kind", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
 
 class Prepared:
     """A plan in its wire form with what goes beside it. This, marshalled, is what the cache holds."""
 
-    __slots__ = ("about", "plan_json", "refusals", "warnings", "wire")
+    __slots__ = ("about", "plan_json", "warnings", "wire")
 
     def __init__(
         self,
         wire: Wire,
-        refusals: tuple[tuple[str, int, Conditions], ...],
         about: Mapping[str, object],
         plan_json: str,
         warnings: tuple[str, ...],
     ) -> None:
         self.wire = wire
-        self.refusals = refusals
         self.about = about
         self.plan_json = plan_json
         self.warnings = warnings
@@ -109,7 +105,6 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
             directory=_directory(invocation, workspace),
             identities=identities,
             canary=record.canary,
-            refused=_refusals(prepared),
             on_event=happened,
             on_start=started,
         )
@@ -142,7 +137,7 @@ def _prepare(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Pre
         identities = start.bind(prepared.wire[4])
     except start.Stale as stale:
         raise LaunchError(f"{stale} changed while the session was prepared", hint="start again") from None
-    entry = (prepared.wire, prepared.refusals, prepared.about, prepared.plan_json, prepared.warnings)
+    entry = (prepared.wire, prepared.about, prepared.plan_json, prepared.warnings)
     cache.store(name, inputs, entry)
     return prepared, identities
 
@@ -215,16 +210,6 @@ def _directory(invocation: Invocation, workspace: str) -> str:
         return posix.readlink(f"/proc/self/fd/{opened}")
     finally:
         posix.close(opened)
-
-
-def _refusals(prepared: Prepared) -> Refusals:
-    """By system call number: (errno, conditions on arguments) of every call that is refused whatever it names."""
-    table: Refusals = {}
-    for call, errno, conditions in prepared.refusals:
-        number = NR.get(call)
-        if number is not None:
-            table[number] = (*table.get(number, ()), (errno, conditions))
-    return table
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
