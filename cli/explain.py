@@ -51,10 +51,14 @@ def content(assembled: Assembled) -> dict[str, object]:
         "workspace": assembled.workspace,
         "directory": assembled.directory,
         "grant": assembled.grant.to_json(),
-        "lowering": {**lowering, "notes": [*assembled.lowering.notes, *assembled.notes]},
+        "lowering": {**lowering, "notes": _notes(assembled)},
         "plan": assembled.plan.json(),
         "reasons": [],
     }
+
+
+def _notes(assembled: Assembled) -> list[str]:
+    return [*assembled.warnings, *assembled.lowering.notes, *assembled.notes]
 
 
 def refusal(error: Unenforceable) -> dict[str, object]:
@@ -86,7 +90,7 @@ def _print(assembled: Assembled, *, with_plan: bool) -> None:
         render.text()
         render.heading("Limits")
         render.listing(operation.describe() for operation in limits)
-    notes = [*lowering.notes, *assembled.notes]
+    notes = _notes(assembled)
     if notes:
         render.text()
         render.heading("Notes")
