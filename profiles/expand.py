@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from remit.profiles.errors import Problem, ProfileError
 from remit.profiles.model import Entry, Profile
-from remit.profiles.schema import BY_DOTTED
+from remit.profiles.schema import BY_DOTTED, keys_of
 from remit.sandbox.authority.model import Authority, AutoExec, Endpoint, PathPattern, PathRule, Right
 from remit.sandbox.authority.parse import parse_endpoint, parse_pattern
 
@@ -18,13 +18,14 @@ _RIGHTS = {
     "exec": frozenset({Right.READ, Right.EXEC}),
     "allow": frozenset({Right.READ, Right.EXEC}),  # exec.allow
 }
+_LIMITS = frozenset(key.dotted for key in keys_of("limits"))
 _IF_PRESENT = "_if_present"
 _IN_VALUE = re.compile(r"\{(workspace|home|runtime)\}")
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the placeholders mean now. Absolute, lexically normal paths; ``home`` and ``runtime`` are "" where there is none."""
+    """What the placeholders mean now: absolute, lexically normal paths, ``home`` and ``runtime`` "" for none."""
 
     workspace: str
     home: str = ""
@@ -36,9 +37,10 @@ class Context:
 class Expanded:
     """What a profile comes to. ``authority`` does not hold the floor.
 
-    A variable that both name has the value of ``authority`` in both, so that their union has one. ``package_index`` are the
-    ``{package_index}`` entries of ``network.connect``, which stand for endpoints that only the package managers'
-    configuration knows. ``audit`` and ``audit_on_full`` are ``audit.level`` and ``audit.on_full``. ``notes`` are for people.
+    A variable that both name has the value of ``authority`` in both, so that their union has one. ``package_index``
+    are the ``{package_index}`` entries of ``network.connect``, which stand for endpoints that only the package
+    managers' configuration knows. ``audit`` and ``audit_on_full`` are ``audit.level`` and ``audit.on_full``.
+    ``notes`` are for people.
     """
 
     floor: Authority
@@ -53,23 +55,16 @@ class Expanded:
 def expand(profile: Profile, context: Context) -> Expanded:
     """The authority that ``profile`` means in ``context``.
 
-    Raises ``ProfileError`` where a deny or protect comes to the root directory, ``ValueError`` for a context that is not
-    absolute paths.
+    Raises ``ProfileError`` where a deny or protect comes to the root directory, ``ValueError`` for a context that
+    is not absolute paths.
     """
     filler = _Filler(context)
+    fixed = _variables(profile, "floor", context)
     variables = _variables(profile, "environment", context)
     floor = Authority(
         paths=filler.paths(profile, "floor"),
-        environment=tuple(
-            sorted(
-                {
-                    **(fixed := _variables(profile, "floor", context)),
-                    **{n: v for n, v in variables.items() if n in fixed},
-                }.items()
-            )
-        ),
+        environment=tuple(sorted((name, variables.get(name, value)) for name, value in fixed.items())),
         devices=_words(profile, "floor.devices"),
-        loopback=False,
     )
     connect = profile.items("network.connect")
     authority = Authority(
@@ -84,13 +79,7 @@ def expand(profile: Profile, context: Context) -> Expanded:
         syscalls=_words(profile, "syscalls.allow"),
         devices=_words(profile, "devices.allow"),
         environment=tuple(sorted(variables.items())),
-        limits=tuple(
-            sorted(
-                (entry.key.removeprefix("limits."), int(entry.value))
-                for entry in profile.entries
-                if entry.key.startswith("limits.")
-            )
-        ),
+        limits=_limits(profile),
     )
     return Expanded(
         floor=floor,
@@ -181,6 +170,11 @@ def _plain(path: str) -> str:
 
 def _words(profile: Profile, key: str) -> tuple[str, ...]:
     return tuple(sorted({str(entry.value) for entry in profile.items(key)}))
+
+
+def _limits(profile: Profile) -> tuple[tuple[str, int], ...]:
+    split = ((entry.key.partition("."), int(entry.value)) for entry in profile.entries if entry.key in _LIMITS)
+    return tuple(sorted((name, value) for (_, _, name), value in split))
 
 
 def _choice(profile: Profile, key: str) -> str:

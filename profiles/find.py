@@ -1,10 +1,11 @@
 """Where profiles are, and reading one only if nobody else could have written it.
 
 A profile is authority: whoever can change one can grant. So on the whole way to a user's or an administrator's profile,
-through every symbolic link, each directory must belong to root or the user and be writable by its owner alone, and so must
-the file. A directory with the sticky bit may be writable by others: in it nobody can rename or replace what belongs to
-somebody else, and what belongs to somebody else is refused. Groups count as others, even a user's own: who is in a group
-is not written on the file. Shipped profiles are part of the code that is reading them and share its trust.
+through every symbolic link, each directory must belong to root or the user and be writable by its owner alone, and
+so must the file. A directory with the sticky bit may be writable by others: in it nobody can rename or replace what
+belongs to somebody else, and what belongs to somebody else is refused. Groups count as others, even a user's own:
+who is in a group is not written on the file. Shipped profiles are part of the code that is reading them and share
+its trust.
 
 This module imports neither the TOML parser nor ``dataclasses``: a start that finds everything in a cache needs no more
 than this of the room.
@@ -48,16 +49,15 @@ class Found(NamedTuple):
 def places(environ: Mapping[str, str], home: str) -> tuple[Place, ...]:
     """The search order: the user's profiles, the administrator's, those shipped with Remit.
 
-    ``XDG_CONFIG_HOME`` counts only when it is absolute (XDG Base Directory Specification).
+    ``XDG_CONFIG_HOME`` counts only when it is absolute (XDG Base Directory Specification); without it and without a
+    home directory, the user has no place.
     """
     config = environ.get("XDG_CONFIG_HOME", "")
     if not config.startswith("/"):
         config = os.path.join(home, ".config")
-    return (
-        Place("user", os.path.join(config, "remit", "profiles")),
-        Place("system", SYSTEM),
-        Place("shipped", SHIPPED),
-    )
+    order = (Place("system", SYSTEM), Place("shipped", SHIPPED))
+    # A relative directory would be the current one's: whoever is worked for there could name profiles.
+    return (Place("user", os.path.join(config, "remit", "profiles")), *order) if config.startswith("/") else order
 
 
 def is_path(name: str) -> bool:
@@ -89,7 +89,7 @@ def find(name: str, order: tuple[Place, ...], first: int = 0) -> Found | None:
 
 
 def read(path: str) -> bytes:
-    """The bytes of the profile at ``path``. Raises ``ProfileError`` when it is missing, unsafe, or larger than 1 MiB."""
+    """The bytes of the profile at ``path``. Raises ``ProfileError``: it is missing, unsafe, or larger than 1 MiB."""
     shipped = os.path.dirname(path) == SHIPPED
     try:
         real = path if shipped else _safe_path(path)
@@ -99,8 +99,6 @@ def read(path: str) -> bytes:
         if error.errno == errno.ENOENT:
             raise _refused(path, "no such profile", "remit profile list") from None
         raise _refused(path, error.strerror or "cannot be read") from None
-    except ValueError:
-        raise _refused(ascii(path), "the path holds a NUL byte") from None
     try:
         return _read_open(descriptor, path, shipped=shipped)
     except OSError as error:
@@ -110,7 +108,10 @@ def read(path: str) -> bytes:
 
 
 def read_regular(descriptor: int, path: str) -> bytes:
-    """The bytes of the open regular file ``descriptor``; ``path`` names it in errors. Raises ``ProfileError``, ``OSError``."""
+    """The bytes of the open file ``descriptor``, if regular; ``path`` names it in errors.
+
+    Raises ``ProfileError`` and ``OSError``.
+    """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise _refused(path, "not a regular file")
     chunks: list[bytes] = []

@@ -19,7 +19,7 @@ from remit.profiles.schema import (
     keys_of,
 )
 
-ID = "https://json-schema.org/draft/2020-12/schema"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _START = rf"(?:/|~(?:/|$)|\{{(?:{'|'.join(PATH_PLACEHOLDERS)})\}}(?:/|$))"
 _INDEX = rf"\{{package_index(?::(?:{'|'.join(PACKAGE_INDEXES)}))?\}}"
@@ -39,7 +39,7 @@ def schema() -> dict[str, object]:
                 "properties": {key.name: _key(key) for key in keys_of(table)},
             }
     return {
-        "$schema": ID,
+        "$schema": DIALECT,
         "title": "Remit profile",
         "description": "A named, reusable authority.",
         "type": "object",

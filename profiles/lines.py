@@ -1,9 +1,9 @@
 """Where each key and each array item of a TOML document stands.
 
-``tomli`` gives values without positions, and ``tomlkit``, which keeps positions only implicitly, costs three times as much
-to import as everything else a profile needs. This scanner runs over text that ``tomli`` has already accepted, so it
-recognises TOML and does not check it: a few regular expressions for the places where a delimiter can hide (strings,
-comments), and the nesting of tables, arrays and inline tables.
+``tomli`` gives values without positions, and ``tomlkit``, which keeps positions only implicitly, costs three times
+as much to import as everything else a profile needs. This scanner runs over text that ``tomli`` has already
+accepted, so it recognises TOML and does not check it: a few regular expressions for the places where a delimiter
+can hide (strings, comments), and the nesting of tables, arrays and inline tables.
 
 Both TOML 1.0 and 1.1 are covered (newlines in inline tables need nothing extra here).
 """

@@ -1,9 +1,9 @@
 """A profile by name or path, with everything that it extends.
 
-Names are looked for in the user's directory, the administrator's, and among the shipped profiles. What a profile extends
-is looked for from its own place on, so that a shipped or an administrator's profile never changes its meaning because a
-user has a file of some name; and a profile that extends its own name means the next one of that name (a user's ``coding``
-can extend the shipped ``coding``).
+Names are looked for in the user's directory, the administrator's, and among the shipped profiles. What a profile
+extends is looked for from its own place on, so that a shipped or an administrator's profile never changes its
+meaning because a user has a file of some name; and a profile that extends its own name means the next one of that
+name (a user's ``coding`` can extend the shipped ``coding``).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Available(NamedTuple):
 def load(name_or_path: str, *, environ: Mapping[str, str], home: str) -> Profile:
     """The profile that ``--profile`` means: a path if it has a slash or ends in ``.toml``, else a name.
 
-    ``environ`` gives ``XDG_CONFIG_HOME``; ``home`` is the user's home directory. Raises ``ProfileError`` with the problems
-    of every file involved.
+    ``environ`` gives ``XDG_CONFIG_HOME``; ``home`` is the user's home directory. Raises ``ProfileError`` with the
+    problems of every file involved.
     """
     loader = _Loader(places(environ, home))
     merged = loader.start(name_or_path)
@@ -63,7 +63,7 @@ def accept(profile: Profile, suggestion: Suggestion, *, environ: Mapping[str, st
 
 
 def available(environ: Mapping[str, str], home: str) -> list[Available]:
-    """Every profile that can be named, by name. One that cannot be used is listed with the reason as its description."""
+    """Every profile that can be named, sorted. One that cannot be used has the reason as its description."""
     known: dict[str, Available] = {}
     for place in places(environ, home):
         for name in _names(place):
@@ -111,6 +111,9 @@ class _Loader:
         """The profile asked for; where it cannot be had, nothing, and ``problems`` says why."""
         nothing = _Merged("", "", "", [])
         if is_path(name_or_path):
+            if "\0" in name_or_path:
+                self.problems.append(Problem(show(name_or_path), 0, "", "a path cannot hold a NUL byte"))
+                return nothing
             return self._file(Found(os.path.abspath(name_or_path), -1), "") or nothing
         if not is_name(name_or_path):
             hint = "names are like coding; a file is named by a path with a slash, or ending in .toml"
@@ -241,13 +244,10 @@ class _Loader:
             passed = {entry.value: entry for entry in inherited if entry.key == f"{table}.pass"}
             for entry in inherited:
                 if entry.key == f"{table}.set" and entry.name in passed:
-                    other = passed[entry.name].source
-                    message = f"{entry.name} is set by {entry.source.file}:{entry.source.line} and passed by {other.file}:{other.line}"
-                    self.problems.append(
-                        Problem(
-                            text.file, text.extends[0].source.line, entry.source.key, message, "pass it or set it here"
-                        )
-                    )
+                    here, there = entry.source, passed[entry.name].source
+                    message = f"set by {here.file}:{here.line} and passed by {there.file}:{there.line}"
+                    line = text.extends[0].source.line
+                    self.problems.append(Problem(text.file, line, here.key, message, "pass it or set it here"))
 
 
 def _is_scalar(entry: Entry) -> bool:
@@ -267,4 +267,8 @@ def _inherits(entry: Entry) -> bool:
 
 def _distinct(entries: Iterable[Entry]) -> list[Entry]:
     """``entries`` without repetitions: the first place that said something is its source."""
-    return list({(entry.key, entry.name, entry.value): entry for entry in reversed(list(entries))}.values())[::-1]
+    kept: dict[tuple[str, str, object], Entry] = {}
+    for entry in entries:
+        # The type as well: 1 == True.
+        kept.setdefault((entry.key, entry.name, (type(entry.value), entry.value)), entry)
+    return list(kept.values())

@@ -41,8 +41,8 @@ class ProfileText:
 class Profile:
     """A profile with everything it extends.
 
-    ``files`` are all files that were read, parents first, as (path, BLAKE2b-256 of the bytes in hex): what a cache has to
-    compare before it trusts something made from this profile.
+    ``files`` are all files that were read, parents first, as (path, BLAKE2b-256 of the bytes in hex): what a cache
+    has to compare before it trusts something made from this profile.
     """
 
     name: str

@@ -99,7 +99,7 @@ class _Reader:
         self.entries: list[Entry] = []
 
     def read(self, document: dict[str, object]) -> None:
-        """Check the whole document. A format that is not known makes every other complaint worthless: only it is reported."""
+        """Check the whole document. Where the format is not known, every other complaint would be worth nothing."""
         if "format" in document:
             self._value(BY_DOTTED["format"], document["format"], ("format",))
             if self.problems:

@@ -1,7 +1,8 @@
 """The one declarative table of what a profile may say.
 
-Everything that knows a profile's keys is driven by ``KEYS``: the parser, the suggestions for mistyped keys, merging under
-``extends``, expansion, the JSON Schema and the reference in ``docs/profiles.md``. A key that is not here is an error.
+Everything that knows a profile's keys is driven by ``KEYS``: the parser, the suggestions for mistyped keys, merging
+under ``extends``, expansion, the JSON Schema and the reference in ``docs/profiles.md``. A key that is not here is
+an error.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Merge(StrEnum):
 class Key:
     """One key: its table ("" is the top level), shape, kind of value, and what it means to people.
 
-    ``toolchains``: a path list in which ``{toolchains}`` may stand. ``suggestible``: a workspace's ``remit.toml`` may have it.
+    ``toolchains``: a path list in which ``{toolchains}`` may stand. ``suggestible``: a workspace's ``remit.toml``
+    may have it.
     """
 
     table: str
@@ -86,8 +88,12 @@ class Key:
 
 TABLES: dict[str, str] = {
     "": "What the profile is, and what it builds on.",
-    "filesystem": "Files and directories. A path means itself and everything below it. `write` and `exec` include `read`.",
-    "floor": "What every call needs to run at all, whatever its own grant says: system directories, variables, device nodes.",
+    "filesystem": (
+        "Files and directories. A path means itself and everything below it. `write` and `exec` include `read`."
+    ),
+    "floor": (
+        "What every call needs to run at all, whatever its own grant says: system directories, variables, device nodes."
+    ),
     "network": "Connections out, and ports that the session's own programs listen on.",
     "exec": "Programs, where they are listed one by one.",
     "environment": "Environment variables. Nothing is passed unless it is named.",
@@ -101,10 +107,37 @@ TABLES: dict[str, str] = {
 """Every table, with one sentence on what it is for."""
 
 
-def _key(table: str, name: str, shape: Shape, kind: Kind, meaning: str, example: str, **more: object) -> Key:
-    merge = more.pop("merge", Merge.UNITE if shape is Shape.LIST else Merge.CHILD)
-    suggestible = more.pop("suggestible", table not in ("floor", "audit", "enforcement"))
-    return Key(table, name, shape, kind, meaning, example, merge=merge, suggestible=suggestible, **more)  # type: ignore[arg-type]
+def _key(
+    table: str,
+    name: str,
+    shape: Shape,
+    kind: Kind,
+    meaning: str,
+    example: str,
+    *,
+    merge: Merge | None = None,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    default: str = "",
+    required: bool = False,
+    toolchains: bool = False,
+) -> Key:
+    usual = Merge.UNITE if shape is Shape.LIST else Merge.CHILD
+    return Key(
+        table=table,
+        name=name,
+        shape=shape,
+        kind=kind,
+        meaning=meaning,
+        example=example,
+        merge=merge or usual,
+        unit=unit,
+        choices=choices,
+        default=default,
+        required=required,
+        toolchains=toolchains,
+        suggestible=table not in ("floor", "audit", "enforcement"),
+    )
 
 
 def _paths(table: str, name: str, meaning: str, example: str, *, toolchains: bool = False) -> Key:
@@ -184,7 +217,8 @@ KEYS: tuple[Key, ...] = (
         "auto_exec",
         Shape.SCALAR,
         Kind.CHOICE,
-        "Whether files that a program outside would execute (git hooks, editor tasks, shell startup files) may be written.",
+        "Whether files that a program outside would execute (git hooks, editor tasks, shell startup files) "
+        "may be written.",
         '"protect"',
         choices=("protect", "allow"),
         default="protect",
@@ -273,7 +307,8 @@ KEYS: tuple[Key, ...] = (
         "level",
         Shape.SCALAR,
         Kind.CHOICE,
-        "What is recorded: `writes`: denials, writes, programs and connections; `full`: reads as well; `off`: start and end only.",
+        "What is recorded: `writes`: denials, writes, programs and connections; `full`: reads as well; "
+        "`off`: start and end only.",
         '"writes"',
         choices=("off", "writes", "full"),
         default="writes",
@@ -310,8 +345,14 @@ PLACEHOLDERS = {
     "workspace": "The directory the session works in (`-w`).",
     "home": "The user's home directory. `~/` is short for `{home}/`.",
     "runtime": "`$XDG_RUNTIME_DIR`. Where it is not set, entries that begin with it grant nothing.",
-    "toolchains": "What the user's `PATH` leads to (pyenv, nvm, rustup, virtual environments and the like): read and exec, never write. A whole entry.",
-    "package_index": "What pip and npm are configured to use; `{package_index:pip}` and `{package_index:npm}` for one of them. A whole entry of `network.connect`.",
+    "toolchains": (
+        "What the user's `PATH` leads to (pyenv, nvm, rustup, virtual environments and the like): read and "
+        "exec, never write. A whole entry."
+    ),
+    "package_index": (
+        "What pip and npm are configured to use; `{package_index:pip}` and `{package_index:npm}` for one of "
+        "them. A whole entry of `network.connect`."
+    ),
 }
 """Every placeholder, with its meaning."""
 

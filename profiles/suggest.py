@@ -1,8 +1,8 @@
 """What a workspace suggests: ``remit.toml`` in its top directory, read and never applied.
 
-Whoever writes the workspace writes this file, the confined side included. So it can only be shown; ``load.accept`` applies
-it after the user has agreed. It is read without following a link and without ever blocking, and parsed with the profile's
-own parser over a smaller set of keys: no floor, no audit, no enforcement.
+Whoever writes the workspace writes this file, the confined side included. So it can only be shown; ``load.accept``
+applies it after the user has agreed. It is read without following a link and without ever blocking, and parsed with
+the profile's own parser over a smaller set of keys: no floor, no audit, no enforcement.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Suggestion:
 def read_suggestion(workspace: str) -> Suggestion | None:
     """The suggestion in the directory ``workspace``, or ``None`` where there is none.
 
-    Raises ``ProfileError`` when it is there and is not a regular file of at most 1 MiB, or malformed. The run itself does
-    not depend on it: a caller may go on without it.
+    Raises ``ProfileError`` when it is there and is not a regular file of at most 1 MiB, or malformed. The run
+    itself does not depend on it: a caller may go on without it.
     """
     path = os.path.join(workspace, NAME)
     try:

@@ -1,9 +1,9 @@
 """One value of a profile: from what TOML gave to its canonical form, or what is wrong with it.
 
 Placeholders are checked here and filled in later (``expand``), because a profile is parsed once and used in many
-workspaces. A path may only *begin* with a placeholder. So the authority's own parsers can check ``/{workspace}/x`` as if
-the placeholder were a directory, and filling it in later is replacing the first component: nothing is parsed a second
-time, and no character in the name of a workspace can mean anything.
+workspaces. A path may only *begin* with a placeholder. So the authority's own parsers can check ``/{workspace}/x``
+as if the placeholder were a directory, and filling it in later is replacing the first component: nothing is parsed
+a second time, and no character in the name of a workspace can mean anything.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _all_placeholders() -> str:
 
 
 def _anchored(text: str) -> str:
-    """``text`` with ``~/`` spelled out, every placeholder checked, and as an absolute path: ``/{home}/x`` for ``~/x``."""
+    """``text`` as an absolute path, its placeholder checked and made a component: ``/{home}/x`` for ``~/x``."""
     written = text
     if text == "~" or text.startswith("~/"):
         text = "{home}" + text[1:]

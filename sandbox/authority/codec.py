@@ -54,7 +54,7 @@ def digest(a: Authority) -> str:
 
 
 def to_json(a: Authority, *, sources: bool = True) -> dict[str, object]:
-    """The authority as plain JSON values, which ``from_json`` reads back to an equal value; ``sources``: with provenance."""
+    """The authority as plain JSON values; ``from_json`` reads them back to an equal value. ``sources`` are optional."""
 
     def line(made: dict[str, object], source: Source) -> dict[str, object]:
         if sources and source != NOWHERE:

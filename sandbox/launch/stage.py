@@ -20,7 +20,6 @@ import posix
 from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 
 from remit.sandbox.kernel import files, landlock, memory, mount, notify, process
-from remit.sandbox.kernel.call import NR, call
 from remit.sandbox.launch import loopback, stdio
 from remit.sandbox.launch.init import Init
 from remit.sandbox.launch.root import Root, Swapped
@@ -28,6 +27,7 @@ from remit.sandbox.launch.root import Root, Swapped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from remit.sandbox.launch.request import Request
+    from remit.sandbox.launch.wire import Operation
 
 _SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
 _NOT_HERE = (ENOENT, ENOTDIR)
@@ -42,7 +42,7 @@ class Stage:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._found: dict[str, tuple[object, ...]] = {str(op[0]): op for op in request.operations}
+        self._found: dict[str, Operation] = {op[0]: op for op in request.operations}
         self._descriptors = [0, 1, 2]
         self._terminal = -1
         self._canaries = -1
@@ -75,7 +75,7 @@ class Stage:
         if posix.read(request.control, 64) != b"go":
             posix._exit(125)  # the launcher is gone
         process.set_name(b"remit-init")
-        if request.self_map:
+        if request.self_map and "unshare" in self._found:
             _write("/proc/self/setgroups", b"deny")
             _write("/proc/self/uid_map", b"%d %d 1" % (request.uid, request.uid))
             _write("/proc/self/gid_map", b"%d %d 1" % (request.gid, request.gid))
@@ -83,11 +83,13 @@ class Stage:
         posix.setsid()
         if "root" in self._found:
             self._enter_root()
+        else:
+            self._stay()
         if request.terminal is not None:
             self._terminal = stdio.open_terminal(request.control, request.terminal, self._descriptors)
         process.no_new_privileges()
         process.drop_bounding_set()
-        process.set_capabilities(1 << process.CAP_SYS_PTRACE)
+        process.set_capabilities(1 << process.CAP_SYS_PTRACE if "unshare" in self._found else 0)
         process.set_dumpable(False)
         if "landlock" in self._found:
             self._restrict_main()
@@ -101,15 +103,12 @@ class Stage:
         root = Root(request.identities)
         root.open_sources(request.operations, request.idmapped)
         self._descriptors[0] = stdio.harmless_stdin()
-        if not request.self_map:
-            # The host's objects were opened as the user who granted them; all else happens as the one who uses them.
-            posix.setgroups([])
-            posix.setresgid(request.gid, request.gid, request.gid)
-            posix.setresuid(request.uid, request.uid, request.uid)
+        # The host's objects were opened as the user who granted them; all else happens as the one who uses them.
+        self._become_user()
         root.make_filesystems(request.operations)
         root.assemble(request.operations)
         root.pivot(forbid_user_namespaces=bool(self._found["pivot"][1]))
-        if "net" in tuple(self._found["unshare"][1]):  # type: ignore[arg-type]  # wire form: a tuple of names
+        if "net" in self._found["unshare"][1]:
             loopback.up()
         # On a mount that is attached nowhere: no path leads to it, and it vanishes with its descriptor.
         self._canaries = mount.new_filesystem(b"tmpfs", ((b"size", b"4096"),), 0)
@@ -117,10 +116,22 @@ class Stage:
         posix.close(posix.open("canary", flags, 0o444, dir_fd=self._canaries))
         posix.close(posix.open("canary", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self._canaries))
 
+    def _stay(self) -> None:
+        """Without namespaces (degraded by name): the host's tree stays, and Landlock alone stands before it."""
+        process.adopt_orphans()
+        self._become_user()
+
+    def _become_user(self) -> None:
+        request = self._request
+        if not request.self_map:
+            posix.setgroups([])
+            posix.setresgid(request.gid, request.gid, request.gid)
+            posix.setresuid(request.uid, request.uid, request.uid)
+
     def _restrict_main(self) -> None:
         for operation in self._request.operations:
             if operation[0] == "landlock":
-                self._rulesets[str(operation[1])] = self._ruleset(*operation[2:])
+                self._rulesets[operation[1]] = self._ruleset(*operation[2:])
         landlock.restrict_self(self._rulesets["session"])
 
     def _ruleset(
@@ -171,15 +182,17 @@ class Stage:
         except OSError as error:
             directory = self._request.directory.decode(errors="replace")
             raise Refused(
-                "launch", f"the working directory {directory} is not visible inside: {error.strerror}",
-                "grant it (--read), or choose another with --chdir", 125,
+                "launch",
+                f"the working directory {directory} is not visible inside: {error.strerror}",
+                "grant it (--read), or choose another with --chdir",
+                125,
             ) from None
         if "command" in self._rulesets:
             landlock.restrict_self(self._rulesets["command"])
         process.set_capabilities(0)
         if "seccomp" in self._found:
             _, program, notifies = self._found["seccomp"]
-            listener = notify.load_filter(program, listener=bool(notifies))  # type: ignore[arg-type]  # wire form
+            listener = notify.load_filter(program, listener=bool(notifies))
             if notifies:
                 init.listen(listener)
 
@@ -188,7 +201,7 @@ class Stage:
         degraded = self._request.degraded
         probes = (
             ("namespaces", lambda: _content(self._request.canary[0])),
-            ("landlock", lambda: posix.open("canary", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self._canaries)),
+            ("landlock", self._read_behind_landlock),
             ("seccomp", landlock.version),
         )
         for layer, probe in probes:
@@ -201,11 +214,19 @@ class Stage:
                 self._enforcement[layer] = f"canary: {error.strerror}"
             else:
                 raise Refused(
-                    "launch", f"the canary of the layer '{layer}' was not denied: nothing was started",
-                    "report this, with the output of 'remit doctor --json'", 125,
+                    "launch",
+                    f"the canary of the layer '{layer}' was not denied: nothing was started",
+                    "report this, with the output of 'remit doctor --json'",
+                    125,
                 )
         if self._canaries >= 0:
             posix.close(self._canaries)
+
+    def _read_behind_landlock(self) -> None:
+        if self._canaries >= 0:
+            posix.open("canary", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self._canaries)
+        else:
+            _content(self._request.canary[0])
 
     def _spawn(self) -> int:
         request = self._request

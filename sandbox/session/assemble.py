@@ -26,7 +26,6 @@ from remit.sandbox.authority.lattice import join, normal
 from remit.sandbox.authority.model import Authority
 from remit.sandbox.compile.compiler import compile_session
 from remit.sandbox.compile.plan import Line, Lowering
-from remit.sandbox.compile.syscalls import refused
 from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.resolve.toolchains import toolchains
@@ -248,7 +247,6 @@ def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
     assembled = assemble(request)
     prepared = Prepared(
         assembled.plan.wire(),
-        refused(assembled.grant.authority.syscalls),
         _plain(_about(assembled)),
         json.dumps(assembled.plan.json()),
         assembled.warnings,
