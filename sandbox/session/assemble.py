@@ -161,7 +161,9 @@ def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
             if request.accept_suggestion:
                 profile = load.accept(profile, suggestion, environ=environ, home=caller_home)
             else:
-                warnings.append(f"{suggestion.text.file} suggests grants; not applied (see it, then --accept-suggestion)")
+                warnings.append(
+                    f"{suggestion.text.file} suggests grants; not applied (see it, then --accept-suggestion)"
+                )
         except RemitError as error:
             errors.append(error)
     if errors or profile is None:
@@ -188,7 +190,9 @@ def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
     )
 
 
-def assemble(request: Request, environ: Mapping[str, str] | None = None, *, facts: HostFacts | None = None) -> Assembled:
+def assemble(
+    request: Request, environ: Mapping[str, str] | None = None, *, facts: HostFacts | None = None
+) -> Assembled:
     """The compiled plan of ``request``. ``environ`` defaults to the process's, ``facts`` to a probe of this host.
 
     Raises:
