@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from typing import TYPE_CHECKING
 
 from remit.cli import render
 from remit.cli.command import GrantCommand
+from remit.profiles.find import SHIPPED
 from remit.sandbox.authority.errors import Unenforceable
 from remit.sandbox.compile.plan import Limit
 from remit.sandbox.session.assemble import Assembled, assemble
@@ -24,6 +26,10 @@ SECTIONS = (
     ("deficit", "Deficit: enforced narrower than granted"),
     ("unenforceable", "Unenforceable"),
 )
+
+MOOT = "not granted anyway"
+GATHERED = ("environment", "devices")
+RIGHTS = ("read", "write", "exec")
 
 
 def explain(invocation: Invocation) -> int:
@@ -51,10 +57,14 @@ def content(assembled: Assembled) -> dict[str, object]:
         "workspace": assembled.workspace,
         "directory": assembled.directory,
         "grant": assembled.grant.to_json(),
-        "lowering": {**lowering, "notes": [*assembled.lowering.notes, *assembled.notes]},
+        "lowering": {**lowering, "notes": _notes(assembled)},
         "plan": assembled.plan.json(),
         "reasons": [],
     }
+
+
+def _notes(assembled: Assembled) -> list[str]:
+    return [*assembled.warnings, *assembled.lowering.notes, *assembled.notes]
 
 
 def refusal(error: Unenforceable) -> dict[str, object]:
@@ -86,7 +96,7 @@ def _print(assembled: Assembled, *, with_plan: bool) -> None:
         render.text()
         render.heading("Limits")
         render.listing(operation.describe() for operation in limits)
-    notes = [*lowering.notes, *assembled.notes]
+    notes = _notes(assembled)
     if notes:
         render.text()
         render.heading("Notes")
@@ -98,12 +108,48 @@ def _print(assembled: Assembled, *, with_plan: bool) -> None:
 
 
 def _section(title: str, lines: Sequence[Line]) -> None:
+    rows = _rows(lines)
+    moot = sum(one.note == MOOT for one in lines)
     render.text()
     render.heading(title)
-    rows = [(one.axis, one.right, one.object, one.note, ", ".join(one.layers), one.source) for one in lines]
-    columns = ("axis", "right", "object", "note", "held by", "from")
-    shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    render.table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    if rows:
+        columns = ("axis", "right", "object", "note", "held by", "from")
+        shown = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+        render.table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    for one in _gathered(lines):
+        render.listing(one)
+    if moot:
+        render.listing([f"and {moot} that nothing grants anyway (--json lists them)"])
+
+
+def _rows(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    """One row an object with all its rights from one source."""
+    merged: dict[tuple[str, ...], list[Line]] = {}
+    for one in lines:
+        if one.axis not in GATHERED and one.axis != "limits" and one.note != MOOT:
+            merged.setdefault((one.axis, one.object, one.note, one.source), []).append(one)
+    rows: list[tuple[str, ...]] = []
+    for (axis, object_, note, source), found in merged.items():
+        rights = sorted(
+            {one.right for one in found}, key=lambda right: (RIGHTS.index(right) if right in RIGHTS else 9, right)
+        )
+        layers = dict.fromkeys(layer for one in found for layer in one.layers)
+        rows.append((axis, ", ".join(rights), object_, note, ", ".join(layers), _place(source)))
+    return rows
+
+
+def _gathered(lines: Sequence[Line]) -> list[list[str]]:
+    """Variables and devices, many and short: their names in a paragraph each."""
+    names: dict[str, list[str]] = {}
+    for one in lines:
+        if one.axis in GATHERED:
+            names.setdefault(f"{one.axis}, {one.right}: ", []).append(one.object)
+    return [textwrap.wrap(title + ", ".join(found), 100, subsequent_indent="  ") for title, found in names.items()]
+
+
+def _place(source: str) -> str:
+    """A shipped profile by its file's name: its directory is the same for all."""
+    return source.removeprefix(f"{SHIPPED}/")
 
 
 command = GrantCommand(

@@ -1,4 +1,4 @@
-"""Where a session happens: the workspace, the user's home and runtime directories. The first effectful look at the host."""
+"""Where a session happens: the workspace, the user's directories, and Remit's own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from remit.sandbox.authority.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_SYSTEM_PREFIXES = ("/", "/usr", "/usr/local")
 
 
 def home_directory(environ: Mapping[str, str]) -> str:
@@ -74,13 +76,19 @@ def own_directories(environ: Mapping[str, str], home: str) -> tuple[str, ...]:
 
 
 def own_code() -> tuple[str, ...]:
-    """The directories that this Remit's code runs from, under every name: the package, its rooms, ``sys.path``."""
+    """The directories that this Remit's code and interpreter run from, under every name; none lies in another one."""
     package = os.path.dirname(os.path.abspath(remit.__file__))
     rooms = [os.path.join(package, name) for name in ("sandbox", "cli", "profiles")]
-    interpreter = os.path.dirname(os.path.dirname(os.path.abspath(sys.executable))) if sys.executable else ""
-    environment = [interpreter] if interpreter and os.path.isfile(os.path.join(interpreter, "pyvenv.cfg")) else []
-    candidates = [package, *rooms, *environment, *[path for path in sys.path if os.path.isabs(path)]]
-    return tuple(dict.fromkeys(path for one in candidates for path in (one, os.path.realpath(one))))
+    prefix = os.path.dirname(os.path.dirname(os.path.abspath(sys.executable)))
+    environment = [prefix] if os.path.isfile(os.path.join(prefix, "pyvenv.cfg")) else []
+    base = [] if sys.base_prefix in _SYSTEM_PREFIXES else [sys.base_prefix]
+    candidates = [package, *rooms, *environment, *base, *[path for path in sys.path if os.path.isabs(path)]]
+    paths = sorted({os.path.normpath(path) for one in candidates for path in (one, os.path.realpath(one))})
+    outermost: list[str] = []
+    for path in paths:
+        if not any(path == other or path.startswith(other + "/") for other in outermost):
+            outermost.append(path)
+    return tuple(outermost)
 
 
 def identity(workspace: str) -> int:
