@@ -2,7 +2,7 @@
 
 ``ctypes`` costs more to import than the whole sandbox takes to build (2.3 ms of an 18 ms budget), so this module builds
 the two things it needs from ``_ctypes``, the C module below it: a variadic ``syscall(2)`` with a 64-bit result and errno,
-and pointers to ``bytes``. Both are CPython's private interface, stable from 3.11 to 3.13 and covered by
+and the address of a buffer. Both are CPython's private interface, the same from 3.11 to 3.13 and covered by
 ``tests/unit/test_kernel_call.py``; nothing else in Remit touches ``_ctypes``.
 """
 
@@ -10,21 +10,33 @@ from __future__ import annotations
 
 import _ctypes
 import posix
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from remit.sandbox.kernel.numbers import TABLE
 
-    type Argument = int | bytes | None
+MACHINE: str = posix.uname().machine
+"""The kernel's name of this machine's instruction set: ``x86_64`` or ``aarch64``."""
 
-_LIBC = _ctypes.dlopen(None, 2)
+NR: dict[str, int] = TABLE.get(MACHINE, {})
+"""System call numbers of this machine by name. Empty on a machine that Remit does not know."""
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_SYMLINK_FOLLOW = 0x400
+AT_RECURSIVE = 0x8000
+
 _FUNCFLAG_CDECL = 0x1
 _FUNCFLAG_USE_ERRNO = 0x8
+_INT_MAX = 0x7FFFFFFF
 _BYTES_HEADER = bytes.__basicsize__ - 1
 
 
-class _Long(_ctypes._SimpleCData):
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # the stub's parameter has no meaning here
     _type_ = "l"
+
+
+class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "b"
 
 
 class _Function(_ctypes.CFuncPtr):
@@ -32,9 +44,74 @@ class _Function(_ctypes.CFuncPtr):
     _restype_ = _Long
 
 
-_syscall = _Function(_ctypes.dlsym(_LIBC, "syscall"))
-_get_errno = _ctypes.get_errno
-_INT_MAX = 0x7FFFFFFF
+_LIBC = _ctypes.dlopen(None, 2)  # type: ignore[arg-type]  # None: this process, as dlopen(3) has it
 
-MACHINE: str = posix.uname().machine
-"""The kernel's name of this machine's instruction set: ``x86_64`` or ``aarch64``."""
+
+_syscall = _Function(_ctypes.dlsym(_LIBC, "syscall"))
+_functions: dict[str, _Function] = {}
+_get_errno = _ctypes.get_errno
+
+
+def failure(errno: int, what: str) -> OSError:
+    """The one way an errno becomes an exception."""
+    return OSError(errno, posix.strerror(errno), what)
+
+
+def _converted(arguments: tuple[int | bytes | None, ...]) -> list[object]:
+    # Left to itself _ctypes passes an int as a C int, and the upper half of a seventh argument, which travels on the
+    # stack, is then whatever was there before.
+    return [_Long(a) if isinstance(a, int) else a for a in arguments]
+
+
+def call(number: int, *arguments: int | bytes | None) -> int:
+    """``syscall(2)``. ``bytes`` are passed by address (NUL-terminated, as CPython keeps them), None as NULL.
+
+    Returns the result; raises OSError with the kernel's errno. Releases the interpreter lock during the call.
+    """
+    result: int = _syscall(number, *_converted(arguments))
+    if result < 0:
+        raise failure(_get_errno(), f"system call {number}")
+    return result
+
+
+def address(buffer: bytes) -> int:
+    """The address of the first byte of ``buffer``, which must stay referenced while the address is used."""
+    return id(buffer) + _BYTES_HEADER
+
+
+class Buffer:
+    """Writable memory of fixed size with an address that the kernel may fill."""
+
+    __slots__ = ("_array", "address", "size", "view")
+
+    def __init__(self, size: int) -> None:
+        kind = type("_Array", (_ctypes.Array,), {"_type_": _Byte, "_length_": size})
+        self._array = kind()
+        self.address: int = _ctypes.addressof(self._array)
+        self.size = size
+        self.view = memoryview(self._array).cast("B")
+
+
+def libc_call(name: str, *arguments: int | bytes | None) -> int:
+    """Call a libc function by name; its result as a C ``long``. Raises OSError where libc has no such function."""
+    function = _functions.get(name)
+    if function is None:
+        function = _functions[name] = _Function(_ctypes.dlsym(_LIBC, name))
+    result: int = function(*_converted(arguments))
+    return result
+
+
+def has_libc(name: str) -> bool:
+    """Whether this libc has a function (glibc's ``_np`` functions came one by one; musl lacks some)."""
+    try:
+        _ctypes.dlsym(_LIBC, name)
+    except OSError:
+        return False
+    return True
+
+
+def check(name: str, *arguments: int | bytes | None) -> None:
+    """Call a libc function that returns an errno instead of setting it (the ``posix_spawn`` family)."""
+    errno = libc_call(name, *arguments) & _INT_MAX
+    if errno:
+        raise failure(errno, name)

@@ -1,0 +1,44 @@
+"""File calls that the ``posix`` module lacks."""
+
+from __future__ import annotations
+
+from remit.sandbox.kernel.call import NR, call
+
+O_PATH = 0o10000000
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+RESOLVE_CACHED = 0x20
+
+
+def openat2(directory: int, path: bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
+    """``openat2(2)`` (Linux 5.6). Returns a descriptor; raises OSError."""
+    how = flags.to_bytes(8, "little") + mode.to_bytes(8, "little") + resolve.to_bytes(8, "little")
+    return call(NR["openat2"], directory, path, how, 24)
+
+
+def renameat2(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int) -> None:
+    """``renameat2(2)``."""
+    call(NR["renameat2"], old_directory, old, new_directory, new, flags)
+
+
+def linkat(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int) -> None:
+    """``linkat(2)``."""
+    call(NR["linkat"], old_directory, old, new_directory, new, flags)
+
+
+def mknodat(directory: int, path: bytes, mode: int, device: int) -> None:
+    """``mknodat(2)``."""
+    call(NR["mknodat"], directory, path, mode, device)
+
+
+def fchmodat(directory: int, path: bytes, mode: int) -> None:
+    """``fchmodat(2)``, which follows links (it has no flags; ``fchmodat2`` came with Linux 6.6)."""
+    call(NR["fchmodat"], directory, path, mode)
+
+
+def fchownat(directory: int, path: bytes, uid: int, gid: int, flags: int) -> None:
+    """``fchownat(2)``; -1 leaves a number as it is."""
+    call(NR["fchownat"], directory, path, uid, gid, flags)

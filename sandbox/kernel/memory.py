@@ -1,0 +1,80 @@
+"""Reading another process's memory (``process_vm_readv(2)``), page by page, for the mediator."""
+
+from __future__ import annotations
+
+import posix
+from errno import EFAULT, ENAMETOOLONG
+
+from remit.sandbox.kernel.call import NR, Buffer, address, call, failure, libc_call
+
+_PAGE = 4096
+# Fields 48 and 51 of stat, counted from the one after the name, which is field 3.
+_ARG_START = 48 - 3
+_ENV_END = 51 - 3
+_buffer = Buffer(_PAGE)
+_local = Buffer(16)
+_remote = Buffer(16)
+_READV = NR.get("process_vm_readv", -1)
+_bytes_at = _buffer.view
+
+
+def _read_into(pid: int, where: int, size: int) -> int:
+    _local.view[:] = _buffer.address.to_bytes(8, "little") + size.to_bytes(8, "little")
+    _remote.view[:] = where.to_bytes(8, "little") + size.to_bytes(8, "little")
+    return call(_READV, pid, _local.address, 1, _remote.address, 1, 0)
+
+
+def read(pid: int, where: int, size: int) -> bytes:
+    """``size`` bytes (at most 4096) at address ``where`` of ``pid``. Raises OSError (EFAULT on a short read, EPERM, ESRCH)."""
+    if _read_into(pid, where, size) < size:
+        raise failure(EFAULT, "process_vm_readv")
+    return bytes(_bytes_at[:size])
+
+
+def read_string(pid: int, where: int, limit: int = _PAGE) -> bytes:
+    """The NUL-terminated string at ``where``, without its NUL; ENAMETOOLONG where it takes more than ``limit`` bytes.
+
+    Reads stop at page ends: the string's last page may be the last one that is mapped.
+    """
+    result = b""
+    while True:
+        size = min(_PAGE - (where & (_PAGE - 1)), limit - len(result))
+        got = _read_into(pid, where, size)
+        piece = bytes(_bytes_at[:got])
+        end = piece.find(0)
+        if end >= 0:
+            return result + piece[:end]
+        if got < size:
+            raise failure(EFAULT, "process_vm_readv")
+        result += piece
+        where += got
+        if len(result) >= limit:
+            raise failure(ENAMETOOLONG, "path")
+
+
+def wipe(where: int, size: int) -> None:
+    """Zero ``size`` bytes of this process at address ``where`` (``memset(3)``)."""
+    libc_call("memset", where, 0, size)
+
+
+def forget_caller(strings: tuple[int, int]) -> None:
+    """Zero this process's copy of its arguments and environment, at the addresses ``strings`` (start, end) and in ``posix``.
+
+    A forked child keeps both for as long as it lives, on its stack and in ``posix.environ``, whatever it passes on.
+    """
+    start, end = strings
+    wipe(start, end - start)
+    for value in posix.environ.values():
+        if len(value) > 1:  # CPython has one object for every single byte, which everything else uses too
+            wipe(address(value), len(value))
+    posix.environ.clear()
+
+
+def own_strings() -> tuple[int, int]:
+    """Where this process's arguments and environment lie: from ``arg_start`` to ``env_end`` (``proc_pid_stat(5)``)."""
+    opened = posix.open("/proc/self/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        fields = posix.read(opened, 2048).rpartition(b")")[2].split()
+    finally:
+        posix.close(opened)
+    return int(fields[_ARG_START]), int(fields[_ENV_END])

@@ -1,0 +1,198 @@
+"""Processes: making them in namespaces, taking their privileges away, starting programs, pidfds."""
+
+from __future__ import annotations
+
+import posix
+
+from remit.sandbox.kernel.call import NR, Buffer, address, call, check, has_libc, libc_call
+
+CLONE_NEWTIME = 0x80
+CLONE_FS = 0x200
+CLONE_FILES = 0x400
+CLONE_NEWNS = 0x20000
+CLONE_NEWCGROUP = 0x2000000
+CLONE_NEWUTS = 0x4000000
+CLONE_NEWIPC = 0x8000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_PIDFD = 0x1000
+
+NAMESPACES = {
+    "user": CLONE_NEWUSER,
+    "mount": CLONE_NEWNS,
+    "pid": CLONE_NEWPID,
+    "ipc": CLONE_NEWIPC,
+    "uts": CLONE_NEWUTS,
+    "net": CLONE_NEWNET,
+    "cgroup": CLONE_NEWCGROUP,
+}
+
+CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
+_CAPABILITY_VERSION_3 = 0x20080522
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
+_PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_CLOSE_RANGE_CLOEXEC = 4
+_SIGKILL = 9
+_SIGCHLD = 17
+_INT_SIZE = 4
+
+
+def clone3(flags: int, *, pidfd: Buffer | None = None) -> int:
+    """``clone3(2)`` as a fork: 0 in the child, its pid in the parent. Raises OSError.
+
+    The interpreter is not told (no ``PyOS_AfterFork_Child``): the caller must have one thread only, and the child must
+    not use ``threading``. That is what makes the child cheap.
+    """
+    fields = (flags | (CLONE_PIDFD if pidfd else 0), pidfd.address if pidfd else 0, 0, 0, _SIGCHLD, 0, 0, 0)
+    arguments = b"".join([field.to_bytes(8, "little") for field in fields])
+    return call(NR["clone3"], arguments, len(arguments))
+
+
+def unshare(flags: int) -> None:
+    """``unshare(2)`` for the calling thread."""
+    call(NR["unshare"], flags)
+
+
+def setns(descriptor: int, flags: int) -> None:
+    """``setns(2)`` for the calling thread."""
+    call(NR["setns"], descriptor, flags)
+
+
+def pidfd_open(pid: int) -> int:
+    """``pidfd_open(2)`` (Linux 5.3)."""
+    return call(NR["pidfd_open"], pid, 0)
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """``pidfd_send_signal(2)``: never hits a recycled pid."""
+    call(NR["pidfd_send_signal"], pidfd, signal, None, 0)
+
+
+def die_with_parent() -> None:
+    """SIGKILL when the *thread* that made this process ends (``PR_SET_PDEATHSIG``): a belt, not the braces."""
+    call(NR["prctl"], _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Orphaned descendants become this process's children (``PR_SET_CHILD_SUBREAPER``)."""
+    call(NR["prctl"], _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def set_dumpable(on: bool) -> None:
+    """Whether others of this user may look into this process (``/proc/PID/mem``, ``environ``, ``fd``)."""
+    call(NR["prctl"], _PR_SET_DUMPABLE, int(on), 0, 0, 0)
+
+
+def set_name(name: bytes) -> None:
+    """The thread's name (15 bytes), as ``ps`` shows it."""
+    call(NR["prctl"], _PR_SET_NAME, name, 0, 0, 0)
+
+
+def no_new_privileges() -> None:
+    """``PR_SET_NO_NEW_PRIVS`` for the calling thread."""
+    call(NR["prctl"], _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def drop_bounding_set() -> None:
+    """Empty the capability bounding set. Ends at the first number that the kernel does not know."""
+    capability = 0
+    while True:
+        try:
+            call(NR["prctl"], _PR_CAPBSET_DROP, capability, 0, 0, 0)
+        except OSError:
+            return
+        capability += 1
+
+
+def set_capabilities(mask: int) -> None:
+    """``capset(2)``: permitted and effective become ``mask``, inheritable becomes empty, for the calling thread."""
+    header = _CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4)
+    low, high = (mask & 0xFFFFFFFF).to_bytes(4, "little"), (mask >> 32).to_bytes(4, "little")
+    call(NR["capset"], header, low + low + bytes(4) + high + high + bytes(4))
+
+
+def close_range(first: int, last: int, *, on_exec: bool = False) -> None:
+    """``close_range(2)`` (Linux 5.9), or with ``on_exec`` mark them close-on-exec (Linux 5.11)."""
+    call(NR["close_range"], first, last, _CLOSE_RANGE_CLOEXEC if on_exec else 0)
+
+
+_SETPGROUP = 0x02
+_SETSIGDEF = 0x04
+_SETSIGMASK = 0x08
+_ATTRIBUTES_SIZE = 512
+_ACTIONS_SIZE = 128
+_SIGSET_SIZE = 128
+
+
+def _vector(strings: list[bytes]) -> bytes:
+    """A NULL-terminated array of the strings' addresses; ``strings`` must outlive it."""
+    return b"".join([address(s).to_bytes(8, "little") for s in strings]) + bytes(8)
+
+
+def spawn(
+    program: bytes,
+    arguments: list[bytes],
+    environment: list[bytes],
+    *,
+    directory: bytes,
+    descriptors: tuple[int, ...] = (0, 1, 2),
+    new_group: bool = False,
+    foreground: int = -1,
+) -> int:
+    """``posix_spawn(3)`` with every signal at its default and none blocked. Returns the pid; raises OSError.
+
+    ``os.posix_spawn`` will not do: it holds the interpreter lock until the child has exec'd, and a child whose execve(2)
+    is reported to a mediator in this very process would wait for ever. It also has no working directory
+    (``addchdir_np``, glibc 2.29) and no ``tcsetpgrp`` (``addtcsetpgrp_np``, glibc 2.35), without which a command started
+    in its own process group reads the terminal as a background job.
+
+    ``descriptors[i]`` becomes descriptor i; all others are closed on exec by the caller. ``foreground`` is a terminal
+    whose foreground group the new group becomes.
+    """
+    attributes, actions, signals = Buffer(_ATTRIBUTES_SIZE), Buffer(_ACTIONS_SIZE), Buffer(_SIGSET_SIZE)
+    pid = Buffer(_INT_SIZE)
+    check("posix_spawnattr_init", attributes.address)
+    check("posix_spawn_file_actions_init", actions.address)
+    try:
+        check("posix_spawnattr_setsigmask", attributes.address, signals.address)
+        signals.view[:] = b"\xff" * _SIGSET_SIZE
+        check("posix_spawnattr_setsigdefault", attributes.address, signals.address)
+        flags = _SETSIGDEF | _SETSIGMASK | (_SETPGROUP if new_group else 0)
+        check("posix_spawnattr_setflags", attributes.address, flags)
+        if foreground >= 0 and has_libc("posix_spawn_file_actions_addtcsetpgrp_np"):
+            check("posix_spawn_file_actions_addtcsetpgrp_np", actions.address, foreground)
+        for number, descriptor in enumerate(descriptors):
+            check("posix_spawn_file_actions_adddup2", actions.address, descriptor, number)
+        check("posix_spawn_file_actions_addchdir_np", actions.address, directory)
+        argv, envp = _vector(arguments), _vector(environment)
+        check("posix_spawn", pid.address, program, actions.address, attributes.address, address(argv), address(envp))
+    finally:
+        libc_call("posix_spawn_file_actions_destroy", actions.address)
+        libc_call("posix_spawnattr_destroy", attributes.address)
+    return int.from_bytes(pid.view, "little")
+
+
+def set_limit(pid: int, resource: int, soft: int, hard: int) -> None:
+    """``prlimit(2)`` of another process (0: this one). Units are the resource's; -1 is unlimited."""
+    mask = (1 << 64) - 1
+    call(
+        NR["prlimit64"], pid, resource, (soft & mask).to_bytes(8, "little") + (hard & mask).to_bytes(8, "little"), None
+    )
+
+
+def block_signals(signals: tuple[int, ...]) -> None:
+    """``SIG_BLOCK`` for the calling thread. (The ``signal`` module imports ``enum``: 3 ms.)"""
+    mask = sum(1 << (signal - 1) for signal in signals)
+    call(NR["rt_sigprocmask"], 0, mask.to_bytes(8, "little"), None, 8)
+
+
+def signalfd(signals: tuple[int, ...]) -> int:
+    """``signalfd(2)``: a descriptor that reads the given signals, which the caller has blocked. Non-blocking, close-on-exec."""
+    mask = sum(1 << (signal - 1) for signal in signals)
+    return call(NR["signalfd4"], -1, mask.to_bytes(8, "little"), 8, posix.O_CLOEXEC | posix.O_NONBLOCK)
