@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def run(
     opened: Sequence[str] = (),
     reads: bool = False,
     environment: dict[str, str] | None = None,
-    timeout: int = 300,
+    timeout: int = 60,
 ) -> Result:
     """Run ``argv`` in ``root`` as an ordinary user. ``mode``:
 
@@ -182,6 +183,8 @@ def _session(argv, root, mode, deny, protect, catalogue, opened, reads, environm
 
     _thread.start_new_thread(command, ())
     gate.acquire()
+    # PID 1 ignores what it does not handle.
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(124))
     signal.alarm(timeout)
     broker = None
     notes: list[str] = []
@@ -199,6 +202,7 @@ def _session(argv, root, mode, deny, protect, catalogue, opened, reads, environm
         broker = (Unnested if mode == "unnested" else Broker)(listener, spec, note)
         poll.register(listener, select.POLLIN)
     status = None
+    ended: dict[int, int] = {}
     while status is None:
         if broker is not None:
             for _, event in poll.poll(2):
@@ -206,17 +210,18 @@ def _session(argv, root, mode, deny, protect, catalogue, opened, reads, environm
                     broker.handle()
                 else:
                     poll.unregister(listener)
-                    broker = None if broker is None else broker
         while True:
             try:
-                pid, code = os.waitpid(-1, os.WNOHANG if program else 0)
+                pid, code = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 break
             if pid == 0:
                 break
-            if pid == state.get("pid"):
-                status = os.waitstatus_to_exitcode(code)
-                break
+            ended[pid] = os.waitstatus_to_exitcode(code)
+        # The command may have ended before its thread could say which pid it has.
+        status = ended.get(state.get("pid", -1))
+        if broker is None:
+            time.sleep(0.001)
     os.write(out, ("\x1e" + "\n".join([str(broker.denials if broker else 0), *notes[:200]])).encode())
     os._exit(status if status >= 0 else 128 - status)
 
