@@ -1,19 +1,33 @@
 """The plan: the ordered list of kernel operations for an authority on this host.
 
-Each operation describes itself in one line and has a *wire* form: a tuple of plain values, first its name. A plan's wire
-form is what the cache stores and what the in-child stage (``remit.sandbox.launch.stage``) executes, operation by
+Each operation describes itself in one line and has a *wire* form: a tuple of plain values, first its name. A plan's
+wire form is what the cache stores and what the in-child stage (``remit.sandbox.launch.stage``) executes, operation by
 operation, in order. Paths in a plan are symbolic; the stage opens them anew at every start and refuses to go on when
 they are not what ``assumptions`` say. Nothing in this module touches the kernel.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from hashlib import blake2b
+from typing import Any, ClassVar, cast
 
 PLAN_FORMAT = 1
 
-type_names = ("directory", "file", "device", "socket")
+
+def _plain(value: object) -> object:
+    """``value`` as JSON has it: tuples become lists, bytes (a program, which nobody reads) their digest and length."""
+    if isinstance(value, bytes):
+        return {"blake2b": blake2b(value, digest_size=32).hexdigest(), "length": len(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in cast("tuple[object, ...]", value)]
+    return value
+
+
+def canonical_json(value: object) -> str:
+    """The one spelling that digests are taken over: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +38,44 @@ class Op:
     layer: ClassVar[str] = ""
 
     def describe(self) -> str:
+        """One line for people: what the operation does, in the words of the documentation."""
         raise NotImplementedError
 
     def wire(self) -> tuple[object, ...]:
         return (self.name, *(getattr(self, f.name) for f in fields(self)))
+
+    def json(self) -> dict[str, object]:
+        """``{"op": name, "layer": layer, field: value, ...}``; bytes as digest and length."""
+        values = {f.name.rstrip("_"): _plain(getattr(self, f.name)) for f in fields(self)}
+        return {"op": self.name, "layer": self.layer, **values}
+
+
+_MECHANISMS = {
+    "cgroup": "the whole session, by cgroup",
+    "rlimit": "each process by itself",
+    "nproc": "the whole session, by user namespace",
+    "tmpfs": "the size of the tmpfs",
+    "timer": "the supervisor's clock",
+    "watch": "the supervisor samples the sum",
+    "none": "not enforced: degraded",
+}
+
+
+def _bytes(size: int) -> str:
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << shift and size % (1 << shift) == 0:
+            return f"{size >> shift} {unit}"
+    return f"{size} bytes"
+
+
+def _quantity(what: str, value: int) -> str:
+    if what in ("memory", "file-size", "tmp"):
+        return _bytes(value)
+    if what in ("time", "cpu-time"):
+        return f"{value / 1000:g} s"
+    if what == "cpu":
+        return f"{value / 1000:g} CPUs"
+    return str(value)
 
 
 LAYERS = ("namespaces", "landlock", "seccomp", "mediation", "limits", "environment")
@@ -35,14 +83,19 @@ LAYERS = ("namespaces", "landlock", "seccomp", "mediation", "limits", "environme
 
 @dataclass(frozen=True, slots=True)
 class Unshare(Op):
-    """``clone3(2)`` into new namespaces. ``kinds`` of user, mount, pid, ipc, uts, net, cgroup. Always first."""
+    """``clone3(2)`` into new namespaces. ``kinds`` of user, mount, pid, ipc, uts, net, cgroup. Always first.
+
+    ``loopback``: the new network namespace's ``lo`` is brought up (it is down when new).
+    """
 
     name: ClassVar[str] = "unshare"
     layer: ClassVar[str] = "namespaces"
     kinds: tuple[str, ...]
+    loopback: bool = True
 
     def describe(self) -> str:
-        return f"new namespaces: {', '.join(self.kinds)}"
+        lo = ", its own loopback" if self.loopback and "net" in self.kinds else ""
+        return f"new namespaces: {', '.join(self.kinds)}{lo}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +120,7 @@ class Directory(Op):
     mode: int
 
     def describe(self) -> str:
-        return f"directory {self.path} mode {self.mode:o}"
+        return f"empty directory {self.path} (mode {self.mode:o})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +136,11 @@ class Symlink(Op):
 
 @dataclass(frozen=True, slots=True)
 class Bind(Op):
-    """``open_tree(2)`` of ``source`` (host, canonical), ``mount_setattr(2)``, ``move_mount(2)`` onto ``target`` (inside).
+    """``open_tree(2)`` of ``source`` (host, canonical), ``mount_setattr(2)``, ``move_mount(2)`` onto ``target``.
 
-    The stage opens ``source`` with ``openat2(RESOLVE_NO_SYMLINKS)``; for a target that lies in an earlier bind it checks
-    that source and target are the same object. ``kind`` is ``directory``, ``file``, ``device`` or ``socket``. The stage makes the mount point
-    when it lies on the root tmpfs. Always nosuid; ``no_dev`` unless a device.
+    The stage opens ``source`` with ``openat2(RESOLVE_NO_SYMLINKS)``; for a target that lies in an earlier bind it
+    checks that source and target are the same object. ``kind`` is ``directory``, ``file``, ``device`` or ``socket``.
+    The stage makes the mount point when it lies on a tmpfs of the plan. Always nosuid; ``no_dev`` unless a device.
     """
 
     name: ClassVar[str] = "bind"
@@ -102,12 +155,13 @@ class Bind(Op):
 
     def describe(self) -> str:
         how = [w for w, on in (("ro", self.read_only), ("rw", not self.read_only), ("noexec", self.no_exec)) if on]
-        return f"bind {self.source} at {self.target} ({', '.join(how)})"
+        where = self.source if self.source == self.target else f"{self.source} as {self.target}"
+        return f"show {where} ({', '.join(how)}{', ids mapped' if self.idmap else ''})"
 
 
 @dataclass(frozen=True, slots=True)
 class Copy(Op):
-    """A snapshot of a small host file on the root tmpfs, taken at start (cheaper than a mount, and it cannot change)."""
+    """A snapshot of a small host file on the root tmpfs, taken at start: cheaper than a mount, and it cannot change."""
 
     name: ClassVar[str] = "copy"
     layer: ClassVar[str] = "namespaces"
@@ -115,7 +169,8 @@ class Copy(Op):
     target: str
 
     def describe(self) -> str:
-        return f"copy {self.source}"
+        where = self.source if self.source == self.target else f"{self.source} as {self.target}"
+        return f"copy {where} (as it is at start)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +183,12 @@ class Tmpfs(Op):
     no_exec: bool
 
     def describe(self) -> str:
-        return f"private {self.target} (tmpfs, {self.size >> 20} MiB{', noexec' if self.no_exec else ''})"
+        return f"private {self.target} (tmpfs, {_bytes(self.size)}{', noexec' if self.no_exec else ''})"
 
 
 @dataclass(frozen=True, slots=True)
 class Dev(Op):
-    """A private ``/dev``: ``nodes`` bound from the host, ``shm`` of ``shm_size`` bytes, a new devpts, the usual links."""
+    """A private ``/dev``: ``nodes`` bound from the host, ``shm`` of ``shm_size`` bytes, new devpts, the usual links."""
 
     name: ClassVar[str] = "dev"
     layer: ClassVar[str] = "namespaces"
@@ -141,12 +196,15 @@ class Dev(Op):
     shm_size: int
 
     def describe(self) -> str:
-        return f"private /dev: {', '.join(self.nodes)}, pts, shm"
+        return f"private /dev: {', '.join(self.nodes)}, pts, shm ({_bytes(self.shm_size)})"
 
 
 @dataclass(frozen=True, slots=True)
 class Proc(Op):
-    """A proc of the session's PID namespace, ``/proc/sys`` read-only. ``fresh`` false: bind the outer one (masked hosts)."""
+    """A proc of the session's PID namespace, ``/proc/sys`` read-only.
+
+    ``fresh`` false: the outer one, bound (hosts that mask it).
+    """
 
     name: ClassVar[str] = "proc"
     layer: ClassVar[str] = "namespaces"
@@ -158,7 +216,7 @@ class Proc(Op):
 
 @dataclass(frozen=True, slots=True)
 class Cover(Op):
-    """Hide an existing denied ``path`` (inside) under an empty, read-only, mode 000 object: open and list give EACCES."""
+    """Hide an existing denied ``path`` (inside) under an empty, read-only, mode 000 object: EACCES to open and list."""
 
     name: ClassVar[str] = "cover"
     layer: ClassVar[str] = "namespaces"
@@ -166,12 +224,12 @@ class Cover(Op):
     kind: str
 
     def describe(self) -> str:
-        return f"deny {self.path}: covered"
+        return f"cover {self.path}: open and list answer EACCES"
 
 
 @dataclass(frozen=True, slots=True)
 class PivotRoot(Op):
-    """``pivot_root(2)``, detach the host's tree, make the root tmpfs read-only, forbid nested user namespaces if asked."""
+    """``pivot_root(2)``, detach the host's tree, make the root tmpfs read-only, forbid nested user namespaces if so."""
 
     name: ClassVar[str] = "pivot"
     layer: ClassVar[str] = "namespaces"
@@ -186,8 +244,8 @@ class PivotRoot(Op):
 class Landlock(Op):
     """One Landlock domain. ``domain`` is ``session`` (also binds the mediator) or ``command`` (nested in it).
 
-    ``rules`` are (path inside, access mask). The masks hold only bits that the ABI has; ``handled_*`` are everything the ABI
-    has, so that what no rule grants is denied. ``ports`` are (port, network access mask).
+    ``rules`` are (path inside, access mask). The masks hold only bits that the ABI has; ``handled_*`` are everything
+    the ABI has, so that what no rule grants is denied. ``ports`` are (port, network access mask).
     """
 
     name: ClassVar[str] = "landlock"
@@ -200,7 +258,8 @@ class Landlock(Op):
     ports: tuple[tuple[int, int], ...] = ()
 
     def describe(self) -> str:
-        return f"landlock {self.domain}: {len(self.rules)} paths, {len(self.ports)} ports; all else denied"
+        ports = f", {len(self.ports)} ports" if self.ports else ""
+        return f"landlock domain of the {self.domain}: {len(self.rules)} paths{ports}; everything else denied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +276,7 @@ class Privileges(Op):
 
 @dataclass(frozen=True, slots=True)
 class Seccomp(Op):
-    """Load a BPF program (``struct sock_filter`` array in native order). ``notify``: with a user-notification listener."""
+    """Load a BPF program (``struct sock_filter`` array in native order). ``notify``: with a notification listener."""
 
     name: ClassVar[str] = "seccomp"
     layer: ClassVar[str] = "seccomp"
@@ -225,7 +284,8 @@ class Seccomp(Op):
     notify: bool
 
     def describe(self) -> str:
-        return f"seccomp filter, {len(self.program) // 8} instructions{', with listener' if self.notify else ''}"
+        listener = ", with the mediator listening" if self.notify else ""
+        return f"seccomp filter, {len(self.program) // 8} instructions{listener}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +296,11 @@ class Mediate(Op):
     (the ``command`` Landlock domain lacks those rights there); the mediator performs those calls after deciding.
     ``deny`` and ``protect``: (anchor, tail components, any depth, rule text). ``catalogue``: the auto-exec names
     (``compile.catalogue.WIRE``), empty when opened; ``opened``: catalogue names that a grant opened, by literal path.
-    ``exempt``: (path, rights) of everything granted, for the verdict of observed calls.
+    ``brokered_reads``: subtrees in which a denied name can appear at any depth, so that the command has no right to
+    open files by itself there and the mediator opens them for it, for reading too.
+    ``refuse``: the notified calls that are refused whatever they name: (system call, errno, conditions), a condition
+    being (argument index, mask, value), and all of them hold: ``argument & mask == value``
+    (``compile.syscalls.refused``).
     """
 
     name: ClassVar[str] = "mediate"
@@ -248,11 +312,15 @@ class Mediate(Op):
     opened: tuple[str, ...]
     granted: tuple[tuple[str, str], ...]
     """(path, letters of ``r``, ``w``, ``x``): everything granted, for the verdict on observed calls."""
+    brokered_reads: tuple[str, ...] = ()
+    refuse: tuple[tuple[str, int, tuple[tuple[int, int, int], ...]], ...] = ()
 
     def describe(self) -> str:
         roots = ", ".join(self.roots) or "nothing writable"
         cat = "; auto-executed files" if self.catalogue else ""
-        return f"mediate creation and writing in {roots}: {len(self.deny)} deny, {len(self.protect)} protect{cat}"
+        reads = f"; and every open below {', '.join(self.brokered_reads)}" if self.brokered_reads else ""
+        rules = f"{len(self.deny)} deny, {len(self.protect)} protect{cat}"
+        return f"mediate creating, writing, renaming and removing in {roots}{reads} ({rules})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +335,7 @@ class Limit(Op):
     mechanism: str
 
     def describe(self) -> str:
-        return f"limit {self.what} = {self.value} ({self.mechanism})"
+        return f"limit {self.what} to {_quantity(self.what, self.value)} ({_MECHANISMS[self.mechanism]})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,14 +348,16 @@ class Environment(Op):
     set_: tuple[tuple[str, str], ...]
 
     def describe(self) -> str:
-        return f"environment: {', '.join((*self.passed, *(n for n, _ in self.set_)))}"
+        names = ", ".join((*self.passed, *(f"{name}={value}" for name, value in self.set_)))
+        return f"environment: {names or 'empty'}"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Ordered operations, with what they assume about names: (path, kind, canonical path, symlinks crossed).
 
-    ``digest`` is BLAKE2b-256 (hex) over the canonical JSON of the operations.
+    ``digest`` is BLAKE2b-256 (hex) over the canonical JSON of everything else in the plan. A filter program takes part
+    by its own BLAKE2b-256.
     """
 
     operations: tuple[Op, ...]
@@ -302,12 +372,33 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        raise NotImplementedError
+        body = {
+            "format": PLAN_FORMAT,
+            "workspace": self.workspace,
+            "degraded": list(self.degraded),
+            "assumptions": _plain(self.assumptions),
+            "operations": [op.json() for op in self.operations],
+        }
+        return blake2b(canonical_json(body).encode("ascii"), digest_size=32).hexdigest()
+
+    def json(self) -> dict[str, object]:
+        """The plan as ``explain --json`` prints it."""
+        return {
+            "format": PLAN_FORMAT,
+            "digest": self.digest,
+            "workspace": self.workspace,
+            "degraded": list(self.degraded),
+            "assumptions": [
+                {"path": path, "kind": kind, "canonical": canonical, "links": [list(link) for link in links]}
+                for path, kind, canonical, links in self.assumptions
+            ],
+            "operations": [op.json() for op in self.operations],
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a lowering: an axis, an object and right, and what the plan makes of it, with the layers that hold it."""
+    """One line of a lowering: an axis, an object, a right, what the plan makes of it, and the layers that hold it."""
 
     axis: str
     object: str
@@ -315,6 +406,9 @@ class Line:
     note: str = ""
     layers: tuple[str, ...] = ()
     source: str = ""
+
+    def json(self) -> dict[str, Any]:
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,3 +421,8 @@ class Lowering:
     deficit: tuple[Line, ...] = ()
     unenforceable: tuple[Line, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def json(self) -> dict[str, object]:
+        parts = ("granted", "denied", "slack", "deficit", "unenforceable")
+        lines: dict[str, tuple[Line, ...]] = {part: getattr(self, part) for part in parts}
+        return {**{part: [line.json() for line in lines[part]] for part in parts}, "notes": list(self.notes)}

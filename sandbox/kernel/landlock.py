@@ -11,10 +11,15 @@ RULE_NET_PORT = 2
 CREATE_RULESET_VERSION = 1
 
 
+def version() -> int:
+    """The Landlock ABI of this kernel. Raises OSError (ENOSYS: not built in; EOPNOTSUPP: not enabled at boot)."""
+    return call(NR["landlock_create_ruleset"], None, 0, CREATE_RULESET_VERSION)
+
+
 def abi() -> int:
-    """The Landlock ABI of this kernel; 0 where it is not built in or not enabled at boot."""
+    """The Landlock ABI of this kernel; 0 where there is none."""
     try:
-        return call(NR["landlock_create_ruleset"], None, 0, CREATE_RULESET_VERSION)
+        return version()
     except OSError:
         return 0
 

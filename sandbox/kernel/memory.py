@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import posix
 from errno import EFAULT, ENAMETOOLONG
 
 from remit.sandbox.kernel.call import NR, Buffer, address, call, failure, libc_call
 
 _PAGE = 4096
+# Fields 48 and 51 of stat, counted from the one after the name, which is field 3.
+_ARG_START = 48 - 3
+_ENV_END = 51 - 3
 _buffer = Buffer(_PAGE)
 _local = Buffer(16)
 _remote = Buffer(16)
@@ -53,6 +57,24 @@ def wipe(where: int, size: int) -> None:
     libc_call("memset", where, 0, size)
 
 
-def wipe_bytes(value: bytes) -> None:
-    """Zero a bytes object in place. Only for a value that nothing will use again: it is immutable to everyone else."""
-    wipe(address(value), len(value))
+def forget_caller(strings: tuple[int, int]) -> None:
+    """Zero this process's copy of its arguments and environment, at the addresses ``strings`` (start, end) and in ``posix``.
+
+    A forked child keeps both for as long as it lives, on its stack and in ``posix.environ``, whatever it passes on.
+    """
+    start, end = strings
+    wipe(start, end - start)
+    for value in posix.environ.values():
+        if len(value) > 1:  # CPython has one object for every single byte, which everything else uses too
+            wipe(address(value), len(value))
+    posix.environ.clear()
+
+
+def own_strings() -> tuple[int, int]:
+    """Where this process's arguments and environment lie: from ``arg_start`` to ``env_end`` (``proc_pid_stat(5)``)."""
+    opened = posix.open("/proc/self/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        fields = posix.read(opened, 2048).rpartition(b")")[2].split()
+    finally:
+        posix.close(opened)
+    return int(fields[_ARG_START]), int(fields[_ENV_END])

@@ -36,4 +36,4 @@ class Named:
     uid: int = 0
     mode: int = 0
     parent_writable: bool = False
-    """The directory that holds a file could be written by this user: a grant on the file binds its inode, and says so."""
+    """The directory that holds a file can be written by this user: a grant on the file binds its inode, and says so."""

@@ -1,0 +1,26 @@
+"""JSON text without the ``json`` module, which costs more to import than a record takes to write."""
+
+from __future__ import annotations
+
+from _json import encode_basestring_ascii
+
+
+def dumps(value: object) -> str:
+    """Compact JSON of plain values (str, int, float, bool, None, lists, tuples, dicts with str keys).
+
+    Lone surrogates, which stand for bytes that are no UTF-8 in a path, come out as ``\\udcXX`` escapes and are read back
+    as such. Raises TypeError for anything else.
+    """
+    if isinstance(value, str):
+        return encode_basestring_ascii(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ",".join([dumps(item) for item in value]) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join([encode_basestring_ascii(str(k)) + ":" + dumps(v) for k, v in value.items()]) + "}"
+    raise TypeError(f"not JSON: {type(value).__name__}")

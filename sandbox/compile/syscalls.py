@@ -1,0 +1,314 @@
+"""One table of system calls: what the filter refuses, what the mediator sees, and why.
+
+The seccomp filter (``compile.seccomp``), the mediator's own refusals (``refused``) and the documentation come from
+``TABLE``, so that they cannot disagree. Everything that is not in it is allowed: this is a second layer under
+namespaces and Landlock, and a list of what is allowed would break programs on every new kernel.
+
+Conditions look at registers only, and at their low 32 bits wherever the kernel does: a filter that compares 64 bits of
+an ``int`` argument is passed by with a bit set above them (CVE-2019-10063).
+
+Sources: the manual pages of section 2 named by each call, ``include/uapi/asm-generic/*.h`` of Linux 6.18 for the
+values, Docker's and Flatpak's lists for what programs live without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+EPERM, ENOSYS, EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT = 1, 38, 93, 95, 97
+
+
+class Action(StrEnum):
+    """What happens to a call that a row matches."""
+
+    REFUSE = "refuse"
+    """The kernel answers with the errno. Programs probe these in normal work: nobody counts them."""
+    COUNT = "count"
+    """As ``REFUSE``, but where a mediator listens it gives the answer, and the attempt is counted."""
+    MEDIATE = "mediate"
+    """With a mediator: it decides and performs the call. Without one the call is allowed."""
+    OBSERVE = "observe"
+    """With a mediator: it notes the call and lets the kernel go on. Without one the call is allowed."""
+
+
+class Compare(StrEnum):
+    """How an argument is compared."""
+
+    MASKED = "masked"
+    """``argument & mask == value``."""
+    NOT = "not"
+    """The low 32 bits differ from ``value``."""
+    ABOVE = "above"
+    """The low 32 bits, unsigned, are greater than ``value``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A test of one argument register (0 to 5)."""
+
+    argument: int
+    value: int
+    mask: int = 0xFFFFFFFF
+    compare: Compare = Compare.MASKED
+
+    def holds(self, arguments: tuple[int, ...]) -> bool:
+        """The meaning, in Python: what tests compare the compiled filter with."""
+        low = arguments[self.argument] & 0xFFFFFFFF
+        if self.compare is Compare.NOT:
+            return low != self.value
+        if self.compare is Compare.ABOVE:
+            return low > self.value
+        return low & self.mask == self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: the row matches a call when every condition holds."""
+
+    call: str
+    action: Action
+    errno: int = 0
+    conditions: tuple[Condition, ...] = ()
+    group: str = ""
+    """The group of ``model.SYSCALL_GROUPS`` that allows it again."""
+
+
+def _bit(argument: int, value: int) -> tuple[Condition, ...]:
+    return (Condition(argument, value, value),)
+
+
+def _is(argument: int, value: int) -> Condition:
+    return Condition(argument, value)
+
+
+O_WRONLY, O_RDWR, O_CREAT, O_TRUNC = 0o1, 0o2, 0o100, 0o1000
+O_TMPFILE_BIT = 0o20000000
+"""``__O_TMPFILE``: O_TMPFILE without O_DIRECTORY, whose value depends on the architecture."""
+S_ISUID, S_ISGID = 0o4000, 0o2000
+S_IFMT, S_IFCHR, S_IFBLK = 0o170000, 0o020000, 0o060000
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+NAMESPACE_FLAGS = (
+    CLONE_NEWNS,
+    CLONE_NEWCGROUP,
+    CLONE_NEWUTS,
+    CLONE_NEWIPC,
+    CLONE_NEWUSER,
+    CLONE_NEWPID,
+    CLONE_NEWNET,
+)
+TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+SOCKET_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
+SOCK_TYPE_MASK, SOCK_RAW, SOCK_PACKET = 0xF, 3, 10
+IPPROTO_MPTCP = 262
+MSG_FASTOPEN = 0x20000000
+PERSONALITY_QUERY, PERSONALITY_HARMLESS = 0xFFFFFFFF, 0x7FFFF
+
+_ADMINISTRATION = (
+    "acct",
+    "add_key",
+    "bpf",
+    "chroot",
+    "clock_settime",
+    "delete_module",
+    "fanotify_init",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "init_module",
+    "ioperm",
+    "iopl",
+    "kcmp",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "modify_ldt",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "open_by_handle_at",
+    "open_tree",
+    "open_tree_attr",
+    "perf_event_open",
+    "pidfd_getfd",
+    "pivot_root",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "request_key",
+    "setdomainname",
+    "sethostname",
+    "setns",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "syslog",
+    "umount2",
+    "unshare",
+    "userfaultfd",
+    "vhangup",
+)
+_GROUP = {
+    "add_key": "keyring",
+    "bpf": "bpf",
+    "kcmp": "ptrace-any",
+    "keyctl": "keyring",
+    "perf_event_open": "perf",
+    "pidfd_getfd": "ptrace-any",
+    "request_key": "keyring",
+    "unshare": "nested-userns",
+    "userfaultfd": "userfaultfd",
+}
+
+
+def _rows() -> Iterator[Row]:
+    # Calls that would administer the machine, or change what a path means. setns and chroot stay refused even with
+    # nested-userns: in another root the mediator would resolve the caller's paths in its own.
+    for call in _ADMINISTRATION:
+        yield Row(call, Action.COUNT, EPERM, group=_GROUP.get(call, ""))
+    for flag in NAMESPACE_FLAGS:
+        yield Row("clone", Action.COUNT, EPERM, _bit(0, flag), "nested-userns")
+
+    # clone3 keeps its flags in memory, where no filter sees them: glibc falls back to clone on ENOSYS. io_uring
+    # performs system calls that no filter sees.
+    yield Row("clone3", Action.REFUSE, ENOSYS)
+    for call in ("io_uring_setup", "io_uring_enter", "io_uring_register"):
+        yield Row(call, Action.REFUSE, ENOSYS, group="io-uring")
+    # The mediator performs calls in its own Landlock domain: a caller's nested one would be bypassed, so the caller
+    # hears at once that there is none to be had.
+    for call in ("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"):
+        yield Row(call, Action.REFUSE, EOPNOTSUPP)
+    for call in ("uselib", "ustat", "sysfs", "_sysctl", "nfsservctl", "lookup_dcookie"):
+        yield Row(call, Action.REFUSE, ENOSYS)
+    for call in ("adjtimex", "clock_adjtime"):
+        yield Row(call, Action.REFUSE, EPERM)
+    for call in ("get_mempolicy", "mbind", "migrate_pages", "move_pages", "set_mempolicy", "set_mempolicy_home_node"):
+        yield Row(call, Action.REFUSE, EPERM, group="numa")
+    # Everything above the low 19 bits: READ_IMPLIES_EXEC, MMAP_PAGE_ZERO, address limits. ADDR_NO_RANDOMIZE (gdb) and
+    # the query stay.
+    yield Row(
+        "personality",
+        Action.REFUSE,
+        EPERM,
+        (
+            Condition(0, PERSONALITY_HARMLESS, compare=Compare.ABOVE),
+            Condition(0, PERSONALITY_QUERY, compare=Compare.NOT),
+        ),
+        "personality",
+    )
+    for request in (TIOCSTI, TIOCLINUX):
+        yield Row("ioctl", Action.COUNT, EPERM, (_is(1, request),))
+
+    yield from _sockets()
+    yield from _files()
+
+    for call in ("execve", "execveat", "connect", "bind"):
+        yield Row(call, Action.OBSERVE)
+
+
+def _sockets() -> Iterator[Row]:
+    for call in ("socket", "socketpair"):
+        families = tuple(Condition(0, family, compare=Compare.NOT) for family in SOCKET_FAMILIES)
+        yield Row(call, Action.REFUSE, EAFNOSUPPORT, families)
+        # getifaddrs needs NETLINK_ROUTE; the other protocols talk to audit, firewall, crypto and device code.
+        yield Row(
+            call,
+            Action.REFUSE,
+            EPROTONOSUPPORT,
+            (_is(0, AF_NETLINK), Condition(2, 0, compare=Compare.NOT)),
+        )
+        for family in (AF_INET, AF_INET6):
+            for kind in (SOCK_RAW, SOCK_PACKET):
+                yield Row(call, Action.REFUSE, EPERM, (_is(0, family), Condition(1, kind, SOCK_TYPE_MASK)))
+            # Landlock's TCP rights did not see MPTCP, and neither would a gateway.
+            yield Row(call, Action.REFUSE, EPROTONOSUPPORT, (_is(0, family), _is(2, IPPROTO_MPTCP)))
+    # TCP Fast Open connects without connect(2).
+    for call, argument in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+        yield Row(call, Action.REFUSE, EOPNOTSUPP, _bit(argument, MSG_FASTOPEN))
+
+
+def _files() -> Iterator[Row]:
+    for call, flags in (("open", 1), ("openat", 2)):
+        for creates in (O_CREAT, O_TMPFILE_BIT):
+            for special in (S_ISUID, S_ISGID):
+                conditions = (*_bit(flags, creates), *_bit(flags + 1, special))
+                yield Row(call, Action.COUNT, EPERM, conditions)
+        for flag in (O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_TMPFILE_BIT):
+            yield Row(call, Action.MEDIATE, conditions=_bit(flags, flag))
+    modes = (
+        ("chmod", 1),
+        ("fchmod", 1),
+        ("fchmodat", 2),
+        ("fchmodat2", 2),
+        ("creat", 1),
+        ("mkdir", 1),
+        ("mkdirat", 2),
+        ("mknod", 1),
+        ("mknodat", 2),
+    )
+    for call, argument in modes:
+        for special in (S_ISUID, S_ISGID):
+            yield Row(call, Action.COUNT, EPERM, _bit(argument, special))
+        yield Row(call, Action.MEDIATE)
+    for call, argument in (("mknod", 1), ("mknodat", 2)):
+        for kind in (S_IFCHR, S_IFBLK):
+            yield Row(call, Action.COUNT, EPERM, (Condition(argument, kind, S_IFMT),))
+    # openat2 keeps flags and mode in memory: the mediator reads them once and decides on its own copy.
+    for call in (
+        "openat2",
+        "truncate",
+        "rename",
+        "renameat",
+        "renameat2",
+        "link",
+        "linkat",
+        "symlink",
+        "symlinkat",
+        "unlink",
+        "unlinkat",
+        "rmdir",
+        "chown",
+        "fchown",
+        "lchown",
+        "fchownat",
+    ):
+        yield Row(call, Action.MEDIATE)
+    yield Row("umask", Action.OBSERVE)
+
+
+TABLE: tuple[Row, ...] = tuple(_rows())
+
+NOTIFIED: frozenset[str] = frozenset(row.call for row in TABLE if row.action is not Action.REFUSE)
+"""Every call that can reach a mediator."""
+
+NUMBERS = {"fchmodat2": 452, "open_tree_attr": 467}
+"""Calls that are younger than a libseccomp in use, with the number that every architecture shares (since 424)."""
+
+
+def rows(groups: Collection[str] = (), *, brokered_reads: bool = False) -> tuple[Row, ...]:
+    """The table without what ``groups`` allow; ``brokered_reads``: every open is the mediator's, for reading too."""
+    chosen = tuple(row for row in TABLE if not row.group or row.group not in groups)
+    if not brokered_reads:
+        return chosen
+    return (*chosen, Row("open", Action.MEDIATE), Row("openat", Action.MEDIATE))
+
+
+Refusal: TypeAlias = tuple[str, int, tuple[tuple[int, int, int], ...]]
+
+
+def refused(groups: Collection[str] = ()) -> tuple[Refusal, ...]:
+    """What the mediator refuses whatever it names: (call, errno, conditions), in table order.
+
+    A condition is (argument, mask, value); a row matches when ``arguments[argument] & mask == value`` for all of them.
+    """
+    return tuple(
+        (row.call, row.errno, tuple((c.argument, c.mask, c.value) for c in row.conditions))
+        for row in rows(groups)
+        if row.action is Action.COUNT
+    )

@@ -1,0 +1,249 @@
+"""PID 1 while the command runs: one event loop that mediates, reaps, forwards signals and watches limits.
+
+It is the only writer of reports to the launcher. When the command ends, or the launcher's end of the socket closes, this
+process ends, and with it, by the kernel's hand, every process of the session.
+"""
+
+from __future__ import annotations
+
+import marshal
+import posix
+import select
+import time
+from errno import ECHILD, ESRCH
+from fcntl import ioctl
+
+from remit.sandbox.kernel import process
+from remit.sandbox.launch import usage
+from remit.sandbox.mediate.broker import Broker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from remit.sandbox.launch.request import Request
+    from remit.sandbox.launch.wire import Operation
+
+SIGCHLD = 17
+SIGKILL = 9
+SIGXCPU = 24
+_GROUP_SIGNALS = (2, 3, 18, 19, 20)  # INT QUIT CONT STOP TSTP
+_WATCH_MS = 200
+_TCSBRK = 0x5409
+_RLIMITS = {"cpu-time": 0, "file-size": 1, "pids": 6, "files": 7}
+
+
+class Init:
+    """The loop. ``listen``, ``enforced``, ``command_started`` and ``command_failed`` are called by the command's thread."""
+
+    def __init__(
+        self,
+        request: Request,
+        descriptors: list[int],
+        terminal: int,
+        operations: Mapping[str, Operation],
+    ) -> None:
+        self._control = request.control
+        self._descriptors = descriptors
+        self._terminal = terminal
+        self._mediate = operations.get("mediate")
+        self._limits = [op for op in request.operations if op[0] == "limit"]
+        self._own_namespace = "unshare" in operations
+        self._command = 0
+        self._failure: tuple[object, ...] | None = None
+        self._enforcement: dict[str, str] = {}
+        self._early: dict[int, int] = {}
+        self._listener = -1
+        self._broker: Broker | None = None
+        # Before the command's thread exists: a SIGCHLD that any thread does not block is lost to the descriptor.
+        process.block_signals((SIGCHLD,))
+        self._children = process.signalfd((SIGCHLD,))
+        self._wake_read, self._wake_write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
+        self._deadline = 0.0
+        self._memory_limit = 0
+        for _, what, value, mechanism in self._limits:
+            if mechanism == "timer":
+                self._deadline = time.monotonic() + int(value) / 1000
+            elif mechanism == "watch" and what == "memory":
+                self._memory_limit = int(value)
+        if self._mediate is None:
+            # Nobody reports the first exec: the limits hold for this process, which does nothing else, and so for all.
+            self._apply_limits(0)
+
+    # --- called by the command's thread ------------------------------------------------------------------------------
+
+    def listen(self, listener: int) -> None:
+        """The filter is loaded: from now on its calls wait for this loop."""
+        self._listener = listener
+        posix.write(self._wake_write, b"l")
+
+    def enforced(self, enforcement: dict[str, str]) -> None:
+        """Every layer has been proven."""
+        self._enforcement = enforcement
+
+    def command_started(self, pid: int) -> None:
+        """The command runs as ``pid``."""
+        self._command = pid
+        posix.write(self._wake_write, b"c")
+
+    def command_failed(self, refusal: tuple[object, ...]) -> None:
+        """There will be no command: (phase, message, hint, exit status)."""
+        self._failure = refusal
+        posix.write(self._wake_write, b"f")
+
+    # --- the loop ------------------------------------------------------------------------------------------------------
+
+    def loop(self) -> None:
+        """Until the command has ended. Does not return."""
+        children = self._children
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        poll.register(children, select.POLLIN)
+        while True:
+            for descriptor, events in poll.poll(self._timeout()):
+                if descriptor == self._listener:
+                    if events & select.POLLIN and self._broker is not None:
+                        self._broker.handle()
+                    elif events & select.POLLHUP:
+                        poll.unregister(descriptor)  # nobody is left under the filter
+                elif descriptor == children:
+                    posix.read(children, 128 * 8)
+                    self._reap()
+                elif descriptor == self._wake_read:
+                    self._woken(poll)
+                elif descriptor == self._control:
+                    self._command_from_launcher()
+            if self._deadline and time.monotonic() >= self._deadline:
+                self._end(None, "time")
+            if self._memory_limit and usage.memory_exceeds(self._memory_limit):
+                self._end(None, "memory")
+
+    def _timeout(self) -> int | None:
+        if self._memory_limit:
+            return _WATCH_MS
+        if self._deadline:
+            return max(0, int((self._deadline - time.monotonic()) * 1000) + 1)
+        return None
+
+    def _woken(self, poll: select.poll) -> None:
+        for event in posix.read(self._wake_read, 64):
+            if event == ord("l"):
+                self._make_broker()
+                poll.register(self._listener, select.POLLIN)
+            elif event == ord("c"):
+                self._tell("started", self._command, self._enforcement)
+                if self._command in self._early:
+                    self._ended(self._early[self._command])
+            elif event == ord("f"):
+                self._tell("failed", *(self._failure or ()))
+                posix._exit(0)
+
+    def _make_broker(self) -> None:
+        assert self._mediate is not None
+        broker = Broker(self._listener, self._mediate, self._note)
+        broker.first_exec = self._first_exec
+        self._broker = broker
+
+    def _first_exec(self, pid: int) -> None:
+        """The command's process exists and has not run an instruction of its own program yet."""
+        self._apply_limits(pid)
+
+    def _apply_limits(self, pid: int) -> None:
+        for _, what, value, mechanism in self._limits:
+            if mechanism not in ("rlimit", "nproc"):
+                continue
+            amount = int(value)
+            if what == "cpu-time":
+                amount = max(1, -(-amount // 1000))  # the resource counts seconds
+            # One second between the CPU limits: SIGXCPU tells what ended the command, SIGKILL ends what ignores it.
+            hard = amount + 1 if what == "cpu-time" else amount
+            process.set_limit(pid, _RLIMITS[str(what)], amount, hard)
+
+    def _note(self, *event: Any) -> None:
+        self._tell("event", *event)
+
+    def _tell(self, *message: Any) -> None:
+        try:
+            posix.write(self._control, marshal.dumps(message))
+        except OSError:
+            posix._exit(125)  # the launcher is gone, and everything here goes with this process
+
+    def _command_from_launcher(self) -> None:
+        try:
+            data = posix.read(self._control, 4096)
+        except OSError:
+            data = b""
+        if not data:
+            posix._exit(125)
+        kind, number = data[:1], int.from_bytes(data[1:5], "little")
+        if kind == b"s" and self._command:
+            self._signal(number)
+
+    def _signal(self, number: int) -> None:
+        try:
+            # The whole group where the signal comes from a keyboard or a job-control shell; else the command alone.
+            posix.kill(-self._command if number in _GROUP_SIGNALS else self._command, number)
+        except OSError as error:
+            if error.errno != ESRCH:
+                raise
+
+    # --- ends ----------------------------------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = posix.waitpid(-1, posix.WNOHANG | posix.WUNTRACED)
+            except OSError as error:
+                if error.errno == ECHILD:
+                    return
+                raise
+            if not pid:
+                return
+            if posix.WIFSTOPPED(status):
+                if pid == self._command:
+                    self._tell("stopped", posix.WSTOPSIG(status))
+            elif pid == self._command:
+                self._ended(status)
+            elif not self._command:
+                self._early[pid] = status
+
+    def _ended(self, status: int) -> None:
+        cpu = any(what == "cpu-time" for _, what, _value, mechanism in self._limits if mechanism == "rlimit")
+        ended_by_cpu = cpu and posix.WIFSIGNALED(status) and posix.WTERMSIG(status) == SIGXCPU
+        self._end(status, "cpu-time" if ended_by_cpu else "")
+
+    def _end(self, status: int | None, limit: str) -> None:
+        """Report, and end. The kernel ends every process of this PID namespace with us."""
+        denials = self._broker.denials if self._broker is not None else 0
+        if self._terminal >= 0:
+            _drain(self._terminal)
+        if not self._own_namespace:
+            _end_descendants()
+        self._tell("exited", status, limit, denials)
+        posix._exit(0)
+
+
+def _end_descendants() -> None:
+    """Without a PID namespace the kernel does not do it: kill children until none is left; orphans become children."""
+    while True:
+        for task in posix.listdir("/proc/self/task"):
+            opened = posix.open(f"/proc/self/task/{task}/children", posix.O_RDONLY | posix.O_CLOEXEC)
+            for child in posix.read(opened, 1 << 16).split():
+                posix.kill(int(child), SIGKILL)
+            posix.close(opened)
+        try:
+            posix.waitpid(-1, 0)
+        except OSError as error:
+            if error.errno == ECHILD:
+                return
+            raise
+
+
+def _drain(terminal: int) -> None:
+    # What was written to the terminal must have left it before its last slave closes.
+    try:
+        ioctl(terminal, _TCSBRK, 1)  # with an argument: tcdrain(3)
+    except OSError:
+        pass

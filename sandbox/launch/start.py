@@ -1,0 +1,292 @@
+"""Start a session from a plan, stay its parent, and say how it ended.
+
+The launcher is single-threaded, imports little, and is itself not trusted by what runs inside: it is outside of every
+namespace, reachable by no descriptor but a terminal's master and one socket.
+"""
+
+from __future__ import annotations
+
+import _socket
+import marshal
+import posix
+import select
+from errno import ENOENT, ENOTDIR
+
+from remit.sandbox.authority.errors import LaunchError
+from remit.sandbox.kernel import files, memory, process
+from remit.sandbox.launch import cgroups, identity, terminal
+from remit.sandbox.launch.request import Request
+from remit.sandbox.launch.stage import Stage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from remit.sandbox.launch.wire import Assumption, Wire
+
+SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM = 1, 2, 3, 10, 12, 14, 15
+SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH = 18, 19, 20, 21, 22, 28
+SIGKILL = 9
+FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH)
+_SIGINFO_SIZE = 128
+_OPEN = files.O_PATH | posix.O_CLOEXEC
+_SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
+_KINDS = {0o040000: "directory", 0o100000: "file", 0o020000: "device", 0o060000: "device", 0o140000: "socket"}
+
+
+class Stale(Exception):
+    """An assumption of the plan no longer holds: (path,). The plan has to be compiled again."""
+
+
+class Outcome:
+    """How a session ended. ``status`` is a wait status, or None where a limit ended it; ``limit`` names that limit."""
+
+    __slots__ = ("denials", "enforcement", "limit", "status")
+
+    def __init__(self, status: int | None, limit: str, denials: int, enforcement: Mapping[str, str]) -> None:
+        self.status = status
+        self.limit = limit
+        self.denials = denials
+        self.enforcement = enforcement
+
+
+def bind(assumptions: Sequence[Assumption]) -> dict[str, tuple[int, int]]:
+    """Resolve every name of a plan anew: canonical path to (device, inode). Raises Stale where one is no longer the same.
+
+    Kinds must agree, links must still lead where they led, and what was absent must still be absent.
+    """
+    identities: dict[str, tuple[int, int]] = {}
+    for path, kind, canonical, links in assumptions:
+        for link, target in links:
+            try:
+                if posix.readlink(link) != target:
+                    raise Stale(path)
+            except OSError:
+                raise Stale(path) from None
+        if canonical in identities:
+            continue
+        try:
+            opened = files.openat2(-100, canonical.encode(errors="surrogateescape"), _OPEN, 0, _SAFE)
+        except OSError as error:
+            if error.errno in (ENOENT, ENOTDIR) and kind == "absent":
+                continue
+            raise Stale(path) from None
+        status = posix.fstat(opened)
+        posix.close(opened)
+        if _KINDS.get(status.st_mode & 0o170000, "other") != kind:
+            raise Stale(path)
+        identities[canonical] = (status.st_dev, status.st_ino)
+    return identities
+
+
+class Session:
+    """A running session, seen from its parent."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        argv: list[bytes],
+        environment: list[bytes],
+        directory: str,
+        identities: Mapping[str, tuple[int, int]],
+        canary: tuple[str, bytes],
+        on_event: Callable[[tuple[object, ...]], None],
+        on_start: Callable[[Mapping[str, str]], None],
+        pty: bool = True,
+    ) -> None:
+        self._on_event = on_event
+        self._on_start = on_start
+        self._terminal = terminal.wanted() if pty else None
+        self._relay: terminal.Relay | None = None
+        self._outcome: Outcome | None = None
+        self._enforcement: Mapping[str, str] = {}
+        self._started = False
+        _, _, workspace, degraded, _, operations = wire
+        who = identity.choose(workspace, operations)
+        outside, inside = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        self._control = outside
+        # Blocked before the fork: a signal that came between would end a launcher whose child nobody waits for.
+        process.block_signals(FORWARDED)
+        self._signals = process.signalfd(FORWARDED)
+        request = Request(
+            operations=operations,
+            identities=identities,
+            idmapped=who.idmapped,
+            control=inside.fileno(),
+            uid=who.uid,
+            gid=who.gid,
+            self_map=who.self_map,
+            stack_strings=memory.own_strings(),
+            canary=canary,
+            argv=argv,
+            environment=environment,
+            directory=directory.encode(errors="surrogateescape"),
+            terminal=self._terminal,
+            degraded=degraded,
+        )
+        flags = 0
+        for operation in operations:
+            if operation[0] == "unshare":
+                for kind in operation[1]:
+                    flags |= process.NAMESPACES[kind]
+        self._groups = cgroups.make([op for op in operations if op[0] == "limit"])
+        try:
+            self.pid = process.clone3(flags)
+        except OSError as error:
+            raise LaunchError(
+                f"no new namespaces: {error.strerror}",
+                hint="'remit doctor' says what refuses them and how to allow them",
+            ) from None
+        if self.pid == 0:
+            _run_stage(request, inside.fileno())
+        inside.close()
+        for descriptor in who.idmapped.values():
+            posix.close(descriptor)
+        try:
+            if not who.self_map and flags & process.CLONE_NEWUSER:
+                identity.write_maps(self.pid, who.uid, who.gid)
+            if self._groups is not None:
+                self._groups.add(self.pid)
+        except OSError as error:
+            self.kill()
+            raise LaunchError(
+                f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'"
+            ) from None
+        posix.write(self._control.fileno(), b"go")
+
+    def kill(self) -> None:
+        """End everything inside, now."""
+        posix.kill(self.pid, SIGKILL)
+
+    def wait(self) -> Outcome:
+        """Relay, forward and listen until the session has ended. Raises LaunchError where the command never ran."""
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
+        try:
+            while self._outcome is None:
+                relay = self._relay
+                if relay is not None:
+                    poll.register(relay.master, select.POLLIN | (select.POLLOUT if relay.blocked else 0))
+                for descriptor, events in poll.poll():
+                    if descriptor == self._control.fileno():
+                        self._report(poll)
+                    elif descriptor == self._signals:
+                        self._forward()
+                    elif relay is not None and descriptor == relay.master:
+                        if events & select.POLLOUT:
+                            relay.flush()
+                        if events & (select.POLLIN | select.POLLHUP) and not relay.output():
+                            poll.unregister(relay.master)
+                            self._close_relay(poll)
+                    elif relay is not None and descriptor == relay.source and not relay.keys():
+                        poll.unregister(descriptor)
+        finally:
+            if self._relay is not None:
+                while self._relay.output() and self._readable(self._relay.master):
+                    pass
+                self._relay.suspend()
+            posix.waitpid(self.pid, 0)
+            if self._groups is not None:
+                if self._outcome is not None and not self._outcome.limit and self._groups.out_of_memory():
+                    self._outcome.limit = "memory"
+                self._groups.remove()
+        return self._outcome
+
+    @staticmethod
+    def _readable(descriptor: int) -> bool:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _close_relay(self, poll: select.poll) -> None:
+        relay = self._relay
+        if relay is not None:
+            if relay.source >= 0:
+                try:
+                    poll.unregister(relay.source)
+                except KeyError:
+                    pass
+            relay.suspend()
+            self._relay = None
+
+    def _report(self, poll: select.poll) -> None:
+        data, rights, _, _ = self._control.recvmsg(1 << 16, 64)
+        if not data:
+            raise LaunchError(
+                "the session's first process died", hint="nothing inside survived it; 'remit doctor' may say why"
+            )
+        if rights:
+            master = int.from_bytes(rights[0][2][:4], "little")
+            assert self._terminal is not None
+            self._relay = terminal.Relay(self._terminal, master)
+            if self._relay.source >= 0:
+                poll.register(self._relay.source, select.POLLIN)
+            return
+        kind, *values = marshal.loads(data)
+        if kind == "event":
+            self._on_event(tuple(values))
+        elif kind == "started":
+            self._enforcement = values[1]
+            self._started = True
+            self._on_start(self._enforcement)
+        elif kind == "stopped":
+            self._stop(values[0])
+        elif kind == "exited":
+            self._outcome = Outcome(values[0], values[1], values[2], self._enforcement)
+        elif kind == "failed":
+            phase, message, hint, status = values
+            failure = LaunchError(message, hint=hint)
+            failure.phase, failure.exit_status = phase, status
+            raise failure
+
+    def _forward(self) -> None:
+        try:
+            data = posix.read(self._signals, _SIGINFO_SIZE * 16)
+        except BlockingIOError:
+            return
+        for start in range(0, len(data), _SIGINFO_SIZE):
+            number = int.from_bytes(data[start : start + 4], "little")
+            if number == SIGWINCH:
+                if self._relay is not None:
+                    self._relay.resize()
+                continue
+            self._signal(number)
+            if number == SIGTSTP:
+                self._stop(number)
+
+    def _signal(self, number: int) -> None:
+        try:
+            posix.write(self._control.fileno(), b"s" + number.to_bytes(4, "little"))
+        except OSError:
+            pass  # it is ending; what it has to say comes first
+
+    def _stop(self, _number: int) -> None:
+        """The command stopped: stop too, as the caller's shell expects, and go on with it when the shell says so."""
+        if self._relay is not None:
+            self._relay.suspend()
+        posix.kill(posix.getpid(), SIGSTOP)
+        if self._relay is not None:
+            self._relay.resume()
+            self._relay.resize()
+        self._signal(SIGCONT)
+
+
+def _run_stage(request: Request, control: int) -> None:
+    try:
+        # Nothing of the launcher's or its caller's but the standard descriptors and the socket.
+        _keep(control, *request.idmapped.values())
+        Stage(request).run()
+    finally:
+        posix._exit(125)
+
+
+def _keep(*wanted: int) -> None:
+    """Close every descriptor but the standard ones and ``wanted``."""
+    first = 3
+    for descriptor in sorted(wanted):
+        if descriptor > first:
+            process.close_range(first, descriptor - 1)
+        first = descriptor + 1
+    process.close_range(first, 0xFFFFFFFF)

@@ -1,0 +1,92 @@
+"""The command's standard descriptors: a terminal of its own, and a stdin that gives nothing away."""
+
+from __future__ import annotations
+
+import _socket
+import posix
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl, ioctl
+from stat import S_ISDIR, S_ISREG
+
+from remit.sandbox.kernel import files, mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from remit.sandbox.launch.request import Terminal
+
+_TIOCSPTLCK = 0x40045431
+_TIOCGPTPEER = 0x5441
+_TIOCSCTTY = 0x540E
+_TIOCSWINSZ = 0x5414
+_SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
+
+
+def open_terminal(control: int, terminal: Terminal, descriptors: list[int]) -> int:
+    """Open a pseudo-terminal in the session's own devpts, make it this session's, send its master to the launcher.
+
+    Returns the slave's descriptor, which also replaces the standard descriptors that were terminals outside: a terminal
+    of the caller's would let the command push input into it (TIOCSTI) and read its other processes' output.
+    """
+    master = posix.open("/dev/ptmx", posix.O_RDWR | posix.O_NOCTTY | posix.O_CLOEXEC)
+    ioctl(master, _TIOCSPTLCK, bytes(4))
+    slave = ioctl(master, _TIOCGPTPEER, posix.O_RDWR | posix.O_NOCTTY | posix.O_CLOEXEC)
+    if terminal.attributes is not None:
+        import termios  # only where there is a terminal
+
+        termios.tcsetattr(slave, termios.TCSANOW, terminal.attributes)  # type: ignore[arg-type]  # what tcgetattr gave
+    ioctl(slave, _TIOCSWINSZ, terminal.size)
+    ioctl(slave, _TIOCSCTTY, 0)
+    for number, replaced in enumerate(terminal.replaces):
+        if replaced:
+            descriptors[number] = slave
+    channel = _socket.socket(fileno=posix.dup(control))
+    try:
+        rights = master.to_bytes(4, "little")
+        channel.sendmsg([b"terminal"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+    finally:
+        channel.close()
+    posix.close(master)
+    return slave
+
+
+def harmless_stdin() -> int:
+    """A descriptor for the command's stdin that opens no way back.
+
+    A regular file given as stdin is still a door: ``/proc/self/fd/0`` can be opened again for writing, and fchmod(2) works
+    on a descriptor that only reads. So it is opened anew on a detached read-only clone of its mount, at the same offset.
+    A directory would be a way out of the new root: it becomes /dev/null. A file that has no name any more is copied.
+    """
+    try:
+        status = posix.fstat(0)
+    except OSError:
+        return posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
+    if S_ISDIR(status.st_mode):
+        return posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
+    if not S_ISREG(status.st_mode):
+        return 0
+    offset = posix.lseek(0, 0, 1)
+    name = posix.readlink("/proc/self/fd/0").encode(errors="surrogateescape")
+    try:
+        opened = files.openat2(-100, name, files.O_PATH | posix.O_CLOEXEC, 0, _SAFE)
+        again = posix.fstat(opened)
+    except OSError:
+        return _sealed_copy()
+    if (again.st_dev, again.st_ino) != (status.st_dev, status.st_ino):
+        posix.close(opened)
+        return _sealed_copy()
+    tree = mount.clone_tree(opened, recursive=False)
+    mount.set_attributes(tree, mount.ATTR_RDONLY | mount.ATTR_NOSUID, recursive=False)
+    reader = posix.open(f"/proc/self/fd/{tree}", posix.O_RDONLY | posix.O_CLOEXEC)
+    posix.close(opened)
+    posix.close(tree)
+    posix.lseek(reader, offset, 0)
+    return reader
+
+
+def _sealed_copy() -> int:
+    """A file without a name (a shell's here-document): what is left to read of it, in memory, sealed against writing."""
+    copy = posix.memfd_create("stdin", posix.MFD_CLOEXEC | posix.MFD_ALLOW_SEALING)
+    while posix.sendfile(copy, 0, None, 1 << 20):  # None: from the descriptor's own offset
+        pass
+    posix.lseek(copy, 0, 0)
+    fcntl(copy, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+    return copy

@@ -1,0 +1,264 @@
+"""``remit run``: one session for one command, from parsed options to an exit status.
+
+This is the cold path. A start whose plan is in the cache imports nothing of the profiles, the compiler or their
+libraries; ``tests/unit/test_cold_path.py`` says which modules it may import.
+"""
+
+from __future__ import annotations
+
+import posix
+import sys
+
+import remit
+from remit.sandbox.audit.record import Record, state_directory
+from remit.sandbox.audit.text import dumps
+from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
+from remit.sandbox.kernel import landlock
+from remit.sandbox.launch import start
+from remit.sandbox.session.cache import Cache, key
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from remit.cli.options import Invocation
+    from remit.sandbox.launch.wire import Wire
+
+TIME_LIMIT_STATUS = 124
+MEMORY_LIMIT_STATUS = 137
+_KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
+_ROOMS = ("authority", "compile", "resolve", "session")
+_FIELDS = ("kind", "pid", "nr", "object", "right", "verdict", "errno", "rule")
+
+
+class Prepared:
+    """A plan in its wire form with what goes beside it. This, marshalled, is what the cache holds."""
+
+    __slots__ = ("about", "plan_json", "warnings", "wire")
+
+    def __init__(
+        self,
+        wire: Wire,
+        about: Mapping[str, object],
+        plan_json: str,
+        warnings: tuple[str, ...],
+    ) -> None:
+        self.wire = wire
+        self.about = about
+        self.plan_json = plan_json
+        self.warnings = warnings
+
+
+def run(invocation: Invocation, libraries: Callable[[], None]) -> int:
+    """Run the command of ``invocation`` and return ``remit run``'s exit status. Raises RemitError if it never ran.
+
+    ``libraries`` makes third-party packages importable; it is called only where the plan has to be compiled.
+    """
+    status_fd = invocation.status_fd
+    if status_fd >= 0:
+        _check_status_fd(status_fd)
+    try:
+        return _run(invocation, libraries)
+    except RemitError as error:
+        _status(status_fd, {"event": "failed", "phase": error.phase, "message": str(error), "hint": error.hint})
+        raise
+
+
+def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
+    if not invocation.command:
+        raise UsageError("no command", hint="remit run [OPTIONS] -- CMD [ARG...]")
+    prepared, identities = _prepare(invocation, libraries)
+    for warning in prepared.warnings:
+        _say(warning)
+    _, digest, workspace, degraded, _, _operations = prepared.wire
+    try:
+        record = Record(
+            state_directory(posix.environ),
+            {
+                **prepared.about,
+                "plan": digest,
+                "workspace": workspace,
+                "degraded": degraded,
+                "argv": list(invocation.command),
+            },
+        )
+        record.plan(prepared.plan_json.encode())
+    except OSError as error:
+        raise LaunchError(
+            f"the session's record cannot be written: {error.strerror}",
+            where=state_directory(posix.environ),
+            hint="a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
+        ) from None
+
+    def started(enforcement: Mapping[str, str]) -> None:
+        record.enforced(dict(enforcement))
+        _status(invocation.status_fd, {"event": "started", "session": record.identifier, "plan": digest})
+
+    def happened(event: tuple[object, ...]) -> None:
+        values = [value.decode(errors="surrogateescape") if isinstance(value, bytes) else value for value in event]
+        record.event(dict(zip(_FIELDS, values, strict=True)))
+
+    try:
+        session = start.Session(
+            prepared.wire,
+            argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
+            environment=_environment(prepared.wire),
+            directory=_directory(invocation, workspace),
+            identities=identities,
+            canary=record.canary,
+            on_event=happened,
+            on_start=started,
+        )
+        outcome = session.wait()
+    except RemitError as error:
+        record.ended({"failed": str(error), "phase": error.phase})
+        raise
+    status = _exit_status(outcome)
+    record.ended({"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
+    _report(invocation, outcome, status, record.identifier)
+    return status
+
+
+# --- preparation -----------------------------------------------------------------------------------------------------
+
+
+def _prepare(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, dict[str, tuple[int, int]]]:
+    """A plan, from the cache or compiled now, and what its names are at this moment."""
+    cache = Cache(_cache_directory())
+    name = key(_material(invocation))
+    entry = cache.load(name)
+    if entry is not None:
+        prepared = Prepared(*entry)
+        try:
+            return prepared, start.bind(prepared.wire[4])
+        except start.Stale:
+            pass
+    prepared, inputs = _compile(invocation, libraries)
+    try:
+        identities = start.bind(prepared.wire[4])
+    except start.Stale as stale:
+        raise LaunchError(f"{stale} changed while the session was prepared", hint="start again") from None
+    entry = (prepared.wire, prepared.about, prepared.plan_json, prepared.warnings)
+    cache.store(name, inputs, entry)
+    return prepared, identities
+
+
+def _compile(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, tuple[str, ...]]:
+    libraries()
+    from remit.sandbox.session.assemble import prepare
+
+    return prepare(invocation)
+
+
+def _material(invocation: Invocation) -> tuple[object, ...]:
+    variables = tuple([(name, posix.environ.get(name)) for name in _KEY_VARIABLES])
+    host = posix.uname()
+    return (
+        remit.__version__,
+        tuple([posix.stat(f"{_HERE}/{room}").st_mtime_ns for room in _ROOMS]),
+        invocation.key(),
+        posix.getcwd(),
+        variables,
+        (posix.geteuid(), posix.getegid()),
+        (host.release, host.version, host.machine, landlock.abi()),
+        _cgroup(),
+        sys.executable,
+    )
+
+
+_HERE = __file__.rpartition("/")[0].rpartition("/")[0]
+
+
+def _cgroup() -> bytes:
+    opened = posix.open("/proc/self/cgroup", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(opened, 4096)
+    finally:
+        posix.close(opened)
+
+
+def _cache_directory() -> str:
+    base = posix.environ.get(b"XDG_CACHE_HOME", b"")
+    if not base.startswith(b"/"):
+        base = posix.environ.get(b"HOME", b"/") + b"/.cache"
+    return (base + b"/remit/plans").decode(errors="surrogateescape")
+
+
+def _environment(wire: Wire) -> list[bytes]:
+    """The command's environment: what the plan passes of the caller's, then what it sets."""
+    result: dict[bytes, bytes] = {}
+    for operation in wire[5]:
+        if operation[0] == "environment":
+            for name in operation[1]:
+                encoded = name.encode(errors="surrogateescape")
+                value = posix.environ.get(encoded)
+                if value is not None:
+                    result[encoded] = value
+            for name, text in operation[2]:
+                result[name.encode(errors="surrogateescape")] = text.encode(errors="surrogateescape")
+    return [name + b"=" + value for name, value in result.items()]
+
+
+def _directory(invocation: Invocation, workspace: str) -> str:
+    """Where the command starts: canonical, as the tree inside has no other names."""
+    if not invocation.chdir:
+        return workspace
+    try:
+        opened = posix.open(invocation.chdir, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"{invocation.chdir}: {error.strerror}", where="--chdir") from None
+    try:
+        return posix.readlink(f"/proc/self/fd/{opened}")
+    finally:
+        posix.close(opened)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _exit_status(outcome: start.Outcome) -> int:
+    if outcome.limit == "time":
+        return TIME_LIMIT_STATUS
+    if outcome.limit == "memory":
+        return MEMORY_LIMIT_STATUS
+    assert outcome.status is not None
+    if posix.WIFSIGNALED(outcome.status):
+        return 128 + posix.WTERMSIG(outcome.status)
+    return posix.WEXITSTATUS(outcome.status)
+
+
+def _report(invocation: Invocation, outcome: start.Outcome, status: int, identifier: str) -> None:
+    result: dict[str, object] = {"event": "exited"}
+    if outcome.status is not None and posix.WIFSIGNALED(outcome.status):
+        result["signal"] = posix.WTERMSIG(outcome.status)
+    else:
+        result["code"] = status
+    result["limit"] = outcome.limit or None
+    result["denials"] = outcome.denials
+    _status(invocation.status_fd, result)
+    if outcome.limit:
+        _say(f"the {outcome.limit} limit ended the command")
+    if status and outcome.denials and posix.isatty(2):
+        actions = "1 action was" if outcome.denials == 1 else f"{outcome.denials} actions were"
+        _say(f"{actions} outside the grant: see {state_directory(posix.environ)}/sessions/{identifier}/events.jsonl")
+
+
+def _say(line: str) -> None:
+    posix.write(2, f"remit: {line}\n".encode(errors="surrogateescape"))
+
+
+def _status(descriptor: int, event: dict[str, object]) -> None:
+    if descriptor >= 0:
+        data = (dumps({"schema": "remit.status/1", **event}) + "\n").encode()
+        try:
+            while data:
+                data = data[posix.write(descriptor, data) :]
+        except OSError as error:
+            _say(f"--status-fd {descriptor}: {error.strerror}")
+
+
+def _check_status_fd(descriptor: int) -> None:
+    try:
+        posix.fstat(descriptor)
+    except (OSError, OverflowError):
+        raise UsageError(f"descriptor {descriptor} is not open", where="--status-fd") from None
