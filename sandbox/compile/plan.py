@@ -83,14 +83,19 @@ LAYERS = ("namespaces", "landlock", "seccomp", "mediation", "limits", "environme
 
 @dataclass(frozen=True, slots=True)
 class Unshare(Op):
-    """``clone3(2)`` into new namespaces. ``kinds`` of user, mount, pid, ipc, uts, net, cgroup. Always first."""
+    """``clone3(2)`` into new namespaces. ``kinds`` of user, mount, pid, ipc, uts, net, cgroup. Always first.
+
+    ``loopback``: the new network namespace's ``lo`` is brought up (it is down when new).
+    """
 
     name: ClassVar[str] = "unshare"
     layer: ClassVar[str] = "namespaces"
     kinds: tuple[str, ...]
+    loopback: bool = True
 
     def describe(self) -> str:
-        return f"new namespaces: {', '.join(self.kinds)}"
+        lo = ", its own loopback" if self.loopback and "net" in self.kinds else ""
+        return f"new namespaces: {', '.join(self.kinds)}{lo}"
 
 
 @dataclass(frozen=True, slots=True)
