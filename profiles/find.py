@@ -7,8 +7,8 @@ belongs to somebody else, and what belongs to somebody else is refused. Groups c
 who is in a group is not written on the file. Shipped profiles are part of the code that is reading them and share
 its trust.
 
-This module imports neither the TOML parser nor ``dataclasses``: a start that finds everything in a cache needs no more
-than this of the room.
+This module imports ``os`` and nothing that costs time, neither the TOML parser nor ``dataclasses`` nor ``typing``: a
+start that finds everything in a cache needs no more than this of the room.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
-from typing import NamedTuple
 
-from remit.profiles.errors import Problem, ProfileError
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from remit.profiles.errors import ProfileError
 
 SIZE_LIMIT = 1 << 20
 """Bytes. A profile longer than this is refused unread."""
@@ -32,18 +34,24 @@ _OVERFLOW_UID = 65534
 _LINK_LIMIT = 40
 
 
-class Place(NamedTuple):
+class Place:
     """A directory in the search order. ``where``: ``user``, ``system`` or ``shipped``."""
 
-    where: str
-    directory: str
+    __slots__ = ("directory", "where")
+
+    def __init__(self, where: str, directory: str) -> None:
+        self.where = where
+        self.directory = directory
 
 
-class Found(NamedTuple):
+class Found:
     """A profile's file. ``place`` is its index in the search order, -1 for a file named by path."""
 
-    path: str
-    place: int
+    __slots__ = ("path", "place")
+
+    def __init__(self, path: str, place: int) -> None:
+        self.path = path
+        self.place = place
 
 
 def places(environ: Mapping[str, str], home: str) -> tuple[Place, ...]:
@@ -183,4 +191,6 @@ def _root_unmapped() -> bool:
 
 
 def _refused(path: str, message: str, hint: str = "") -> ProfileError:
+    from remit.profiles.errors import Problem, ProfileError
+
     return ProfileError((Problem(path, 0, "", message, hint),))

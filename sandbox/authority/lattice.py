@@ -199,7 +199,7 @@ def _path_violations(a: Authority, b: Authority) -> list[Violation]:
                 found.append(Violation(_axis(right), name, right, "not granted"))
                 continue
             for one, line in outer:
-                verb = "protects" if right is Right.WRITE and line not in b.deny else "denies"
+                verb = "denies" if line in b.deny else "protects"
                 for made in restrict(one, root):
                     # Inclusion is pairwise (see ``pattern``): one shape of ``a`` has to hold all of it.
                     if not any(within(made, mine) for mine in inner):

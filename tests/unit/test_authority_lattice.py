@@ -63,18 +63,19 @@ def test_leq_is_subset(pair: tuple[Authority, Authority]) -> None:
 
 
 @relaxed
-@given(filesystems, st.data())
-def test_leq_is_subset_near_equality(a: Authority, data: st.DataObject) -> None:
+@given(pairs, st.data())
+def test_leq_is_subset_near_equality(pair: tuple[Authority, Authority], data: st.DataObject) -> None:
     """Independent pairs are seldom comparable: here the second is the first with one line more or less."""
-    field = data.draw(st.sampled_from(["paths", "deny", "protect"]))
+    a, other = pair
+    field = data.draw(st.sampled_from(["paths", "deny", "protect", "connect", "opened", "environment", "limits"]))
     lines = list(getattr(a, field))
-    other = data.draw(filesystems)
     more = tuple(getattr(other, field))[:1]
     drop = data.draw(st.integers(0, len(lines)))
     changes: dict[str, Any] = {field: (*lines[:drop], *lines[drop + 1 :], *more)}
     b = replace(a, **changes)
     assert leq(a, b) == (denotes(a) <= denotes(b))
     assert leq(b, a) == (denotes(b) <= denotes(a))
+    assert (extent(a) == extent(b)) == (denotes(a) == denotes(b))
 
 
 @relaxed
@@ -93,11 +94,33 @@ def test_extent_does_not_depend_on_the_spelling(a: Authority, data: st.DataObjec
         a,
         paths=tuple(data.draw(st.permutations([*a.paths, *extent(a).paths]))),
         deny=tuple(data.draw(st.permutations([*a.deny, *extent(a).deny]))),
-        protect=tuple(data.draw(st.permutations([*a.protect, *extent(a).protect]))),
+        protect=tuple(data.draw(st.permutations([*a.protect, *extent(a).protect, *a.deny]))),
     )
     assert extent(shuffled) == extent(a)
     assert leq(shuffled, a)
     assert leq(a, shuffled)
+
+
+@relaxed
+@given(networks, networks, st.data())
+def test_extent_of_endpoints_does_not_depend_on_the_spelling(a: Authority, b: Authority, data: st.DataObject) -> None:
+    """Parts of what is granted are added, and networks are cut in two."""
+    cut = [
+        replace(one, network=half)
+        for one in a.connect
+        for whole, halves in (
+            ("10.0.0.0/29", ("10.0.0.0/30", "10.0.0.4/30")),
+            ("0.0.0.0/0", ("0.0.0.0/1", "128.0.0.0/1")),
+        )
+        for half in halves
+        if one.network == whole
+    ]
+    kept = [one for one in a.connect if one.network not in ("10.0.0.0/29", "0.0.0.0/0")]
+    parts_of = meet(a, b).connect
+    other = replace(a, connect=tuple(data.draw(st.permutations([*kept, *cut, *parts_of]))))
+    assert extent(other) == extent(a)
+    assert leq(a, other)
+    assert leq(other, a)
 
 
 @relaxed
@@ -220,6 +243,37 @@ def test_violations_name_what_is_outside(pair: tuple[Authority, Authority]) -> N
             right = Right(one.right)
             assert allows_path(a, one.object, right)[0] or one.object in a.opened
             assert not allows_path(b, one.object, right)[0]
+
+
+@pytest.mark.parametrize("a", [True, False])
+@pytest.mark.parametrize("b", [True, False])
+def test_loopback_stays_closed(a: bool, b: bool) -> None:
+    for made in (meet, join):
+        assert made(Authority(loopback=a), Authority(loopback=b)).loopback == (a and b)
+
+
+@pytest.mark.parametrize("a", list(AutoExec))
+@pytest.mark.parametrize("b", list(AutoExec))
+def test_auto_exec_protect_wins_in_meet_and_silence_opens_nothing_in_join(a: AutoExec, b: AutoExec) -> None:
+    both, either = (made(Authority(auto_exec=a), Authority(auto_exec=b)).auto_exec for made in (meet, join))
+    assert (both is AutoExec.ALLOW) == (a is b is AutoExec.ALLOW)
+    assert (either is AutoExec.ALLOW) == (AutoExec.ALLOW in (a, b))
+
+
+def test_the_catalogue_in_meet() -> None:
+    one, other = Authority(opened=("g", "h")), Authority(opened=("h", "i"))
+    assert meet(one, other).opened == ("h",)
+    assert meet(one, Authority(auto_exec=AutoExec.ALLOW)).opened == ("g", "h")
+    assert meet(Authority(auto_exec=AutoExec.ALLOW), one).opened == ("g", "h")
+
+
+def test_limits_and_environment() -> None:
+    a = Authority(limits=(("memory", 5), ("pids", 1)), environment=(("A", None), ("B", "1"), ("C", "1")))
+    b = Authority(limits=(("memory", 9), ("files", 2)), environment=(("A", "1"), ("B", "1"), ("D", "1")))
+    assert meet(a, b).limits == (("files", 2), ("memory", 5), ("pids", 1))
+    assert join(a, b).limits == (("files", 2), ("memory", 9), ("pids", 1))
+    assert meet(a, b).environment == (("B", "1"),)
+    assert join(a, b).environment == (("A", "1"), ("B", "1"), ("C", "1"), ("D", "1"))
 
 
 # What the brute force cannot show: which words people read.
