@@ -151,11 +151,12 @@ class Bind(Op):
     read_only: bool
     no_exec: bool
     no_dev: bool = True
+    idmap: bool = False
 
     def describe(self) -> str:
         how = [w for w, on in (("ro", self.read_only), ("rw", not self.read_only), ("noexec", self.no_exec)) if on]
         where = self.source if self.source == self.target else f"{self.source} as {self.target}"
-        return f"show {where} ({', '.join(how)})"
+        return f"show {where} ({', '.join(how)}{', ids mapped' if self.idmap else ''})"
 
 
 @dataclass(frozen=True, slots=True)
