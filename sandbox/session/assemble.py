@@ -167,6 +167,11 @@ def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
                 )
         except RemitError as error:
             errors.append(error)
+    if errors:
+        try:
+            resolve(Authority(paths=options.authority.paths), uid=os.geteuid())
+        except RemitError as error:
+            errors.append(error)
     if errors or profile is None:
         raise errors[0] if len(errors) == 1 else Several(errors)
     uid = place.identity(workspace)

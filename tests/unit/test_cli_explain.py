@@ -130,9 +130,12 @@ def test_what_is_not_there_is_2(workspace: Path, more: dict[str, Any], says: str
 
 
 def test_all_phases_report_together(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.run(["explain", "-p", "nope", "-w", "/nonexistent", "--limit", "x", "--read", "a/../b"]) == 2
+    assert (
+        main.run(["explain", "-p", "nope", "-w", "/nonexistent", "--limit", "x", "--read", "a/../b", "--exec", "/gone"])
+        == 2
+    )
     printed = capsys.readouterr().err
-    for part in ("nope", "/nonexistent", "--limit", "--read"):
+    for part in ("nope", "/nonexistent", "--limit", "--read", "/gone does not exist"):
         assert part in printed
 
 
