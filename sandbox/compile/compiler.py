@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from remit.sandbox.authority.errors import Unenforceable
 from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, Right
 from remit.sandbox.compile import landlock, limits, mounts, network
+from remit.sandbox.compile.catalogue import WIRE as CATALOGUE
 from remit.sandbox.compile.landlock import Rule
 from remit.sandbox.compile.mounts import Granted, Tree
 from remit.sandbox.compile.paths import below, join, order, outermost, parent, strictly_below, touch
@@ -504,7 +505,7 @@ class _Job:
             roots if layers.mediation else (),
             tuple(sorted({e for e in deny if _matters(e, reach)})),
             tuple(sorted({e for e in protect if _matters(e, reach)})),
-            self.authority.auto_exec is AutoExec.PROTECT,
+            CATALOGUE if self.authority.auto_exec is AutoExec.PROTECT else (),
             tuple(sorted(self.authority.opened)),
             tuple((g.path, "".join(letter for right, letter in letters if right in g.rights)) for g in grants),
             brokered,

@@ -294,8 +294,8 @@ class Mediate(Op):
 
     ``roots``: writable subtrees in which the command can neither create, write, truncate, remove nor rename by itself
     (the ``command`` Landlock domain lacks those rights there); the mediator performs those calls after deciding.
-    ``deny`` and ``protect``: (anchor, tail components, any depth, rule text). ``catalogue``: the auto-exec names (see
-    ``compile.catalogue``), empty when opened; ``opened``: catalogue names that a grant opened, by literal path.
+    ``deny`` and ``protect``: (anchor, tail components, any depth, rule text). ``catalogue``: the auto-exec names
+    (``compile.catalogue.WIRE``), empty when opened; ``opened``: catalogue names that a grant opened, by literal path.
     ``brokered_reads``: subtrees in which a denied name can appear at any depth, so that the command has no right to
     open files by itself there and the mediator opens them for it, for reading too.
     ``refuse``: the notified calls that are refused whatever they name: (system call, errno, conditions), a condition
@@ -308,7 +308,7 @@ class Mediate(Op):
     roots: tuple[str, ...]
     deny: tuple[tuple[str, tuple[str, ...], bool, str], ...]
     protect: tuple[tuple[str, tuple[str, ...], bool, str], ...]
-    catalogue: bool
+    catalogue: tuple[tuple[str, ...], ...]
     opened: tuple[str, ...]
     granted: tuple[tuple[str, str], ...]
     """(path, letters of ``r``, ``w``, ``x``): everything granted, for the verdict on observed calls."""

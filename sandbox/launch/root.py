@@ -86,6 +86,7 @@ class Root:
         read_only: bool,
         no_exec: bool,
         no_dev: bool,
+        _idmap: bool,
     ) -> int:
         if source in idmapped:
             tree = idmapped[source]
@@ -269,8 +270,17 @@ _DEV_LINKS = (
     ("stderr", "/proc/self/fd/2"),
 )
 
-_SOURCES: dict[str, Callable[..., int]] = {"bind": Root._take_bind, "copy": Root._take_copy, "dev": Root._take_dev, "proc": Root._take_proc}
-_FILESYSTEMS: dict[str, Callable[..., int]] = {"root": Root._make_root, "tmpfs": Root._make_tmpfs, "dev": Root._make_dev}
+_SOURCES: dict[str, Callable[..., int]] = {
+    "bind": Root._take_bind,
+    "copy": Root._take_copy,
+    "dev": Root._take_dev,
+    "proc": Root._take_proc,
+}
+_FILESYSTEMS: dict[str, Callable[..., int]] = {
+    "root": Root._make_root,
+    "tmpfs": Root._make_tmpfs,
+    "dev": Root._make_dev,
+}
 
 _PLACE: dict[str, Callable[..., None]] = {
     "root": Root._place_root,

@@ -63,6 +63,8 @@ class Stage:
         except OSError as error:
             what = f"{error.filename}: " if error.filename else ""
             self._fail("launch", f"{what}{error.strerror}", "'remit doctor' says what this host lacks", 125)
+        except Exception as error:  # a bug of ours must not look like the command's own end
+            self._fail("launch", f"internal error: {type(error).__name__}: {error}", "please report this", 125)
 
     def _fail(self, phase: str, message: str, hint: str, status: int) -> None:
         posix.write(self._request.control, marshal.dumps(("failed", phase, message, hint, status)))
@@ -143,7 +145,11 @@ class Stage:
         ports: tuple[tuple[int, int], ...],
     ) -> int:
         ruleset = landlock.create_ruleset(handled_fs, handled_net, scoped)
-        identities = self._request.identities
+        # A copy is ours; what was bound must be what was resolved, also where a rule lies below a bind.
+        identities = dict(self._request.identities)
+        for operation in self._request.operations:
+            if operation[0] == "copy":
+                identities.pop(operation[2], None)
         for path, access in rules:
             try:
                 opened = files.openat2(-100, path.encode(errors="surrogateescape"), _OPEN, 0, _SAFE)
@@ -173,6 +179,10 @@ class Stage:
         except OSError as error:
             what = f"{error.filename}: " if error.filename else ""
             init.command_failed(("launch", f"{what}{error.strerror}", "'remit doctor' says what this host lacks", 125))
+        except Exception as error:
+            init.command_failed(
+                ("launch", f"internal error: {type(error).__name__}: {error}", "please report this", 125)
+            )
 
     def _confine_thread(self, init: Init) -> None:
         # Its own working directory and umask: the mediator changes the main thread's.

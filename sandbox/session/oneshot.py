@@ -95,7 +95,8 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
         _status(invocation.status_fd, {"event": "started", "session": record.identifier, "plan": digest})
 
     def happened(event: tuple[object, ...]) -> None:
-        record.event(dict(zip(_FIELDS, event, strict=False)))
+        values = [value.decode(errors="surrogateescape") if isinstance(value, bytes) else value for value in event]
+        record.event(dict(zip(_FIELDS, values, strict=True)))
 
     try:
         session = start.Session(
