@@ -56,7 +56,7 @@ def _idmap(_: int) -> str:
 
     if os.geteuid() != 0:
         return "idmapped mounts are for root"
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         tree = _LIBC.syscall(_OPEN_TREE, _AT_FDCWD, directory.encode(), _CLONE_TREE)
         if tree < 0:
             return f"open_tree: {os.strerror(ctypes.get_errno())}"

@@ -32,7 +32,7 @@ def world(remit_command: str) -> Iterator[World]:
 
     Started as root where file systems cannot map owners, the workspace belongs to somebody else, as Remit asks there.
     """
-    base = Path(tempfile.mkdtemp(prefix="world-"))
+    base = Path(tempfile.mkdtemp(prefix="remit-world-", dir="/var/tmp"))
     base.chmod(0o755)
     made = World(remit_command, base)
     for directory in (made.home, made.workspace, base / "runtime"):
