@@ -38,7 +38,9 @@ class Unenforceable(RemitError):
 
     phase = "compile"
 
-    def __init__(self, message: str, *, reasons: tuple[tuple[str, str], ...] = (), where: str = "", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, reasons: tuple[tuple[str, str], ...] = (), where: str = "", hint: str = ""
+    ) -> None:
         super().__init__(message, where=where, hint=hint)
         self.reasons = reasons
 

@@ -45,7 +45,7 @@ class PathRule:
     path: str
     rights: frozenset[Right]
     optional: bool = False
-    """The path may be absent at start (system directories that only some distributions have): then it grants nothing."""
+    """The path may be absent at start (system directories of only some distributions): then it grants nothing."""
     source: Source = field(default=NOWHERE, compare=False)
 
 
@@ -101,10 +101,20 @@ class AutoExec(StrEnum):
 
 
 LIMIT_NAMES = ("memory", "pids", "cpu", "cpu-time", "time", "files", "file-size", "tmp")
-"""Limit names. Units: ``memory``, ``file-size``, ``tmp`` bytes; ``cpu-time``, ``time`` milliseconds; ``cpu`` thousandths
-of one CPU; ``pids``, ``files`` a count."""
+"""Limit names. Units: ``memory``, ``file-size``, ``tmp`` bytes; ``cpu-time``, ``time`` milliseconds; ``cpu``
+thousandths of one CPU; ``pids``, ``files`` a count."""
 
-SYSCALL_GROUPS = ("ptrace-any", "nested-userns", "keyring", "perf", "bpf", "personality", "io-uring", "userfaultfd", "numa")
+SYSCALL_GROUPS = (
+    "ptrace-any",
+    "nested-userns",
+    "keyring",
+    "perf",
+    "bpf",
+    "personality",
+    "io-uring",
+    "userfaultfd",
+    "numa",
+)
 """Groups of system calls that the base filter refuses and ``--allow-syscalls`` or ``[syscalls] allow`` can grant."""
 
 DEGRADABLE = ("namespaces", "network", "landlock", "seccomp", "mediation", "limits", "canary")
@@ -113,7 +123,7 @@ DEGRADABLE = ("namespaces", "network", "landlock", "seccomp", "mediation", "limi
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A set of (axis, object, right). Every collection is a set; ``authority.lattice.normal`` makes the one canonical form.
+    """A set of (axis, object, right). Every collection is a set: see ``lattice.normal`` and ``lattice.extent``.
 
     ``environment`` maps a name to the value it is set to, or to ``None`` for "pass the caller's value".
     ``limits`` maps a name of ``LIMIT_NAMES`` to a maximum; an absent name is unlimited.

@@ -83,14 +83,19 @@ LAYERS = ("namespaces", "landlock", "seccomp", "mediation", "limits", "environme
 
 @dataclass(frozen=True, slots=True)
 class Unshare(Op):
-    """``clone3(2)`` into new namespaces. ``kinds`` of user, mount, pid, ipc, uts, net, cgroup. Always first."""
+    """``clone3(2)`` into new namespaces. ``kinds`` of user, mount, pid, ipc, uts, net, cgroup. Always first.
+
+    ``loopback``: the new network namespace's ``lo`` is brought up (it is down when new).
+    """
 
     name: ClassVar[str] = "unshare"
     layer: ClassVar[str] = "namespaces"
     kinds: tuple[str, ...]
+    loopback: bool = True
 
     def describe(self) -> str:
-        return f"new namespaces: {', '.join(self.kinds)}"
+        lo = ", its own loopback" if self.loopback and "net" in self.kinds else ""
+        return f"new namespaces: {', '.join(self.kinds)}{lo}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +151,12 @@ class Bind(Op):
     read_only: bool
     no_exec: bool
     no_dev: bool = True
+    idmap: bool = False
 
     def describe(self) -> str:
         how = [w for w, on in (("ro", self.read_only), ("rw", not self.read_only), ("noexec", self.no_exec)) if on]
         where = self.source if self.source == self.target else f"{self.source} as {self.target}"
-        return f"show {where} ({', '.join(how)})"
+        return f"show {where} ({', '.join(how)}{', ids mapped' if self.idmap else ''})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,8 +294,8 @@ class Mediate(Op):
 
     ``roots``: writable subtrees in which the command can neither create, write, truncate, remove nor rename by itself
     (the ``command`` Landlock domain lacks those rights there); the mediator performs those calls after deciding.
-    ``deny`` and ``protect``: (anchor, tail components, any depth, rule text). ``catalogue``: the auto-exec names (see
-    ``compile.catalogue``), empty when opened; ``opened``: catalogue names that a grant opened, by literal path.
+    ``deny`` and ``protect``: (anchor, tail components, any depth, rule text). ``catalogue``: the auto-exec names
+    (``compile.catalogue.WIRE``), empty when opened; ``opened``: catalogue names that a grant opened, by literal path.
     ``brokered_reads``: subtrees in which a denied name can appear at any depth, so that the command has no right to
     open files by itself there and the mediator opens them for it, for reading too.
     ``refuse``: the notified calls that are refused whatever they name: (system call, errno, conditions), a condition
@@ -302,7 +308,7 @@ class Mediate(Op):
     roots: tuple[str, ...]
     deny: tuple[tuple[str, tuple[str, ...], bool, str], ...]
     protect: tuple[tuple[str, tuple[str, ...], bool, str], ...]
-    catalogue: bool
+    catalogue: tuple[tuple[str, ...], ...]
     opened: tuple[str, ...]
     granted: tuple[tuple[str, str], ...]
     """(path, letters of ``r``, ``w``, ``x``): everything granted, for the verdict on observed calls."""

@@ -44,7 +44,7 @@ class _Function(_ctypes.CFuncPtr):
     _restype_ = _Long
 
 
-_LIBC = _ctypes.dlopen(None, 2)
+_LIBC = _ctypes.dlopen(None, 2)  # type: ignore[arg-type]  # None: this process, as dlopen(3) has it
 
 
 _syscall = _Function(_ctypes.dlsym(_LIBC, "syscall"))

@@ -17,6 +17,7 @@ TABLE: dict[str, dict[str, int]] = {
         "mprotect": 10,
         "munmap": 11,
         "brk": 12,
+        "rt_sigprocmask": 14,
         "ioctl": 16,
         "access": 21,
         "pipe": 22,
@@ -164,6 +165,7 @@ TABLE: dict[str, dict[str, int]] = {
         "fchmodat2": 452,
     },
     "aarch64": {
+        "rt_sigprocmask": 135,
         "setxattr": 5,
         "lsetxattr": 6,
         "fsetxattr": 7,

@@ -186,6 +186,12 @@ def set_limit(pid: int, resource: int, soft: int, hard: int) -> None:
     )
 
 
+def block_signals(signals: tuple[int, ...]) -> None:
+    """``SIG_BLOCK`` for the calling thread. (The ``signal`` module imports ``enum``: 3 ms.)"""
+    mask = sum(1 << (signal - 1) for signal in signals)
+    call(NR["rt_sigprocmask"], 0, mask.to_bytes(8, "little"), None, 8)
+
+
 def signalfd(signals: tuple[int, ...]) -> int:
     """``signalfd(2)``: a descriptor that reads the given signals, which the caller has blocked. Non-blocking, close-on-exec."""
     mask = sum(1 << (signal - 1) for signal in signals)

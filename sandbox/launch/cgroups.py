@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from remit.sandbox.launch.wire import Operation
+
 _V1 = {"memory": ("memory", "memory.limit_in_bytes"), "pids": ("pids", "pids.max"), "cpu": ("cpu", "cpu.cfs_quota_us")}
 _V2 = {"memory": "memory.max", "pids": "pids.max", "cpu": "cpu.max"}
 _PERIOD_US = 100_000
@@ -78,9 +80,9 @@ class Groups:
             posix.close(self._janitor)
 
 
-def make(limits: Iterable[tuple[object, ...]]) -> Groups | None:
+def make(limits: Iterable[Operation]) -> Groups | None:
     """Groups for the limits whose mechanism is ``cgroup``, or None where there are none. Raises LaunchError."""
-    wanted = {str(what): int(str(value)) for _, what, value, mechanism in limits if mechanism == "cgroup"}
+    wanted = {what: value for _, what, value, mechanism in limits if mechanism == "cgroup"}
     if not wanted:
         return None
     name = f"{_NAME}{posix.getpid()}-{posix.urandom(4).hex()}"
@@ -91,7 +93,9 @@ def make(limits: Iterable[tuple[object, ...]]) -> Groups | None:
         for what, value in wanted.items():
             base = mounts["cgroup2"] if unified else mounts.get(_V1[what][0], "")
             if not base:
-                raise LaunchError(f"no control group for the limit {what}", hint="see 'remit doctor', or --degrade limits")
+                raise LaunchError(
+                    f"no control group for the limit {what}", hint="see 'remit doctor', or --degrade limits"
+                )
             path = f"{base}/{name}"
             try:
                 posix.mkdir(path, 0o755)
@@ -140,7 +144,9 @@ def _mounts() -> dict[str, str]:
         kind, _, options = after.split(" ", 2)
         fields = before.split(" ")
         point, root = fields[4], fields[3]
-        names = ("cgroup2",) if kind == "cgroup2" else tuple(options.split(" ")[-1].split(",")) if kind == "cgroup" else ()
+        names = (
+            ("cgroup2",) if kind == "cgroup2" else tuple(options.split(" ")[-1].split(",")) if kind == "cgroup" else ()
+        )
         for name in names:
             if name in own and name not in found:
                 path = own[name]

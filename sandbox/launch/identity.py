@@ -17,6 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from remit.sandbox.launch.wire import Operation
+
 _SIGKILL = 9
 NOBODY = 65534
 _OPEN = files.O_PATH | posix.O_CLOEXEC
@@ -35,7 +37,7 @@ class Identity:
         self.idmapped = idmapped
 
 
-def choose(workspace: str, operations: Sequence[tuple[object, ...]]) -> Identity:
+def choose(workspace: str, operations: Sequence[Operation]) -> Identity:
     """Decide for one start. Raises LaunchError where root's workspace cannot be mapped."""
     uid, gid = posix.geteuid(), posix.getegid()
     if uid != 0:
@@ -46,8 +48,8 @@ def choose(workspace: str, operations: Sequence[tuple[object, ...]]) -> Identity
     mapped: dict[str, int] = {}
     for operation in operations:
         # Every writable bind of a root-owned tree: (bind, source, target, kind, read_only, no_exec, no_dev, idmap).
-        if operation[0] == "bind" and not operation[4] and posix.stat(str(operation[1])).st_uid == 0:
-            mapped[str(operation[1])] = _map_tree(str(operation[1]))
+        if operation[0] == "bind" and not operation[4] and posix.stat(operation[1]).st_uid == 0:
+            mapped[operation[1]] = _map_tree(operation[1])
     return Identity(NOBODY, NOBODY, self_map=False, idmapped=mapped)
 
 

@@ -13,17 +13,17 @@ import time
 from errno import ECHILD, ESRCH
 from fcntl import ioctl
 
-import _signal
-
-from remit.sandbox.kernel import notify, process
+from remit.sandbox.kernel import process
 from remit.sandbox.launch import usage
 from remit.sandbox.mediate.broker import Broker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from remit.sandbox.launch.request import Request
+    from remit.sandbox.launch.wire import Operation
 
 SIGCHLD = 17
 SIGKILL = 9
@@ -42,12 +42,11 @@ class Init:
         request: Request,
         descriptors: list[int],
         terminal: int,
-        operations: Mapping[str, tuple[object, ...]],
+        operations: Mapping[str, Operation],
     ) -> None:
         self._control = request.control
         self._descriptors = descriptors
         self._terminal = terminal
-        self._refused = request.refused
         self._mediate = operations.get("mediate")
         self._limits = [op for op in request.operations if op[0] == "limit"]
         self._own_namespace = "unshare" in operations
@@ -62,9 +61,9 @@ class Init:
         self._memory_limit = 0
         for _, what, value, mechanism in self._limits:
             if mechanism == "timer":
-                self._deadline = time.monotonic() + int(value) / 1000  # type: ignore[call-overload]  # wire form
+                self._deadline = time.monotonic() + int(value) / 1000
             elif mechanism == "watch" and what == "memory":
-                self._memory_limit = int(value)  # type: ignore[call-overload]  # wire form
+                self._memory_limit = int(value)
         if self._mediate is None:
             # Nobody reports the first exec: the limits hold for this process, which does nothing else, and so for all.
             self._apply_limits(0)
@@ -95,7 +94,7 @@ class Init:
     def loop(self) -> None:
         """Until the command has ended. Does not return."""
         # PID 1 has no default actions to lose, but a signal that is not blocked never reaches the descriptor.
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, (SIGCHLD,))
+        process.block_signals((SIGCHLD,))
         children = process.signalfd((SIGCHLD,))
         self._reap()  # what ended before
         poll = select.poll()
@@ -143,7 +142,7 @@ class Init:
 
     def _make_broker(self) -> None:
         assert self._mediate is not None
-        broker = Broker(notify.Listener(self._listener), self._mediate, self._refused, self._note)
+        broker = Broker(self._listener, self._mediate, self._note)
         broker.first_exec = self._first_exec
         self._broker = broker
 
@@ -155,17 +154,17 @@ class Init:
         for _, what, value, mechanism in self._limits:
             if mechanism not in ("rlimit", "nproc"):
                 continue
-            amount = int(value)  # type: ignore[call-overload]  # wire form
+            amount = int(value)
             if what == "cpu-time":
                 amount = max(1, -(-amount // 1000))  # the resource counts seconds
             # One second between the CPU limits: SIGXCPU tells what ended the command, SIGKILL ends what ignores it.
             hard = amount + 1 if what == "cpu-time" else amount
             process.set_limit(pid, _RLIMITS[str(what)], amount, hard)
 
-    def _note(self, *event: object) -> None:
+    def _note(self, *event: Any) -> None:
         self._tell("event", *event)
 
-    def _tell(self, *message: object) -> None:
+    def _tell(self, *message: Any) -> None:
         try:
             posix.write(self._control, marshal.dumps(message))
         except OSError:

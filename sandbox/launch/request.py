@@ -6,6 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from remit.sandbox.launch.wire import Operation
+
 
 class Terminal:
     """The terminal that the session's own one starts as a copy of: ``termios`` attributes and a window size."""
@@ -29,10 +31,9 @@ class Request:
         "directory",
         "environment",
         "gid",
-        "idmapped",
         "identities",
+        "idmapped",
         "operations",
-        "refused",
         "self_map",
         "stack_strings",
         "terminal",
@@ -42,7 +43,7 @@ class Request:
     def __init__(
         self,
         *,
-        operations: Sequence[tuple[object, ...]],
+        operations: Sequence[Operation],
         identities: Mapping[str, tuple[int, int]],
         idmapped: Mapping[str, int],
         control: int,
@@ -55,7 +56,6 @@ class Request:
         environment: list[bytes],
         directory: bytes,
         terminal: Terminal | None,
-        refused: Mapping[int, int],
         degraded: tuple[str, ...],
     ) -> None:
         self.operations = operations
@@ -71,5 +71,4 @@ class Request:
         self.environment = environment
         self.directory = directory
         self.terminal = terminal
-        self.refused = refused
         self.degraded = degraded

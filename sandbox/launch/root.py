@@ -20,7 +20,9 @@ _COPY_LIMIT = 1 << 20
 
 TYPE_CHECKING = False  # typing's own costs 3 ms to import; checkers know this name
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from remit.sandbox.launch.wire import Operation
 
 
 class Swapped(Exception):
@@ -53,14 +55,14 @@ class Root:
                 raise Swapped(path)
         return descriptor
 
-    def open_sources(self, operations: Sequence[tuple[object, ...]], idmapped: Mapping[str, int]) -> None:
+    def open_sources(self, operations: Sequence[Operation], idmapped: Mapping[str, int]) -> None:
         """Open and clone what comes from the host, as the user who started the session."""
         for index, operation in enumerate(operations):
             take = _SOURCES.get(operation[0])
             if take is not None:
                 self._prepared[index] = take(self, idmapped, *operation[1:])
 
-    def make_filesystems(self, operations: Sequence[tuple[object, ...]]) -> None:
+    def make_filesystems(self, operations: Sequence[Operation]) -> None:
         """Make every new file system, as the user whom the command will run as: their files must have a mapped owner."""
         for index, operation in enumerate(operations):
             make = _FILESYSTEMS.get(operation[0])
@@ -84,6 +86,7 @@ class Root:
         read_only: bool,
         no_exec: bool,
         no_dev: bool,
+        _idmap: bool,
     ) -> int:
         if source in idmapped:
             tree = idmapped[source]
@@ -137,7 +140,7 @@ class Root:
 
     # --- second pass ----------------------------------------------------------------------------------------------
 
-    def assemble(self, operations: Sequence[tuple[object, ...]]) -> None:
+    def assemble(self, operations: Sequence[Operation]) -> None:
         """Attach the new root and place everything in it, in order."""
         for index, operation in enumerate(operations):
             place = _PLACE.get(operation[0])
@@ -267,10 +270,19 @@ _DEV_LINKS = (
     ("stderr", "/proc/self/fd/2"),
 )
 
-_SOURCES = {"bind": Root._take_bind, "copy": Root._take_copy, "dev": Root._take_dev, "proc": Root._take_proc}
-_FILESYSTEMS = {"root": Root._make_root, "tmpfs": Root._make_tmpfs, "dev": Root._make_dev}
+_SOURCES: dict[str, Callable[..., int]] = {
+    "bind": Root._take_bind,
+    "copy": Root._take_copy,
+    "dev": Root._take_dev,
+    "proc": Root._take_proc,
+}
+_FILESYSTEMS: dict[str, Callable[..., int]] = {
+    "root": Root._make_root,
+    "tmpfs": Root._make_tmpfs,
+    "dev": Root._make_dev,
+}
 
-_PLACE = {
+_PLACE: dict[str, Callable[..., None]] = {
     "root": Root._place_root,
     "dir": Root._place_dir,
     "link": Root._place_link,

@@ -20,7 +20,6 @@ import posix
 from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 
 from remit.sandbox.kernel import files, landlock, memory, mount, notify, process
-from remit.sandbox.kernel.call import NR, call
 from remit.sandbox.launch import loopback, stdio
 from remit.sandbox.launch.init import Init
 from remit.sandbox.launch.root import Root, Swapped
@@ -28,6 +27,7 @@ from remit.sandbox.launch.root import Root, Swapped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from remit.sandbox.launch.request import Request
+    from remit.sandbox.launch.wire import Operation
 
 _SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
 _NOT_HERE = (ENOENT, ENOTDIR)
@@ -42,7 +42,7 @@ class Stage:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._found: dict[str, tuple[object, ...]] = {str(op[0]): op for op in request.operations}
+        self._found: dict[str, Operation] = {op[0]: op for op in request.operations}
         self._descriptors = [0, 1, 2]
         self._terminal = -1
         self._canaries = -1
@@ -63,6 +63,8 @@ class Stage:
         except OSError as error:
             what = f"{error.filename}: " if error.filename else ""
             self._fail("launch", f"{what}{error.strerror}", "'remit doctor' says what this host lacks", 125)
+        except Exception as error:  # a bug of ours must not look like the command's own end
+            self._fail("launch", f"internal error: {type(error).__name__}: {error}", "please report this", 125)
 
     def _fail(self, phase: str, message: str, hint: str, status: int) -> None:
         posix.write(self._request.control, marshal.dumps(("failed", phase, message, hint, status)))
@@ -108,7 +110,7 @@ class Stage:
         root.make_filesystems(request.operations)
         root.assemble(request.operations)
         root.pivot(forbid_user_namespaces=bool(self._found["pivot"][1]))
-        if "net" in tuple(self._found["unshare"][1]):  # type: ignore[arg-type]  # wire form: a tuple of names
+        if "net" in self._found["unshare"][1]:
             loopback.up()
         # On a mount that is attached nowhere: no path leads to it, and it vanishes with its descriptor.
         self._canaries = mount.new_filesystem(b"tmpfs", ((b"size", b"4096"),), 0)
@@ -131,7 +133,7 @@ class Stage:
     def _restrict_main(self) -> None:
         for operation in self._request.operations:
             if operation[0] == "landlock":
-                self._rulesets[str(operation[1])] = self._ruleset(*operation[2:])
+                self._rulesets[operation[1]] = self._ruleset(*operation[2:])
         landlock.restrict_self(self._rulesets["session"])
 
     def _ruleset(
@@ -143,7 +145,11 @@ class Stage:
         ports: tuple[tuple[int, int], ...],
     ) -> int:
         ruleset = landlock.create_ruleset(handled_fs, handled_net, scoped)
-        identities = self._request.identities
+        # A copy is ours; what was bound must be what was resolved, also where a rule lies below a bind.
+        identities = dict(self._request.identities)
+        for operation in self._request.operations:
+            if operation[0] == "copy":
+                identities.pop(operation[2], None)
         for path, access in rules:
             try:
                 opened = files.openat2(-100, path.encode(errors="surrogateescape"), _OPEN, 0, _SAFE)
@@ -173,6 +179,10 @@ class Stage:
         except OSError as error:
             what = f"{error.filename}: " if error.filename else ""
             init.command_failed(("launch", f"{what}{error.strerror}", "'remit doctor' says what this host lacks", 125))
+        except Exception as error:
+            init.command_failed(
+                ("launch", f"internal error: {type(error).__name__}: {error}", "please report this", 125)
+            )
 
     def _confine_thread(self, init: Init) -> None:
         # Its own working directory and umask: the mediator changes the main thread's.
@@ -182,15 +192,17 @@ class Stage:
         except OSError as error:
             directory = self._request.directory.decode(errors="replace")
             raise Refused(
-                "launch", f"the working directory {directory} is not visible inside: {error.strerror}",
-                "grant it (--read), or choose another with --chdir", 125,
+                "launch",
+                f"the working directory {directory} is not visible inside: {error.strerror}",
+                "grant it (--read), or choose another with --chdir",
+                125,
             ) from None
         if "command" in self._rulesets:
             landlock.restrict_self(self._rulesets["command"])
         process.set_capabilities(0)
         if "seccomp" in self._found:
             _, program, notifies = self._found["seccomp"]
-            listener = notify.load_filter(program, listener=bool(notifies))  # type: ignore[arg-type]  # wire form
+            listener = notify.load_filter(program, listener=bool(notifies))
             if notifies:
                 init.listen(listener)
 
@@ -212,8 +224,10 @@ class Stage:
                 self._enforcement[layer] = f"canary: {error.strerror}"
             else:
                 raise Refused(
-                    "launch", f"the canary of the layer '{layer}' was not denied: nothing was started",
-                    "report this, with the output of 'remit doctor --json'", 125,
+                    "launch",
+                    f"the canary of the layer '{layer}' was not denied: nothing was started",
+                    "report this, with the output of 'remit doctor --json'",
+                    125,
                 )
         if self._canaries >= 0:
             posix.close(self._canaries)

@@ -6,13 +6,11 @@ namespace, reachable by no descriptor but a terminal's master and one socket.
 
 from __future__ import annotations
 
+import _socket
 import marshal
 import posix
 import select
 from errno import ENOENT, ENOTDIR
-
-import _signal
-import _socket
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import files, memory, process
@@ -23,6 +21,8 @@ from remit.sandbox.launch.stage import Stage
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from remit.sandbox.launch.wire import Assumption, Wire
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM = 1, 2, 3, 10, 12, 14, 15
 SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH = 18, 19, 20, 21, 22, 28
@@ -50,7 +50,7 @@ class Outcome:
         self.enforcement = enforcement
 
 
-def bind(assumptions: Sequence[tuple[str, str, str, Sequence[tuple[str, str]]]]) -> dict[str, tuple[int, int]]:
+def bind(assumptions: Sequence[Assumption]) -> dict[str, tuple[int, int]]:
     """Resolve every name of a plan anew: canonical path to (device, inode). Raises Stale where one is no longer the same.
 
     Kinds must agree, links must still lead where they led, and what was absent must still be absent.
@@ -84,14 +84,13 @@ class Session:
 
     def __init__(
         self,
-        wire: tuple[object, ...],
+        wire: Wire,
         *,
         argv: list[bytes],
         environment: list[bytes],
         directory: str,
         identities: Mapping[str, tuple[int, int]],
         canary: tuple[str, bytes],
-        refused: Mapping[int, int],
         on_event: Callable[[tuple[object, ...]], None],
         on_start: Callable[[Mapping[str, str]], None],
         pty: bool = True,
@@ -104,14 +103,14 @@ class Session:
         self._enforcement: Mapping[str, str] = {}
         self._started = False
         _, _, workspace, degraded, _, operations = wire
-        who = identity.choose(str(workspace), operations)  # type: ignore[arg-type]  # wire form
+        who = identity.choose(workspace, operations)
         outside, inside = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         self._control = outside
         # Blocked before the fork: a signal that came between would end a launcher whose child nobody waits for.
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED)
+        process.block_signals(FORWARDED)
         self._signals = process.signalfd(FORWARDED)
         request = Request(
-            operations=operations,  # type: ignore[arg-type]  # wire form
+            operations=operations,
             identities=identities,
             idmapped=who.idmapped,
             control=inside.fileno(),
@@ -124,20 +123,20 @@ class Session:
             environment=environment,
             directory=directory.encode(errors="surrogateescape"),
             terminal=self._terminal,
-            refused=refused,
-            degraded=degraded,  # type: ignore[arg-type]  # wire form
+            degraded=degraded,
         )
         flags = 0
-        for operation in operations:  # type: ignore[attr-defined]  # wire form
+        for operation in operations:
             if operation[0] == "unshare":
                 for kind in operation[1]:
                     flags |= process.NAMESPACES[kind]
-        self._groups = cgroups.make([op for op in operations if op[0] == "limit"])  # type: ignore[attr-defined]  # wire
+        self._groups = cgroups.make([op for op in operations if op[0] == "limit"])
         try:
             self.pid = process.clone3(flags)
         except OSError as error:
             raise LaunchError(
-                f"no new namespaces: {error.strerror}", hint="'remit doctor' says what refuses them and how to allow them"
+                f"no new namespaces: {error.strerror}",
+                hint="'remit doctor' says what refuses them and how to allow them",
             ) from None
         if self.pid == 0:
             _run_stage(request, inside.fileno())
@@ -151,7 +150,9 @@ class Session:
                 self._groups.add(self.pid)
         except OSError as error:
             self.kill()
-            raise LaunchError(f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'") from None
+            raise LaunchError(
+                f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'"
+            ) from None
         posix.write(self._control.fileno(), b"go")
 
     def kill(self) -> None:

@@ -36,8 +36,10 @@ class Relay:
     def __init__(self, terminal: Terminal, master: int) -> None:
         self.master = master
         self.source = 0 if terminal.replaces[0] else -1
-        self._sink = terminal.replaces.index(True) if not (terminal.replaces[1] or terminal.replaces[2]) else (
-            1 if terminal.replaces[1] else 2
+        self._sink = (
+            terminal.replaces.index(True)
+            if not (terminal.replaces[1] or terminal.replaces[2])
+            else (1 if terminal.replaces[1] else 2)
         )
         self._saved = terminal.attributes
         self._pending = b""
@@ -53,7 +55,13 @@ class Relay:
             return
         raw = list(self._saved)
         raw[_IFLAG] &= ~(  # type: ignore[operator]  # termios has no types for its list
-            termios.BRKINT | termios.ICRNL | termios.INLCR | termios.IGNCR | termios.INPCK | termios.ISTRIP | termios.IXON
+            termios.BRKINT
+            | termios.ICRNL
+            | termios.INLCR
+            | termios.IGNCR
+            | termios.INPCK
+            | termios.ISTRIP
+            | termios.IXON
         )
         raw[_OFLAG] &= ~termios.OPOST  # type: ignore[operator]
         raw[_LFLAG] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN | termios.ISIG)  # type: ignore[operator]

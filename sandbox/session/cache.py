@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import marshal
 import posix
-from errno import ENOENT, ENOTDIR
-
 from _blake2 import blake2b
+from errno import ENOENT, ENOTDIR
 
 FORMAT = 1
 _DIGEST_SIZE = 32
@@ -25,9 +24,10 @@ _FOREIGN = 0o077
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
 
-def key(material: object) -> str:
+def key(material: tuple[Any, ...]) -> str:
     """The name of an entry: a digest of everything that a plan depends on and that is known before it is compiled."""
     return blake2b(marshal.dumps((FORMAT, material)), digest_size=_DIGEST_SIZE).hexdigest()
 
@@ -57,7 +57,7 @@ class Cache:
     def __init__(self, directory: str) -> None:
         self._path = directory
 
-    def load(self, name: str) -> tuple[object, ...] | None:
+    def load(self, name: str) -> tuple[Any, ...] | None:
         """The entry, or None where there is none that can be trusted and is still true."""
         try:
             directory = posix.open(self._path, _DIRECTORY)
@@ -86,7 +86,7 @@ class Cache:
                 return None
         return tuple(entry)
 
-    def store(self, name: str, inputs: Iterable[str], entry: tuple[object, ...]) -> None:
+    def store(self, name: str, inputs: Iterable[str], entry: tuple[Any, ...]) -> None:
         """Keep an entry. A cache that cannot be written is no failure: the next start compiles again."""
         body = marshal.dumps((tuple([(path, fingerprint(path)) for path in inputs]), *entry))
         data = blake2b(body, digest_size=_DIGEST_SIZE).digest() + body

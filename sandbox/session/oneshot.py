@@ -14,7 +14,6 @@ from remit.sandbox.audit.record import Record, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import landlock
-from remit.sandbox.kernel.call import NR
 from remit.sandbox.launch import start
 from remit.sandbox.session.cache import Cache, key
 
@@ -23,29 +22,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from remit.cli.options import Invocation
+    from remit.sandbox.launch.wire import Wire
 
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 _KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
 _ROOMS = ("authority", "compile", "resolve", "session")
-_FIELDS = ("pid", "call", "object", "right", "verdict", "errno", "rule")
+_FIELDS = ("kind", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
 
 class Prepared:
     """A plan in its wire form with what goes beside it. This, marshalled, is what the cache holds."""
 
-    __slots__ = ("about", "plan_json", "refusals", "warnings", "wire")
+    __slots__ = ("about", "plan_json", "warnings", "wire")
 
     def __init__(
         self,
-        wire: tuple[object, ...],
-        refusals: tuple[tuple[str, int, tuple[tuple[int, int, int], ...]], ...],
+        wire: Wire,
         about: Mapping[str, object],
         plan_json: str,
         warnings: tuple[str, ...],
     ) -> None:
         self.wire = wire
-        self.refusals = refusals
         self.about = about
         self.plan_json = plan_json
         self.warnings = warnings
@@ -76,7 +74,13 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
     try:
         record = Record(
             state_directory(posix.environ),
-            {**prepared.about, "plan": digest, "workspace": workspace, "degraded": degraded, "argv": list(invocation.command)},
+            {
+                **prepared.about,
+                "plan": digest,
+                "workspace": workspace,
+                "degraded": degraded,
+                "argv": list(invocation.command),
+            },
         )
         record.plan(prepared.plan_json.encode())
     except OSError as error:
@@ -91,17 +95,17 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
         _status(invocation.status_fd, {"event": "started", "session": record.identifier, "plan": digest})
 
     def happened(event: tuple[object, ...]) -> None:
-        record.event(dict(zip(_FIELDS, event, strict=False)))
+        values = [value.decode(errors="surrogateescape") if isinstance(value, bytes) else value for value in event]
+        record.event(dict(zip(_FIELDS, values, strict=True)))
 
     try:
         session = start.Session(
             prepared.wire,
             argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
             environment=_environment(prepared.wire),
-            directory=_directory(invocation, str(workspace)),
+            directory=_directory(invocation, workspace),
             identities=identities,
             canary=record.canary,
-            refused=_refusals(prepared),
             on_event=happened,
             on_start=started,
         )
@@ -118,25 +122,23 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
 # --- preparation -----------------------------------------------------------------------------------------------------
 
 
-def _prepare(
-    invocation: Invocation, libraries: Callable[[], None]
-) -> tuple[Prepared, dict[str, tuple[int, int]]]:
+def _prepare(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, dict[str, tuple[int, int]]]:
     """A plan, from the cache or compiled now, and what its names are at this moment."""
     cache = Cache(_cache_directory())
     name = key(_material(invocation))
     entry = cache.load(name)
     if entry is not None:
-        prepared = Prepared(*entry)  # type: ignore[arg-type]  # what store() was given
+        prepared = Prepared(*entry)
         try:
-            return prepared, start.bind(prepared.wire[4])  # type: ignore[arg-type]  # wire form
+            return prepared, start.bind(prepared.wire[4])
         except start.Stale:
             pass
     prepared, inputs = _compile(invocation, libraries)
     try:
-        identities = start.bind(prepared.wire[4])  # type: ignore[arg-type]  # wire form
+        identities = start.bind(prepared.wire[4])
     except start.Stale as stale:
         raise LaunchError(f"{stale} changed while the session was prepared", hint="start again") from None
-    entry = (prepared.wire, prepared.refusals, prepared.about, prepared.plan_json, prepared.warnings)
+    entry = (prepared.wire, prepared.about, prepared.plan_json, prepared.warnings)
     cache.store(name, inputs, entry)
     return prepared, identities
 
@@ -182,10 +184,10 @@ def _cache_directory() -> str:
     return (base + b"/remit/plans").decode(errors="surrogateescape")
 
 
-def _environment(wire: tuple[object, ...]) -> list[bytes]:
+def _environment(wire: Wire) -> list[bytes]:
     """The command's environment: what the plan passes of the caller's, then what it sets."""
     result: dict[bytes, bytes] = {}
-    for operation in wire[5]:  # type: ignore[attr-defined]  # wire form
+    for operation in wire[5]:
         if operation[0] == "environment":
             for name in operation[1]:
                 encoded = name.encode(errors="surrogateescape")
@@ -209,16 +211,6 @@ def _directory(invocation: Invocation, workspace: str) -> str:
         return posix.readlink(f"/proc/self/fd/{opened}")
     finally:
         posix.close(opened)
-
-
-def _refusals(prepared: Prepared) -> dict[int, tuple[tuple[int, tuple[tuple[int, int, int], ...]], ...]]:
-    """By system call number: (errno, conditions on arguments) of every call that is refused whatever it names."""
-    table: dict[int, tuple[tuple[int, tuple[tuple[int, int, int], ...]], ...]] = {}
-    for call, errno, conditions in prepared.refusals:
-        number = NR.get(call)
-        if number is not None:
-            table[number] = (*table.get(number, ()), (errno, conditions))
-    return table
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -270,4 +262,3 @@ def _check_status_fd(descriptor: int) -> None:
         posix.fstat(descriptor)
     except (OSError, OverflowError):
         raise UsageError(f"descriptor {descriptor} is not open", where="--status-fd") from None
-

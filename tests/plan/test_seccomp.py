@@ -8,12 +8,12 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.plan import bpfsim
 
 from remit.sandbox.authority.model import SYSCALL_GROUPS
 from remit.sandbox.compile import syscalls
 from remit.sandbox.compile.seccomp import AUDIT_ARCH, architecture, build_filter, library
 from remit.sandbox.compile.syscalls import NUMBERS, TABLE, Action, Compare, Row
+from tests.plan import bpfsim
 
 MACHINES = ("x86_64", "aarch64")
 HIGH = 1 << 32

@@ -1,0 +1,217 @@
+"""The one table of options. It drives the click commands (help, errors, completion) and the parser of the hot path.
+
+Importing this must cost next to nothing (it is on the cold path of ``remit run``), so there is one class with slots
+and tuples of it: no dataclasses, no enum, no ``typing``, no ``re``; not even ``from __future__``, which is a module too.
+"""
+
+
+class Option:
+    """One option: its long name, its letter or "", its metavar ("" for a flag), and the commands that take it."""
+
+    __slots__ = ("commands", "help", "metavar", "name", "repeatable", "short")
+
+    def __init__(
+        self, name: str, short: str, metavar: str, repeatable: bool, commands: tuple[str, ...], help: str
+    ) -> None:
+        self.name = name
+        self.short = short
+        self.metavar = metavar
+        self.repeatable = repeatable
+        self.commands = commands
+        self.help = help
+
+
+_START = ("run", "explain")
+
+SESSION: tuple[Option, ...] = (
+    Option("profile", "p", "PROFILE", False, _START, "Profile: a name, or the path of a TOML file.  [default: coding]"),
+    Option("workspace", "w", "DIR", False, _START, "The directory worked on.  [default: the current directory]"),
+    Option("chdir", "", "DIR", False, _START, "Where the command starts.  [default: the workspace]"),
+    Option("accept-suggestion", "", "", False, _START, "Apply the grants that the workspace's remit.toml suggests."),
+    Option("status-fd", "", "N", False, ("run",), "Write JSON lines about the run to descriptor N."),
+)
+
+GRANT: tuple[Option, ...] = (
+    Option("read", "", "PATH", True, _START, "Let it read PATH: a file, or a directory with all below it."),
+    Option(
+        "write",
+        "",
+        "PATH",
+        True,
+        _START,
+        "Let it read and write PATH. A file is granted as it is now, not by its name.",
+    ),
+    Option("exec", "", "PATH", True, _START, "Let it read and execute PATH."),
+    Option("deny", "", "PATH", True, _START, "No access at all to PATH, there yet or not. Wins over every grant."),
+    Option("protect", "", "PATH", True, _START, "PATH stays readable and is never written, even below a write grant."),
+    Option(
+        "connect", "", "HOST:PORT[/tcp|udp]", True, _START, "Let it connect. HOST: a name, *.example.com, or a CIDR."
+    ),
+    Option("listen", "", "PORT", True, _START, "Let it listen on PORT, inside the session."),
+    Option("unix", "", "PATH", True, _START, "Let it connect to the Unix socket PATH."),
+    Option("env", "", "NAME[=VALUE]", True, _START, "Pass the caller's variable NAME, or set it to VALUE."),
+    Option("limit", "", "NAME=VALUE", True, _START, "memory, pids, cpu, cpu-time, time, files, file-size or tmp."),
+    Option(
+        "allow-syscalls", "", "GROUP", True, _START, "Let it use a group of system calls that is refused by default."
+    ),
+    Option("expires", "", "DURATION", False, _START, "The grant ends after DURATION (90s, 15m, 2h)."),
+    Option("purpose", "", "TEXT", False, _START, "What the grant is for; kept in the record."),
+    Option("grant", "", "FILE", True, _START, "Add the grant in FILE."),
+    Option("degrade", "", "NAME", True, _START, "Run although layer NAME cannot be enforced here."),
+)
+
+EXPLAIN: tuple[Option, ...] = (
+    Option("plan", "", "", False, ("explain",), "Also print the ordered kernel operations."),
+)
+
+JSON = Option("json", "", "", False, ("explain", "doctor", "profile"), "Print JSON.")
+
+TABLE: tuple[Option, ...] = (*SESSION, *GRANT, *EXPLAIN, JSON)
+
+GRANT_NAMES = tuple([option.name for option in GRANT])
+
+DEFAULT_PROFILE = "coding"
+
+
+def taken(command: str) -> list[Option]:
+    """The options that ``command`` takes, in the order that help shows them."""
+    return [option for option in TABLE if command in option.commands]
+
+
+class Invocation:
+    """What was asked on the command line, as written: nothing is resolved, checked or defaulted yet.
+
+    ``profile``, ``workspace`` and ``chdir`` are ``""`` when not given; ``status_fd`` is -1. ``grants`` holds the grant
+    options as (option name, value), in the table's order and, for one option, in the order given; ``command`` is CMD
+    with its arguments.
+    """
+
+    __slots__ = (
+        "accept_suggestion",
+        "chdir",
+        "command",
+        "grants",
+        "json",
+        "plan",
+        "profile",
+        "status_fd",
+        "verb",
+        "workspace",
+    )
+
+    def __init__(
+        self,
+        verb: str = "run",
+        command: tuple[str, ...] = (),
+        profile: str = "",
+        workspace: str = "",
+        chdir: str = "",
+        grants: tuple[tuple[str, str], ...] = (),
+        status_fd: int = -1,
+        accept_suggestion: bool = False,
+        json: bool = False,
+        plan: bool = False,
+    ) -> None:
+        self.verb = verb
+        self.command = command
+        self.profile = profile
+        self.workspace = workspace
+        self.chdir = chdir
+        self.grants = grants
+        self.status_fd = status_fd
+        self.accept_suggestion = accept_suggestion
+        self.json = json
+        self.plan = plan
+
+    def key(self) -> tuple[object, ...]:
+        """Everything that the compiled plan can depend on, as plain values (``marshal``, hashing, comparison)."""
+        return (self.profile, self.workspace, self.chdir, self.grants, self.accept_suggestion)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Invocation):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    def __hash__(self) -> int:
+        return hash((self.verb, self.command, self.key()))
+
+    def __repr__(self) -> str:
+        return "Invocation(" + ", ".join([f"{name}={getattr(self, name)!r}" for name in self.__slots__]) + ")"
+
+
+def parse(verb: str, argv: list[str]) -> tuple[Invocation, list[str]]:
+    """Parse what follows ``verb``. Never raises: the second value is every error found, each one line.
+
+    The first word that is no option starts CMD, and everything after it belongs to CMD; ``--`` ends the options. A
+    separate value may not begin with a dash (``--read --write x`` is a forgotten value far more often than a path
+    named ``--write``); ``--read=--write`` says it plainly. The last one wins where an option is not repeatable.
+    """
+    table = {option.name: option for option in taken(verb)}
+    shorts = {option.short: option for option in table.values() if option.short}
+    given: dict[str, str] = {}
+    flags: set[str] = set()
+    grants: dict[str, list[str]] = {}
+    errors: list[str] = []
+    index, end = 0, len(argv)
+    while index < end:
+        word = argv[index]
+        if word == "--":
+            index += 1
+            break
+        if word == "-" or not word.startswith("-"):
+            break
+        index += 1
+        attached = False
+        value = ""
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            attached = bool(equals)
+            option = table.get(name)
+        else:
+            option = shorts.get(word[1])
+            value = word[2:]
+            attached = bool(value)
+        if option is None:
+            errors.append(f"no such option: {word.partition('=')[0]}")
+            continue
+        shown = "--" + option.name
+        if not option.metavar:
+            if attached:
+                errors.append(f"{shown} takes no value")
+            else:
+                flags.add(option.name)
+            continue
+        if not attached:
+            if index >= end or (argv[index].startswith("-") and argv[index] != "-"):
+                errors.append(f"{shown} needs a value: {shown} {option.metavar}")
+                continue
+            value = argv[index]
+            index += 1
+        if value == "":
+            errors.append(f"{shown} needs a value, not an empty one")
+        elif option.repeatable:
+            grants.setdefault(option.name, []).append(value)
+        elif option.name in GRANT_NAMES:
+            grants[option.name] = [value]
+        else:
+            given[option.name] = value
+    status = given.get("status-fd", "-1")
+    if "status-fd" in given and not (status.isascii() and status.isdigit() and len(status) < 8):
+        errors.append(f"--status-fd needs the number of an open descriptor, not {status!r}")
+        status = "-1"
+    command = tuple(argv[index:])
+    if verb == "run" and not command:
+        errors.append("nothing to run: give a command after the options")
+    invocation = Invocation(
+        verb,
+        command,
+        given.get("profile", ""),
+        given.get("workspace", ""),
+        given.get("chdir", ""),
+        tuple([(name, value) for name in GRANT_NAMES if name in grants for value in grants[name]]),
+        int(status),
+        "accept-suggestion" in flags,
+        "json" in flags,
+        "plan" in flags,
+    )
+    return invocation, errors

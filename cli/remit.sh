@@ -1,0 +1,47 @@
+#!/bin/sh
+# The `remit` command. A console script would read PYTHONPATH, sitecustomize and .pth files, and look for modules in the
+# current directory, before any line of Remit runs; this stub starts the interpreter beside it isolated instead, and
+# names the one directory that holds Remit. Written to fork nothing when it is run by an absolute path, as from PATH.
+self=$0
+while [ -L "$self" ]; do # pipx and uv link to the environment's own bin directory
+	link=$(readlink -- "$self") || exit 125
+	case $link in
+	/*) self=$link ;;
+	*) self=${self%"${self##*/}"}$link ;;
+	esac
+done
+bin=${self%"${self##*/}"}
+case $self in
+[!/]* | */./* | */../*) bin=$(cd -P -- "${bin:-.}" && pwd -P)/ || exit 125 ;;
+esac
+python=${bin}python3
+[ -x "$python" ] || python=/usr/bin/python3
+# `remit` itself is found first, in its own prefix; then, for an editable install, the one path in _remit.pth is read as
+# data. Directories go *after* the standard library: nothing in them can replace a module of Python's own.
+exec "$python" -I -S -X utf8 -c '
+import sys
+prefix = sys.argv[1].rstrip("/").rpartition("/")[0]
+version = "python%d.%d" % sys.version_info[:2]
+for part in ("lib/%s/site-packages", "local/lib/%s/dist-packages", "lib/%s/dist-packages", "lib64/%s/site-packages"):
+    sys.path.append(prefix + "/" + part % version)
+sys.path.append(prefix + "/lib/python3/dist-packages")
+try:
+    import remit
+except ImportError:
+    for path in sys.path[-5:]:
+        try:
+            with open(path + "/_remit.pth", encoding="utf-8") as file:
+                line = file.readline().rstrip("\n")
+        except OSError:
+            continue
+        if line.startswith("/"):
+            sys.path.append(line)
+    try:
+        import remit
+    except ImportError:
+        sys.stderr.write("remit: error: no Remit for %s in %s\nremit: hint: install it again for this interpreter\n"
+                         % (sys.executable, prefix))
+        raise SystemExit(125)
+from remit.cli.fast import main
+main(sys.argv[2:])
+' "$bin" "$@"

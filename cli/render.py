@@ -1,0 +1,84 @@
+"""The only module that prints. JSON for programs; for people, tables on a terminal and plain lines elsewhere.
+
+Whatever comes from a path, a file or an error passes ``printable`` first: a file name must not be able to move the
+cursor or forge a line.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+GAP = "  "
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters and lone surrogates escaped (newlines stay)."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def document(name: str, content: Mapping[str, object]) -> None:
+    """One JSON object on stdout, with ``"schema": "remit.NAME/1"`` first."""
+    import json
+
+    print(json.dumps({"schema": f"remit.{name}/1", **content}, indent=2, ensure_ascii=True))
+
+
+def text(line: str = "") -> None:
+    """One line, or several, on stdout."""
+    print(printable(line))
+
+
+def heading(title: str) -> None:
+    """A section's title; bold on a terminal."""
+    shown = printable(title)
+    print(f"\033[1m{shown}\033[0m" if _terminal() else shown)
+
+
+def listing(lines: Iterable[str]) -> None:
+    """Lines of one section, indented."""
+    for line in lines:
+        print(f"{GAP}{printable(line)}")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: drawn by rich on a terminal, columns padded with blanks elsewhere (no wrapping, nothing cut)."""
+    shown = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
+    if _terminal():
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for column in columns:
+            drawn.add_column(column, overflow="fold")
+        for row in shown:
+            drawn.add_row(*[Text(cell) for cell in row])
+        Console(markup=False, highlight=False).print(drawn)
+        return
+    widths = [max(len(line[i]) for line in [list(columns), *shown]) for i in range(len(columns))]
+    for row in [[c.upper() for c in columns], *shown]:
+        print(GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def problems(lines: Iterable[str]) -> None:
+    """Lines on stderr, each under the program's name. A closed stderr is no reason to fail differently."""
+    try:
+        print("\n".join(f"remit: {printable(line)}" for line in lines), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
+
+
+def traceback(error: BaseException) -> None:
+    """Where ``error`` came from, on stderr; only for ``REMIT_DEBUG=1``."""
+    from traceback import print_exception
+
+    print_exception(error)
+
+
+def _terminal() -> bool:
+    return sys.stdout.isatty()

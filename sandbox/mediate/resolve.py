@@ -1,0 +1,296 @@
+"""Names as the caller means them: (descriptor, path) to a parent directory, a last name and a canonical path.
+
+The mediator shares the caller's mount namespace and root directory, so the kernel resolves for it, but for what means
+something else to each process: the working directory, descriptors, and the links below ``/proc/self``. Those are
+resolved through ``/proc/TID``, component by component where a path runs into one.
+"""
+
+from __future__ import annotations
+
+import posix
+from errno import EBADF, ELOOP, ENOENT, ENOTDIR
+
+from remit.sandbox.kernel.call import AT_FDCWD, failure
+from remit.sandbox.kernel.files import (
+    O_PATH,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    openat2,
+)
+from remit.sandbox.mediate.rules import join
+
+_LINKS_AT_MOST = 40
+_DIRECTORY = O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC
+_ENTRY = O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
+_S_IFMT, _S_IFLNK = 0o170000, 0o120000
+_DELETED = b" (deleted)"
+
+
+def signed(value: int) -> int:
+    """An ``int`` argument from its register."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >> 31 else value
+
+
+class Foreign(Exception):
+    """The path leads through another process's ``/proc`` entry: the kernel decides, in the command's own domain."""
+
+
+class View:
+    """The names of the caller of one notification. ``begin`` and ``end`` bracket it; ``end`` closes what was opened."""
+
+    __slots__ = ("_own_entries", "_proc_device", "owned", "pid")
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.owned: list[int] = []
+        self._proc_device = posix.stat(b"/proc").st_dev
+        self._own_entries = b"/proc/%d" % posix.getpid()
+
+    def begin(self, pid: int) -> None:
+        """``pid`` is the calling thread's, in the mediator's PID namespace."""
+        self.pid = pid
+
+    def end(self) -> None:
+        """Close every descriptor of this notification."""
+        for descriptor in self.owned:
+            posix.close(descriptor)
+        self.owned.clear()
+
+    def own(self, descriptor: int) -> int:
+        """``end`` closes ``descriptor``."""
+        self.owned.append(descriptor)
+        return descriptor
+
+    def base(self, descriptor: int) -> int:
+        """An O_PATH copy of the caller's descriptor or working directory. Raises EBADF."""
+        number = signed(descriptor)
+        if number == AT_FDCWD:
+            return self.own(posix.open(b"/proc/%d/cwd" % self.pid, O_PATH | posix.O_CLOEXEC))
+        if number < 0:
+            raise failure(EBADF, "descriptor")
+        try:
+            return self.own(posix.open(b"/proc/%d/fd/%d" % (self.pid, number), O_PATH | posix.O_CLOEXEC))
+        except FileNotFoundError:
+            raise failure(EBADF, "descriptor") from None
+
+    def canonical(self, descriptor: int) -> bytes:
+        """The path of what ``descriptor`` refers to, without links."""
+        return posix.readlink(b"/proc/self/fd/%d" % descriptor)
+
+    def lexical(self, descriptor: int, path: bytes) -> bytes | None:
+        """The path that the caller means if no component is a link; None where only a walk can tell.
+
+        Good only together with RESOLVE_NO_SYMLINKS, which makes the kernel say so when it is wrong.
+        """
+        if b".." in path or not path:
+            return None
+        if path[0] != 47:
+            number = signed(descriptor)
+            try:
+                name = b"/proc/%d/cwd" % self.pid if number == AT_FDCWD else b"/proc/%d/fd/%d" % (self.pid, number)
+                base = posix.readlink(name)
+            except OSError:
+                return None
+            if base.endswith(_DELETED) or base[:1] != b"/":
+                return None
+            path = join(base, path)
+        if b"//" in path or b"/./" in path:
+            path = b"/" + b"/".join([part for part in path.split(b"/") if part not in (b"", b".")])
+        if path[-1] == 47 or path.endswith(b"/."):
+            return None
+        return path
+
+    def plain(self, path: bytes) -> bool:
+        """No component of the absolute ``path`` is a link, as far as it exists."""
+        try:
+            posix.close(openat2(AT_FDCWD, path, _ENTRY & ~posix.O_NOFOLLOW, 0, RESOLVE_NO_SYMLINKS))
+        except OSError as error:
+            return error.errno != ELOOP
+        return True
+
+    def parent(self, descriptor: int, path: bytes) -> tuple[int, bytes, bytes, bool]:
+        """(parent descriptor, last name, canonical parent, trailing slash). Raises OSError as the kernel would, Foreign."""
+        if not path:
+            raise failure(ENOENT, "path")
+        return self._parent(-1 if path[0] == 47 else self.base(descriptor), path)
+
+    def _parent(self, base: int, path: bytes) -> tuple[int, bytes, bytes, bool]:
+        stripped = path.rstrip(b"/")
+        head, slash, last = stripped.rpartition(b"/")
+        directory = self._directory(base, head + slash)
+        place = self.canonical(directory)
+        if place.startswith(self._own_entries):
+            # The kernel took /proc/self for the mediator's.
+            directory = self._walk(base, head + slash)
+            place = self.canonical(directory)
+        return directory, last, place, len(stripped) < len(path)
+
+    def _directory(self, base: int, path: bytes) -> int:
+        if not path:
+            return self.own(openat2(base, b".", _DIRECTORY, 0, 0)) if base >= 0 else self._root()
+        try:
+            return self.own(openat2(base if base >= 0 else AT_FDCWD, path, _DIRECTORY, 0, RESOLVE_NO_MAGICLINKS))
+        except OSError as error:
+            if error.errno not in (ELOOP, ENOENT, ENOTDIR):
+                raise
+            # ENOENT too: below /proc/self the mediator's own entries need not be the caller's.
+            return self._walk(base, path)
+
+    def _root(self) -> int:
+        return self.own(posix.open(b"/", _DIRECTORY))
+
+    def _walk(self, base: int, path: bytes) -> int:
+        current = self._root() if path[:1] == b"/" else base
+        todo = path.split(b"/")
+        todo.reverse()
+        links = 0
+        while todo:
+            name = todo.pop()
+            if not name or name == b".":
+                continue
+            entry = self.own(openat2(current, name, _ENTRY, 0, RESOLVE_NO_MAGICLINKS))
+            status = posix.fstat(entry)
+            if status.st_mode & _S_IFMT != _S_IFLNK:
+                current = entry
+                continue
+            links += 1
+            if links > _LINKS_AT_MOST:
+                raise failure(ELOOP, "path")
+            magic, target = self.link(current, name, entry, status.st_dev)
+            if magic >= 0:
+                current = magic
+                continue
+            if not target:
+                raise failure(ENOENT, "path")
+            if target[0] == 47:
+                current = self._root()
+            parts = target.split(b"/")
+            parts.reverse()
+            todo += parts
+        # The last component must be a directory that may be searched.
+        return self.own(openat2(current, b".", _DIRECTORY, 0, 0))
+
+    def link(self, directory: int, name: bytes, entry: int, device: int) -> tuple[int, bytes]:
+        """What a link leads to: (descriptor of a magic link's object, b"") or (-1, target). Raises Foreign."""
+        if device != self._proc_device:
+            return -1, posix.readlink(b"", dir_fd=entry)
+        place = self.canonical(directory)
+        if place == b"/proc" and name in (b"self", b"thread-self"):
+            group = self.group()
+            return -1, b"%d" % group if name == b"self" else b"%d/task/%d" % (group, self.pid)
+        parts = place.split(b"/")
+        if len(parts) < 3 or parts[1] != b"proc":
+            return -1, posix.readlink(b"", dir_fd=entry)
+        owner = self.group()
+        if parts[2] not in (b"%d" % owner, b"%d" % self.pid):
+            raise Foreign
+        return self.own(posix.open(name, O_PATH | posix.O_CLOEXEC, dir_fd=directory)), b""
+
+    def group(self) -> int:
+        """The caller's process (thread group) id."""
+        return _field(status_of(self.pid), b"\nTgid:")
+
+    def target(self, directory: int, name: bytes) -> tuple[int, bytes, int, int]:
+        """The last component of a path: (entry descriptor, link target, descriptor of a magic link's object, mode).
+
+        The target is empty for what is no link, the magic descriptor -1 for what is no magic link.
+        """
+        entry = self.own(openat2(directory, name, _ENTRY, 0, RESOLVE_NO_MAGICLINKS))
+        status = posix.fstat(entry)
+        if status.st_mode & _S_IFMT != _S_IFLNK:
+            return entry, b"", -1, status.st_mode
+        magic, target = self.link(directory, name, entry, status.st_dev)
+        return entry, target, magic, status.st_mode
+
+    def follow(self, directory: int, target: bytes) -> tuple[int, bytes, bytes, bool]:
+        """As ``parent``, for a link's target met in ``directory``."""
+        return self._parent(-1 if target[:1] == b"/" else directory, target)
+
+    def object(self, descriptor: int, path: bytes, *, follow: bool, empty: bool = False) -> tuple[int, bytes]:
+        """An O_PATH descriptor of what the caller names, with its canonical path. Raises OSError, Foreign."""
+        if empty and not path:
+            found = self.base(descriptor)
+            return found, self.canonical(found)
+        directory, name, _, slash = self.parent(descriptor, path)
+        for _ in range(_LINKS_AT_MOST + 1):
+            if name in (b"", b".", b".."):
+                found = self.own(openat2(directory, name or b".", _DIRECTORY, 0, 0))
+                return found, self.canonical(found)
+            found, target, magic, mode = self.target(directory, name)
+            if mode & _S_IFMT == _S_IFLNK and (follow or slash):
+                if magic >= 0:
+                    found, mode = magic, posix.fstat(magic).st_mode
+                else:
+                    directory, name, _, more = self.follow(directory, target)
+                    slash = slash or more
+                    continue
+            if slash and mode & _S_IFMT != 0o040000:
+                raise failure(ENOTDIR, "path")
+            return found, self.canonical(found)
+        raise failure(ELOOP, "path")
+
+
+def status_of(pid: int) -> bytes:
+    """The beginning of ``/proc/PID/status``: name, umask, state, thread group."""
+    descriptor = posix.open(b"/proc/%d/status" % pid, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(descriptor, 2048)
+    finally:
+        posix.close(descriptor)
+
+
+def _field(status: bytes, name: bytes, base: int = 10) -> int:
+    at = status.index(name) + len(name)
+    return int(status[at : status.index(b"\n", at)], base)
+
+
+class Umasks:
+    """The umask of the caller's process: read from /proc once, then followed by its own umask(2) calls.
+
+    The umask belongs to a process (``fs_struct``), not to a thread, and umask(2) takes effect only after the mediator
+    answered. So threads share one record by thread group, and what a notified umask(2) said is not overwritten by a
+    late look into /proc. Records live for a second: far less than it takes for a pid to come round again, and a bound
+    on what the rare processes that share an ``fs_struct`` without being threads can see.
+    """
+
+    __slots__ = ("_by_group", "_by_thread", "_clock", "_current", "_since")
+
+    def __init__(self, clock: object) -> None:
+        self._by_thread: dict[int, list[int]] = {}
+        self._by_group: dict[int, list[int]] = {}
+        self._clock = clock
+        self._since = 0.0
+        self._current = -1
+
+    def _record(self, pid: int) -> list[int]:
+        now: float = self._clock()  # type: ignore[operator]
+        if now - self._since > 1.0:
+            self._by_thread.clear()
+            self._by_group.clear()
+            self._since = now
+        record = self._by_thread.get(pid)
+        if record is None:
+            status = status_of(pid)
+            group = _field(status, b"\nTgid:")
+            record = self._by_group.get(group)
+            if record is None:
+                record = self._by_group[group] = [_field(status, b"\nUmask:", 8)]
+            self._by_thread[pid] = record
+        return record
+
+    def changed(self, pid: int, value: int) -> None:
+        """``pid`` calls umask(2)."""
+        record = self._record(pid)
+        record[0] = value & 0o777
+        kept = [(group, its) for group, its in self._by_group.items() if its is record]
+        self._by_thread.clear()
+        self._by_group.clear()
+        self._by_group.update(kept)
+
+    def assume(self, pid: int) -> None:
+        """Make the caller's umask this process's own."""
+        value = self._record(pid)[0]
+        if value != self._current:
+            posix.umask(value)
+            self._current = value

@@ -1,0 +1,308 @@
+"""From a request (options and a profile's name) to a compiled plan: the slow path, each step once and in one order.
+
+profile -> expand -> join with the options -> resolve -> compile. Every error that can be found is found before the first
+is raised: a mistyped option does not hide a broken profile.
+
+``prepare`` is what a start needs (plain values, fit for the cache, and the files they depend on); ``assemble`` is the
+same with everything it was made from, for ``explain`` and ``doctor``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from remit.profiles import find, load
+from remit.profiles.expand import Context, Expanded, expand
+from remit.profiles.suggest import NAME as SUGGESTION
+from remit.profiles.suggest import Suggestion, read_suggestion
+from remit.sandbox.authority import codec
+from remit.sandbox.authority.errors import RemitError
+from remit.sandbox.authority.grant import Grant
+from remit.sandbox.authority.lattice import join, normal
+from remit.sandbox.authority.model import Authority
+from remit.sandbox.compile.compiler import compile_session
+from remit.sandbox.compile.plan import Line, Lowering
+from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
+from remit.sandbox.resolve.names import resolve
+from remit.sandbox.resolve.toolchains import toolchains
+from remit.sandbox.session import place
+from remit.sandbox.session.errors import Several
+from remit.sandbox.session.granted import Granted, granted
+from remit.sandbox.session.oneshot import Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from remit.profiles.model import Profile
+    from remit.sandbox.compile.plan import Plan
+    from remit.sandbox.kernel.facts import HostFacts
+    from remit.sandbox.resolve.binding import Named
+
+DEFAULT_PROFILE = "coding"
+CLOCK = "/proc/uptime"
+"""A file that is never the same twice: as an input, it keeps what depends on the time out of the cache."""
+
+_SWITCHES = (APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM)
+
+
+class Request(Protocol):
+    """What a session is asked to be: the command line's ``Invocation`` has this form."""
+
+    @property
+    def command(self) -> tuple[str, ...]: ...
+    @property
+    def profile(self) -> str: ...
+    @property
+    def workspace(self) -> str: ...
+    @property
+    def chdir(self) -> str: ...
+    @property
+    def grants(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def accept_suggestion(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request with its profile found and its options parsed; nothing of it has been resolved."""
+
+    profile: Profile
+    expanded: Expanded
+    options: Granted
+    suggestion: Suggestion | None
+    workspace: str
+    directory: str
+    home: str
+    uid: int
+    warnings: tuple[str, ...]
+
+    @property
+    def authority(self) -> Authority:
+        """What the session is granted: floor, profile and options together; every deny and protect accumulates."""
+        return join(join(self.expanded.floor, self.expanded.authority), self.explicit)
+
+    @property
+    def explicit(self) -> Authority:
+        """What the options grant. A grant that ends is a limit on time: the command ends with it (exit status 124)."""
+        own, expires = self.options.authority, self.options.expires
+        if not expires:
+            return own
+        limits = dict(join(self.expanded.authority, own).limits)
+        time_limit = min(limits.get("time", expires), expires)
+        return normal(replace(own, limits=(*[one for one in own.limits if one[0] != "time"], ("time", time_limit))))
+
+    @property
+    def degrade(self) -> tuple[str, ...]:
+        """Every layer that may be given up: the profile's words and the options'."""
+        return tuple(sorted({*self.expanded.degrade, *self.options.degrade}))
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A request as a compiled plan, with everything it was made from.
+
+    ``directory`` is where the command starts. ``names`` is the binding, good for this start only. ``notes`` are for
+    people who ask, ``warnings`` for whoever starts the session. ``inputs`` are the files and directories that the plan
+    depends on, and those that would make it another one if they appeared.
+    """
+
+    plan: Plan
+    lowering: Lowering
+    grant: Grant
+    profile: Profile
+    facts: HostFacts
+    names: Mapping[str, Named]
+    workspace: str
+    directory: str
+    audit: str
+    audit_on_full: str
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
+    """Find the profile, parse the options, look at the places. ``cwd`` is the current directory without symbolic links.
+
+    Raises:
+        Several: two errors or more; RemitError: one. All have exit status 2.
+    """
+    options, errors = granted(request.grants, cwd)
+    workspace = directory = ""
+    profile: Profile | None = None
+    suggestion: Suggestion | None = None
+    warnings: list[str] = []
+    caller_home = place.home_directory(environ)
+    try:
+        workspace = place.directory(os.path.join(cwd, request.workspace), "--workspace")
+    except RemitError as error:
+        errors.append(error)
+    try:
+        directory = place.directory(os.path.join(cwd, request.chdir), "--chdir") if request.chdir else workspace
+    except RemitError as error:
+        errors.append(error)
+    try:
+        profile = load.load(request.profile or DEFAULT_PROFILE, environ=environ, home=caller_home)
+    except RemitError as error:
+        errors.append(error)
+    if workspace:
+        try:
+            suggestion = read_suggestion(workspace)
+        except RemitError as error:
+            if request.accept_suggestion:
+                errors.append(error)
+            warnings.append(f"a suggestion in the workspace cannot be used: {error}")
+    if suggestion is not None and profile is not None:
+        try:
+            if request.accept_suggestion:
+                profile = load.accept(profile, suggestion, environ=environ, home=caller_home)
+            else:
+                warnings.append(
+                    f"{suggestion.text.file} suggests grants; not applied (see it, then --accept-suggestion)"
+                )
+        except RemitError as error:
+            errors.append(error)
+    if errors or profile is None:
+        raise errors[0] if len(errors) == 1 else Several(errors)
+    uid = place.identity(workspace)
+    home = caller_home if uid == os.geteuid() else place.home_of(uid)
+    context = Context(
+        workspace=workspace,
+        home=home,
+        runtime=place.runtime_directory(environ),
+        toolchains=toolchains(environ.get("PATH", ""), home or "/nonexistent"),
+    )
+    expanded = expand(profile, context)
+    return Asked(
+        profile=profile,
+        expanded=expanded,
+        options=options,
+        suggestion=suggestion,
+        workspace=workspace,
+        directory=directory,
+        home=home,
+        uid=uid,
+        warnings=tuple(warnings),
+    )
+
+
+def assemble(
+    request: Request, environ: Mapping[str, str] | None = None, *, facts: HostFacts | None = None
+) -> Assembled:
+    """The compiled plan of ``request``. ``environ`` defaults to the process's, ``facts`` to a probe of this host.
+
+    Raises:
+        RemitError: bad options or profile, a granted path that is not there (exit status 2), Unenforceable (125).
+    """
+    environ = os.environ if environ is None else environ
+    asked = ask(request, environ, os.getcwd())
+    facts = probe() if facts is None else facts
+    authority, explicit = asked.authority, asked.explicit
+    secret = place.own_directories(environ, place.home_directory(environ))
+    code = place.own_code()
+    also = tuple(dict.fromkeys(p for p in (asked.workspace, asked.home, asked.directory, *secret, *code) if p))
+    names = resolve(authority, uid=asked.uid, also=also)
+    compiled = compile_session(
+        authority,
+        asked.expanded.floor,
+        names,
+        facts,
+        workspace=asked.workspace,
+        home=asked.home,
+        chdir=asked.directory,
+        degrade=asked.degrade,
+        degrade_asked=asked.options.degrade,
+        explicit=explicit,
+        deny_paths_of_remit=secret,
+        own_code=code,
+    )
+    now = time.time()
+    grant = Grant(
+        authority=authority,
+        grantor=f"uid:{os.geteuid()}",
+        principal="session",
+        purpose=asked.options.purpose,
+        not_before=now,
+        expires=now + asked.options.expires / 1000 if asked.options.expires else None,
+    )
+    return Assembled(
+        plan=compiled.plan,
+        lowering=_with_indexes(compiled.lowering, asked.expanded),
+        grant=grant,
+        profile=asked.profile,
+        facts=facts,
+        names=names,
+        workspace=asked.workspace,
+        directory=asked.directory,
+        audit=asked.expanded.audit,
+        audit_on_full=asked.expanded.audit_on_full,
+        warnings=asked.warnings,
+        notes=asked.expanded.notes,
+        inputs=_inputs(asked, environ),
+    )
+
+
+def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
+    """What a start needs, as plain values, with the paths that they depend on. Raises RemitError, as ``assemble``."""
+    assembled = assemble(request)
+    prepared = Prepared(
+        assembled.plan.wire(),
+        _plain(_about(assembled)),
+        json.dumps(assembled.plan.json()),
+        assembled.warnings,
+    )
+    return prepared, assembled.inputs
+
+
+def _about(assembled: Assembled) -> dict[str, object]:
+    """What the record keeps beside the plan. No id and no time: the record's own are those of this start."""
+    grant, profile = assembled.grant, assembled.profile
+    return {
+        "profile": {"name": profile.name, "file": profile.file, "files": dict(profile.files)},
+        "grant": {
+            "grantor": grant.grantor,
+            "principal": grant.principal,
+            "purpose": grant.purpose,
+            "authority": codec.to_json(grant.authority),
+            "authority_digest": codec.digest(grant.authority),
+        },
+        "lowering": assembled.lowering.json(),
+        "audit": assembled.audit,
+        "audit_on_full": assembled.audit_on_full,
+    }
+
+
+def _plain(value: dict[str, object]) -> dict[str, object]:
+    """Without the enumerations and tuples that ``marshal`` and JSON would treat differently."""
+    plain: dict[str, object] = json.loads(json.dumps(value))
+    return plain
+
+
+def _with_indexes(lowering: Lowering, expanded: Expanded) -> Lowering:
+    """``{package_index}`` stands for endpoints that only a gateway can hold: a deficit, like every other connect."""
+    lines = tuple(
+        Line("network", str(entry.value), "connect", "not available in this version yet", (), str(entry.source))
+        for entry in expanded.package_index
+    )
+    return replace(lowering, deficit=(*lowering.deficit, *lines))
+
+
+def _inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
+    places = find.places(environ, place.home_directory(environ))
+    return tuple(
+        dict.fromkeys(
+            (
+                *(path for path, _ in asked.profile.files),
+                *(one.directory for one in places),
+                os.path.join(asked.workspace, SUGGESTION),
+                *(path for path in environ.get("PATH", "").split(":") if path.startswith("/")),
+                *_SWITCHES,
+                # What a grant file leaves of its time differs at every start.
+                *((*asked.options.files, CLOCK) if asked.options.files else ()),
+            )
+        )
+    )

@@ -1,0 +1,210 @@
+"""Grant options as authority: what the person at the command line adds to, and takes from, the profile.
+
+Options go through the same strict parsers as profiles. The one difference: paths may be relative to the current
+directory, which the kernel reports without symbolic links, so leading ``..`` can be taken off it safely; any other
+``..`` is refused as in a profile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from remit.profiles import find
+from remit.sandbox.authority import parse
+from remit.sandbox.authority.errors import GrantError, RemitError, UsageError
+from remit.sandbox.authority.grant import Grant
+from remit.sandbox.authority.lattice import join
+from remit.sandbox.authority.model import DEGRADABLE, Authority, PathPattern, PathRule, Right, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+COMMAND_LINE = "command line"
+
+_RIGHTS = {
+    "read": frozenset({Right.READ}),
+    "write": frozenset({Right.READ, Right.WRITE}),
+    "exec": frozenset({Right.READ, Right.EXEC}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What the options come to. ``expires``: milliseconds from now, 0 for never. ``files``: grant files that were read."""
+
+    authority: Authority = Authority()
+    degrade: tuple[str, ...] = ()
+    purpose: str = ""
+    expires: int = 0
+    files: tuple[str, ...] = ()
+
+
+def granted(
+    options: tuple[tuple[str, str], ...], cwd: str, now: float | None = None
+) -> tuple[Granted, list[RemitError]]:
+    """The options' authority, and every error in them. ``cwd`` is absolute and has no symbolic link in it.
+
+    ``now`` (Unix seconds, default: the wall clock) decides whether a grant file is in force.
+    """
+    reader = _Reader(cwd, time.time() if now is None else now)
+    for name, value in options:
+        reader.read(name, value)
+    return reader.result(), reader.errors
+
+
+def absolute(text: str, cwd: str) -> str:
+    """A path from the command line as an absolute one. Raises ParseError.
+
+    A leading ``~`` is an error: no shell expands ``--deny=~/.ssh``, and as a name in the current directory it would deny
+    nothing that matters.
+    """
+    if text.startswith("~"):
+        raise parse.ParseError(
+            f"the shell did not expand ~ in {text!r}",
+            f"write it as a word of its own, or in full; ./{text} is a name here",
+        )
+    if text.startswith("/"):
+        return parse.parse_path(text)
+    here = cwd
+    rest = text
+    while True:
+        head, _, tail = rest.partition("/")
+        if head == "..":
+            here = os.path.dirname(here)
+        elif head not in ("", "."):
+            break
+        rest = tail
+        if not rest:
+            break
+    return parse.parse_path(f"{here.rstrip('/')}/{rest}")
+
+
+class _Reader:
+    def __init__(self, cwd: str, now: float) -> None:
+        self.cwd = cwd
+        self.now = now
+        self.errors: list[RemitError] = []
+        self.paths: list[PathRule] = []
+        self.deny: list[PathPattern] = []
+        self.protect: list[PathPattern] = []
+        self.authority = Authority()
+        self.degrade: list[str] = []
+        self.purpose = ""
+        self.expires = 0
+        self.files: list[str] = []
+
+    def read(self, name: str, value: str) -> None:
+        """One option. An error is kept, not raised."""
+        source = Source(COMMAND_LINE, 0, f"--{name}")
+        try:
+            self._read(name, value, source)
+        except parse.ParseError as error:
+            self.errors.append(UsageError(error.message, where=f"--{name}", hint=error.hint))
+        except RemitError as error:
+            self.errors.append(error)
+
+    def _read(self, name: str, value: str, source: Source) -> None:
+        if name in _RIGHTS:
+            self.paths.append(PathRule(absolute(value, self.cwd), _RIGHTS[name], False, source))
+        elif name in ("deny", "protect"):
+            (self.deny if name == "deny" else self.protect).append(self._pattern(value, source))
+        elif name in _SIMPLE:
+            self.authority = join(self.authority, _SIMPLE[name](self, value, source))
+        elif name == "degrade":
+            self.degrade.append(_layer(value))
+        elif name == "purpose":
+            self.purpose = value
+        elif name == "expires":
+            self.expires = parse.parse_duration(value)
+        elif name == "grant":
+            self._grant_file(value)
+        else:
+            raise UsageError(f"no such grant option: --{name}")
+
+    def _pattern(self, value: str, source: Source) -> PathPattern:
+        if value.startswith("**/"):
+            return parse.parse_pattern(value, source)
+        # The stars stay behind while the directory before them is made absolute.
+        before, stars, after = value.partition("**/")
+        if not stars:
+            return parse.parse_pattern(absolute(value, self.cwd), source)
+        return parse.parse_pattern(f"{absolute(before or '.', self.cwd)}/{stars}{after}", source)
+
+    def _connect(self, value: str, source: Source) -> Authority:
+        return Authority(connect=(parse.parse_endpoint(value, source),))
+
+    def _listen(self, value: str, source: Source) -> Authority:
+        return Authority(listen=(parse.parse_port(value),))
+
+    def _unix(self, value: str, source: Source) -> Authority:
+        return Authority(unix=(absolute(value, self.cwd),))
+
+    def _env(self, value: str, source: Source) -> Authority:
+        name, equals, content = value.partition("=")
+        return Authority(environment=((parse.parse_env_name(name), content if equals else None),))
+
+    def _limit(self, value: str, source: Source) -> Authority:
+        name, equals, quantity = value.partition("=")
+        if not equals:
+            raise parse.ParseError(f"{value!r} has no value", "write NAME=VALUE, such as memory=2GiB")
+        return Authority(limits=((name, parse.parse_limit(name, quantity)),))
+
+    def _syscalls(self, value: str, source: Source) -> Authority:
+        return Authority(syscalls=(parse.parse_group(value),))
+
+    def _grant_file(self, value: str) -> None:
+        """A grant in a file is trusted as a profile is: because nobody but its owner and root could have written it."""
+        path = absolute(value, self.cwd)
+        data = find.read(path)
+        try:
+            grant = Grant.from_json(json.loads(data))
+        except (ValueError, RecursionError) as error:
+            raise GrantError(
+                f"not a grant: {error}", where=path, hint="a grant is the JSON that Grant.to_json writes"
+            ) from None
+        if not grant.active(self.now):
+            raise GrantError(f"grant {grant.id} is not in force now", where=path, hint="ask the grantor for a new one")
+        if grant.uses is not None or grant.parent is not None:
+            raise GrantError(
+                f"grant {grant.id} counts uses or comes out of another grant, and a file proves neither",
+                where=path,
+                hint="give the profile or the options themselves",
+            )
+        if grant.expires is not None:
+            left = max(1, int((grant.expires - self.now) * 1000))
+            self.expires = min(self.expires or left, left)
+        self.authority = join(self.authority, grant.authority)
+        self.purpose = self.purpose or grant.purpose
+        self.files.append(path)
+
+    def result(self) -> Granted:
+        own = Authority(paths=tuple(self.paths), deny=tuple(self.deny), protect=tuple(self.protect))
+        return Granted(
+            authority=join(self.authority, own),
+            degrade=tuple(dict.fromkeys(self.degrade)),
+            purpose=self.purpose,
+            expires=self.expires,
+            files=tuple(self.files),
+        )
+
+
+_SIMPLE: dict[str, Callable[[_Reader, str, Source], Authority]] = {
+    "connect": _Reader._connect,
+    "listen": _Reader._listen,
+    "unix": _Reader._unix,
+    "env": _Reader._env,
+    "limit": _Reader._limit,
+    "allow-syscalls": _Reader._syscalls,
+}
+
+
+def _layer(value: str) -> str:
+    if value not in DEGRADABLE:
+        near = parse.nearest(value, DEGRADABLE)
+        hint = f"did you mean {near}?" if near else f"one of: {', '.join(DEGRADABLE)}"
+        raise parse.ParseError(f"unknown layer {value!r}", hint)
+    return value

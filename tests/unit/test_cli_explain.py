@@ -1,0 +1,225 @@
+"""``remit explain`` and the assembly behind it: what is granted, from where, and refusals; nothing runs."""
+
+from __future__ import annotations
+
+import json
+import marshal
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from remit.cli import doctor, explain, main
+from remit.cli.options import Invocation
+from remit.sandbox.authority.errors import RemitError, Unenforceable
+from remit.sandbox.kernel.facts import HostFacts
+from remit.sandbox.session import assemble as module
+from remit.sandbox.session.assemble import CLOCK, assemble, prepare
+from remit.sandbox.session.place import own_code, own_directories
+
+SCHEMAS = Path(explain.__file__).parent / "schemas"
+FACTS = HostFacts(uid=os.geteuid(), gid=os.getegid(), idmapped_mounts=True)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tmp_path.chmod(0o700)
+    made = tmp_path / "work"
+    made.mkdir()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "probe", lambda: FACTS)
+    monkeypatch.setattr(doctor, "probe", lambda: FACTS)
+    monkeypatch.chdir(made)
+    return made
+
+
+def asked(*grants: tuple[str, str], profile: str = "offline", **more: object) -> Invocation:
+    return Invocation("explain", ("true",), profile=profile, grants=grants, **more)  # type: ignore[arg-type]
+
+
+def json_of(
+    argv: list[str], status: int, capsys: pytest.CaptureFixture[str], name: str = "explain"
+) -> dict[str, object]:
+    assert main.run([*argv, "--json"]) == status
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    jsonschema.validate(found, json.loads((SCHEMAS / f"{name}.schema.json").read_text()))
+    return found
+
+
+def test_json_follows_the_shipped_schema(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of(["explain", "-p", "offline"], 0, capsys)
+    assert found["enforceable"] is True
+    assert found["workspace"] == str(workspace)
+
+
+def test_every_option_shows_with_its_source(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workspace / "data").mkdir()
+    (workspace / "secret").touch()
+    argv = [
+        "explain",
+        "-p",
+        "readonly",
+        "--write",
+        "data",
+        "--deny",
+        "secret",
+        "--env",
+        "SPECIAL=1",
+        "--limit",
+        "pids=7",
+    ]
+    assert main.run([*argv, "--purpose", "look", "--plan", "--", "true"]) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert [x for x in lines if f"{workspace}/data" in x and "write" in x and "command line --write" in x]
+    assert [x for x in lines if f"{workspace}/secret" in x and "deny" in x and "command line --deny" in x]
+    assert [x for x in lines if "SPECIAL" in x]
+    assert [x for x in lines if "limit pids to 7" in x]
+    assert "purpose look" in lines
+    assert [x for x in lines if x.strip().startswith("1. new namespaces")]
+
+
+def test_text_names_the_profiles_line(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["explain", "-p", "offline"]) == 0
+    printed = capsys.readouterr().out
+    assert "base.toml:" in printed
+    assert "offline.toml" in printed
+    assert "Plan " not in printed
+
+
+def test_what_cannot_be_enforced_is_125_with_reasons(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "probe", lambda: replace(FACTS, landlock_abi=0, user_namespaces=False))
+    found = json_of(["explain", "-p", "offline"], 125, capsys)
+    assert found["enforceable"] is False
+    reasons = found["reasons"]
+    assert isinstance(reasons, list)
+    assert len(reasons) >= 2
+    assert all(reason["fix"] for reason in reasons)
+    assert main.run(["explain", "-p", "offline"]) == 125
+    assert "fix: " in capsys.readouterr().err
+
+
+def test_network_on_the_command_line_refuses_and_in_a_profile_is_a_deficit(workspace: Path) -> None:
+    with pytest.raises(Unenforceable):
+        assemble(asked(("connect", "example.com:443")), facts=FACTS)
+    deficit = assemble(asked(profile="coding"), facts=FACTS).lowering.deficit
+    assert [line for line in deficit if line.object == "{package_index}" and "coding.toml" in line.source]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"workspace": "/nonexistent"}, "--workspace"),
+        ({"workspace": "/etc/passwd"}, "not a directory"),
+        ({"chdir": "nowhere"}, "--chdir"),
+        ({"profile": "nope"}, "no such profile"),
+        ({"profile": "./nope.toml"}, "no such"),
+        ({"grants": (("read", "/nonexistent/x"),)}, "does not exist"),
+    ],
+)
+def test_what_is_not_there_is_2(workspace: Path, more: dict[str, object], says: str) -> None:
+    values: dict[str, object] = {"profile": "offline", **more}
+    with pytest.raises(RemitError) as error:
+        assemble(Invocation("explain", ("true",), **values), facts=FACTS)  # type: ignore[arg-type]
+    assert error.value.exit_status == 2
+    assert says in str(error.value)
+
+
+def test_all_phases_report_together(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["explain", "-p", "nope", "-w", "/nonexistent", "--limit", "x", "--read", "a/../b"]) == 2
+    printed = capsys.readouterr().err
+    for part in ("nope", "/nonexistent", "--limit", "--read"):
+        assert part in printed
+
+
+def test_a_suggestion_is_named_and_not_applied(workspace: Path) -> None:
+    outside = workspace.parent / "outside"
+    outside.mkdir()
+    (workspace / "remit.toml").write_text(f'format = 1\nname = "s"\n[filesystem]\nwrite = ["{outside}"]\n')
+    plain = assemble(asked(), facts=FACTS)
+    assert not [rule for rule in plain.grant.authority.paths if rule.path == str(outside)]
+    assert [one for one in plain.warnings if "remit.toml" in one]
+    accepted = assemble(asked(accept_suggestion=True), facts=FACTS)
+    assert [rule for rule in accepted.grant.authority.paths if rule.path == str(outside)]
+    assert accepted.warnings == ()
+
+
+def test_a_broken_suggestion_stops_only_who_accepts_it(workspace: Path) -> None:
+    (workspace / "remit.toml").write_text("[filesystem\n")
+    assert [one for one in assemble(asked(), facts=FACTS).warnings if "remit.toml" in one]
+    with pytest.raises(RemitError):
+        assemble(asked(accept_suggestion=True), facts=FACTS)
+
+
+def test_a_grant_that_ends_limits_the_time(workspace: Path) -> None:
+    made = assemble(asked(("expires", "90s")), facts=FACTS)
+    assert dict(made.grant.authority.limits)["time"] == 90_000
+    assert made.grant.expires is not None
+    shorter = assemble(asked(("expires", "90s"), ("limit", "time=5s")), facts=FACTS)
+    assert dict(shorter.grant.authority.limits)["time"] == 5_000
+
+
+def test_remits_own_places_are_denied_whatever_is_granted(workspace: Path, tmp_path: Path) -> None:
+    own = tmp_path / "config" / "remit"
+    own.mkdir(parents=True)
+    made = assemble(asked(("write", str(tmp_path))), facts=FACTS)
+    (mediate,) = [operation.json() for operation in made.plan.operations if operation.name == "mediate"]
+    assert str(own) in json.dumps(mediate) or [
+        operation
+        for operation in made.plan.operations
+        if operation.name == "cover" and str(own) in operation.describe()
+    ]
+
+
+def test_own_directories_follow_the_environment() -> None:
+    found = own_directories(
+        {"XDG_CONFIG_HOME": "/c", "XDG_STATE_HOME": "relative", "XDG_RUNTIME_DIR": "/run/u"}, "/home/u"
+    )
+    assert found == ("/c/remit", "/home/u/.local/state/remit", "/home/u/.cache/remit", "/run/u/remit", "/etc/remit")
+
+
+def test_own_code_covers_this_package_under_its_real_name() -> None:
+    covered = own_code()
+    for path in (os.path.abspath(explain.__file__), os.path.realpath(explain.__file__), os.__file__):
+        assert [root for root in covered if path.startswith(root + "/")], path
+
+
+def test_what_is_prepared_can_be_cached(workspace: Path) -> None:
+    prepared, inputs = prepare(asked(profile="coding"))
+    entry = (prepared.wire, prepared.about, prepared.plan_json, prepared.warnings)
+    assert marshal.loads(marshal.dumps(entry)) == entry
+    assert [path for path in inputs if path.endswith("/coding.toml")]
+    assert str(workspace / "remit.toml") in inputs
+    assert os.path.join(os.environ["XDG_CONFIG_HOME"], "remit", "profiles") in inputs
+    assert CLOCK not in inputs
+    assert json.loads(prepared.plan_json)["digest"] == prepared.wire[1]
+
+
+def test_the_same_request_gives_the_same_plan(workspace: Path) -> None:
+    assert prepare(asked())[0].wire == prepare(asked())[0].wire
+    assert prepare(asked())[0].wire != prepare(asked(("deny", "x")))[0].wire
+
+
+def test_doctor_says_whether_run_would_start(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert json_of(["doctor"], 0, capsys, "doctor")["would_run"] is True
+    monkeypatch.setattr(doctor, "probe", lambda: replace(FACTS, seccomp_notify=False))
+    found = json_of(["doctor"], 1, capsys, "doctor")
+    assert found["would_run"] is False
+    assert found["refusal"]
+    assert main.run(["doctor"]) == 1
+    assert "would refuse" in capsys.readouterr().out
+
+
+def test_doctor_leaves_nothing_behind(workspace: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = sorted(os.listdir(tmp_path))
+    main.run(["doctor"])
+    assert sorted(os.listdir(tmp_path)) == before

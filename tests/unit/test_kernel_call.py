@@ -1,0 +1,96 @@
+"""The private interface of ``_ctypes`` that the kernel room rests on, on the running interpreter."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+import pytest
+
+from remit.sandbox.kernel import call, files, memory, process
+
+
+def test_result_and_errno() -> None:
+    assert call.call(call.NR["getpid"]) == os.getpid()
+    with pytest.raises(OSError, match="system call") as caught:
+        call.call(call.NR["close"], 1 << 20)
+    assert caught.value.errno == errno.EBADF
+
+
+def test_seventh_argument_is_not_left_to_chance() -> None:
+    text = b"a string in this very process\0"
+    for _ in range(200):
+        assert memory.read(os.getpid(), call.address(text), 8) == b"a string"
+
+
+def test_strings_stop_at_their_end_and_at_the_limit() -> None:
+    text = b"x" * 5000 + b"\0"
+    assert memory.read_string(os.getpid(), call.address(text), 6000) == text[:-1]
+    with pytest.raises(OSError, match="path") as caught:
+        memory.read_string(os.getpid(), call.address(text))
+    assert caught.value.errno == errno.ENAMETOOLONG
+    with pytest.raises(OSError, match="system call") as caught:
+        memory.read_string(os.getpid(), 8)
+    assert caught.value.errno == errno.EFAULT
+
+
+def test_buffers_are_written_by_the_kernel() -> None:
+    buffer = call.Buffer(8)
+    read, write = os.pipe()
+    os.write(write, b"12345678")
+    assert call.call(call.NR["read"], read, buffer.address, 8) == 8
+    assert bytes(buffer.view) == b"12345678"
+    os.close(read)
+    os.close(write)
+
+
+def test_a_missing_libc_function_is_an_error_not_a_crash() -> None:
+    assert not call.has_libc("no_such_function_in_any_libc")
+    with pytest.raises(OSError, match="no_such_function"):
+        call.libc_call("no_such_function_in_any_libc")
+
+
+def test_openat2_refuses_links_on_request(tmp_path: os.PathLike[str]) -> None:
+    target, link = os.fspath(tmp_path) + "/target", os.fspath(tmp_path) + "/link"
+    with open(target, "w") as file:
+        file.write("x")
+    os.symlink(target, link)
+    os.close(files.openat2(call.AT_FDCWD, link.encode(), os.O_RDONLY | os.O_CLOEXEC))
+    with pytest.raises(OSError, match="system call") as caught:
+        files.openat2(call.AT_FDCWD, link.encode(), os.O_RDONLY | os.O_CLOEXEC, 0, files.RESOLVE_NO_SYMLINKS)
+    assert caught.value.errno == errno.ELOOP
+
+
+def test_spawn_has_a_directory_an_environment_a_group_and_default_signals(tmp_path: os.PathLike[str]) -> None:
+    read, write = os.pipe()
+    script = b'pwd; echo "$A"; ps -o pgid= -p $$ 2>/dev/null || echo $$; kill -PIPE $$; echo not reached'
+    previous = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        pid = process.spawn(
+            b"/bin/sh",
+            [b"sh", b"-c", script],
+            [b"A=b c", b"PATH=/usr/bin:/bin"],
+            directory=os.fsencode(tmp_path),
+            descriptors=(0, write, 2),
+            new_group=True,
+        )
+    finally:
+        signal.signal(signal.SIGPIPE, previous)
+    os.close(write)
+    _, status = os.waitpid(pid, 0)
+    lines = os.read(read, 4096).decode().splitlines()
+    os.close(read)
+    assert lines[:2] == [os.path.realpath(tmp_path), "b c"]
+    assert int(lines[2]) == pid
+    assert len(lines) == 3
+    assert os.WTERMSIG(status) == signal.SIGPIPE
+
+
+def test_spawn_reports_what_stopped_it() -> None:
+    with pytest.raises(OSError, match="posix_spawn") as caught:
+        process.spawn(b"/no/such/program", [b"x"], [], directory=b"/")
+    assert caught.value.errno == errno.ENOENT
+    with pytest.raises(OSError, match="posix_spawn") as caught:
+        process.spawn(b"/etc/passwd", [b"x"], [], directory=b"/")
+    assert caught.value.errno == errno.EACCES

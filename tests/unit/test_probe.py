@@ -1,0 +1,148 @@
+"""The probe: it tries, it says what refused, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from remit.sandbox.kernel import probe as module
+from remit.sandbox.kernel.probe import find_cgroup, probe
+
+V1 = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" + "".join(
+    f"{n} 31 0:{n} / /sys/fs/cgroup/{name} rw,relatime - cgroup cgroup rw,{name}\n"
+    for n, name in enumerate(("cpu,cpuacct", "memory", "pids"), 32)
+)
+V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+
+
+def yes(path: str) -> bool:
+    return True
+
+
+def no(path: str) -> bool:
+    return False
+
+
+def nothing(path: str) -> str:
+    return ""
+
+
+def test_the_probe_is_quick_and_names_what_is_missing() -> None:
+    best, facts = 1e9, probe()
+    for _ in range(5):
+        start = time.perf_counter()
+        facts = probe()
+        best = min(best, time.perf_counter() - start)
+    assert best < 0.015
+    named = {name for name, _ in facts.missing}
+    assert ("user_namespaces" in named) is not facts.user_namespaces
+    assert ("seccomp_notify" in named) is not facts.seccomp_notify
+    assert ("landlock" in named) is (facts.landlock_abi == 0)
+    assert all(reason for _, reason in facts.missing)
+
+
+def test_the_probe_leaves_no_descriptor_process_or_namespace() -> None:
+    def state() -> tuple[list[str], str, str]:
+        here = Path("/proc/self")
+        return sorted(os.listdir(here / "fd")), os.readlink(here / "ns/user"), os.readlink(here / "ns/mnt")
+
+    probe()
+    before = state()
+    probe()
+    assert state() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_the_probe_does_not_confine_its_caller() -> None:
+    def confinement() -> list[str]:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return [line for line in lines if line.startswith(("NoNewPrivs", "Seccomp", "Cap"))]
+
+    before = confinement()
+    probe()
+    assert confinement() == before
+    assert before
+
+
+def test_a_child_that_never_answers_does_not_hang_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(report: int, wait: int, identity: tuple[int, int] | None) -> None:
+        os.read(wait, 1)
+        os._exit(0)
+
+    monkeypatch.setattr(module, "_child", hang)
+    monkeypatch.setattr(module, "_PATIENCE", 50)
+    facts = probe()
+    assert not facts.user_namespaces
+    assert not facts.seccomp_notify
+    assert not facts.fresh_proc
+
+
+def test_a_refused_namespace_still_leaves_seccomp_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module.process.clone3
+
+    def refuse(flags: int) -> int:
+        if flags:
+            raise OSError(28, "No space left on device")
+        return real(flags)
+
+    monkeypatch.setattr(module.process, "clone3", refuse)
+    facts = probe()
+    assert not facts.user_namespaces
+    assert "ENOSPC" in dict(facts.missing)["user_namespaces"]
+    assert facts.seccomp_notify
+
+
+def test_cgroup_v1_is_found_below_the_own_group_of_each_controller() -> None:
+    kind, places, controllers = find_cgroup(V1, "3:memory:/a/b\n2:pids:/\n1:cpu,cpuacct:/c\n0::/\n", nothing, yes)
+    assert kind == "v1"
+    assert dict(places) == {
+        "memory": "/sys/fs/cgroup/memory/a/b",
+        "pids": "/sys/fs/cgroup/pids",
+        "cpu": "/sys/fs/cgroup/cpu,cpuacct/c",
+    }
+    assert controllers == ("memory", "pids", "cpu")
+
+
+def test_cgroup_v1_without_write_access_is_none() -> None:
+    assert find_cgroup(V1, "3:memory:/a\n2:pids:/\n", nothing, no) == ("", (), ())
+
+
+def test_cgroup_v2_is_the_nearest_ancestor_that_hands_controllers_down() -> None:
+    slice_ = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/app.slice"
+
+    def read(path: str) -> str:
+        return "memory pids" if path.startswith("/sys/fs/cgroup/user.slice") and "run-1.scope" not in path else ""
+
+    def mine(path: str) -> bool:
+        return "/user@1000.service" in path
+
+    own = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/run-1.scope\n"
+    kind, places, controllers = find_cgroup(V2, own, read, mine)
+    assert (kind, controllers) == ("v2", ("memory", "pids"))
+    assert {place for _, place in places} == {slice_}
+
+
+def test_cgroup_v2_that_is_not_delegated_is_none() -> None:
+    def read(path: str) -> str:
+        return "cpu memory pids"
+
+    assert find_cgroup(V2, "0::/user.slice/session-3.scope\n", read, no) == ("", (), ())
+
+
+def test_cgroup_v2_with_no_wanted_controller_falls_back_to_v1() -> None:
+    def read(path: str) -> str:
+        return "hugetlb"
+
+    kind, _, controllers = find_cgroup(V1 + V2, "4:memory:/\n0::/\n", read, yes)
+    assert (kind, controllers) == ("v1", ("memory",))
+
+
+def test_a_mount_that_does_not_show_the_own_group_is_not_used() -> None:
+    shown = "32 31 0:32 /other /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    assert find_cgroup(shown, "4:memory:/mine\n", nothing, yes) == ("", (), ())
+    inside = "32 31 0:32 /mine /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    assert find_cgroup(inside, "4:memory:/mine/x\n", nothing, yes)[1] == (("memory", "/sys/fs/cgroup/memory/x"),)
