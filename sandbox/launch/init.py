@@ -57,9 +57,9 @@ class Init:
         self._early: dict[int, int] = {}
         self._listener = -1
         self._broker: Broker | None = None
-        # Blocked here, before there is a second thread: one that does not block it takes the signal away from the
-        # descriptor in ``loop`` and, as its default action is to ignore it, throws it away.
+        # Before the command's thread exists: a SIGCHLD that any thread does not block is lost to the descriptor.
         process.block_signals((SIGCHLD,))
+        self._children = process.signalfd((SIGCHLD,))
         self._wake_read, self._wake_write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         self._deadline = 0.0
         self._memory_limit = 0
@@ -98,8 +98,7 @@ class Init:
 
     def loop(self) -> None:
         """Until the command has ended. Does not return."""
-        children = process.signalfd((SIGCHLD,))
-        self._reap()  # what ended before
+        children = self._children
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
