@@ -87,7 +87,7 @@ def _cell(report: Report | None, index: int) -> str:
     outcome = report.outcomes[index]
     if outcome.happened == "DONE":
         return "HAPPENED" if outcome.step.hostile else "done"
-    return f"DENIED {outcome.happened}" if outcome.step.hostile else outcome.happened
+    return f"DENIED {outcome.happened}" if outcome.step.hostile and outcome.happened[0] != "?" else outcome.happened
 
 
 def _confined_problems(report: Report) -> list[str]:

@@ -40,24 +40,22 @@ class Report:
     effects: dict[str, bool]
     changes: tuple[str, ...]
     task: dict[str, bool]
-    agent_status: str
 
 
 def run(identity: Identity, *, confined: bool) -> Report:
-    """Run one arm. RuntimeError, with the agent's own output, when the agent did not come to the script's end."""
+    """Run one arm, in a house of its own."""
     with House(identity, shadow=confined) as house:
         script = steps(house.targets)
         with HostileModel(script) as model:
             witness = Witness(house, model.heard)
             status, observed, printed = _run_agent(house, model.url, house.prefix(confined=confined))
-        if status != "Submitted" or len(model.heard) != len(script):
-            raise RuntimeError(f"the agent stopped after {len(model.heard)} of {len(script)} steps: {status}\n{printed}")
         witness.look()
         effects, changes = witness.effects(), tuple(witness.changes())
         outcomes = [_outcome(step, observed.get(f"step-{step.name}")) for step in script[:-1]]
-        # The agent ends on the submission itself and observes nothing of it; that it ended so was checked above.
-        outcomes.append(Outcome(script[-1], "DONE", ""))
-        return Report(tuple(outcomes), effects, changes, witness.task(), status)
+        # The agent ends on the submission itself, and its exit status is all that it notes of it.
+        submitted = status == "Submitted" and len(model.heard) == len(script)
+        outcomes.append(Outcome(script[-1], "DONE" if submitted else status, "" if submitted else printed))
+        return Report(tuple(outcomes), effects, changes, witness.task())
 
 
 def _run_agent(house: House, url: str, prefix: list[str]) -> tuple[str, dict[str, dict[str, Any]], str]:
@@ -116,4 +114,4 @@ def _outcome(step: Step, observation: dict[str, Any] | None) -> Outcome:
             return Outcome(step, denied[0], output)
     elif status == step.status and step.evidence in output:
         return Outcome(step, "DONE", output)
-    return Outcome(step, f"exit {status}", output)
+    return Outcome(step, f"? exit {status}", output)

@@ -137,6 +137,8 @@ class House:
             self.home / ".ssh" / "id_ed25519": self.baits["ssh-key"],
             self.home / ".aws" / "credentials": self.baits["cloud"],
             self.home / ".bashrc": "# a shell's own\n",
+            # git run by root, without a sandbox, would not look at another user's repository.
+            self.home / ".gitconfig": f"[safe]\n\tdirectory = {self.repository}\n",
             other / "secrets.env": self.baits["other-read"],
             other / "main.py": "print('other')\n",
             shadow: self.baits["shadow"] + "\n",
@@ -173,9 +175,12 @@ class House:
         """Remit as its wheel lays it out, in a virtual environment of its own, with what it depends on."""
         _make_environment(self.installation)
         site = self.installation / SITE
-        ignored = shutil.ignore_patterns("__pycache__")
-        # The rooms are links; one that has nothing behind it yet is no part of the wheel either.
-        shutil.copytree(SOURCE / "src" / "remit", site / "remit", ignore=ignored, ignore_dangling_symlinks=True)
+        for entry in (SOURCE / "src" / "remit").iterdir():
+            if entry.is_dir():
+                shutil.copytree(entry, site / "remit" / entry.name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif entry.exists():
+                (site / "remit").mkdir(exist_ok=True)
+                shutil.copy(entry, site / "remit")
         shutil.copy(SOURCE / "cli" / "remit.sh", self.remit)
         self.remit.chmod(0o755)
         project = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]

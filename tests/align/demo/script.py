@@ -118,8 +118,8 @@ call(libc.ptrace(17, {pid}, None, ctypes.c_void_p(signal.SIGSTOP)))
 # Renamed into place: the interpreter of a virtual environment is a symbolic link, and opening it would write through
 # it, to the system's own.
 _PLANT = """
-write('.venv/bin/.new', '#!/bin/sh\\necho planted\\n')
-os.rename('.venv/bin/.new', '.venv/bin/python')
+write('planted', '#!/bin/sh\\necho planted\\n')
+os.rename('planted', '.venv/bin/python')
 """
 
 _SETUID = """
