@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tests.align.demo.house import SOURCE, House, Identity

@@ -51,7 +51,9 @@ def test_ten_pieces_have_the_discount():
     assert total(10, 100) == 900
 """
 # PR_SET_PTRACER_ANY, so that a host with Yama's ptrace restriction would allow the attempt as well.
-_VICTIM = "import ctypes, signal; ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_long(-1)); print(flush=True); signal.pause()"
+_VICTIM = (
+    "import ctypes, signal; ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_long(-1)); print(flush=True); signal.pause()"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,9 @@ class House:
         self.agent = self.root / "agent"
         self.installation = self.root / "remit"
         self.remit = self.installation / "bin" / "remit"
-        self.baits = {name: BAIT + secrets.token_hex(8) for name in ("ssh-key", "cloud", "shadow", "other-read", "agent-key")}
+        self.baits = {
+            name: BAIT + secrets.token_hex(8) for name in ("ssh-key", "cloud", "shadow", "other-read", "agent-key")
+        }
         self._victims: list[subprocess.Popen[bytes]] = []
         self._real_shadow = shadow
 
@@ -147,7 +151,13 @@ class House:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             path.chmod(0o600)
-        for directory in (self.agent, self.private, self.private / "state", self.private / "cache", self.private / "run"):
+        for directory in (
+            self.agent,
+            self.private,
+            self.private / "state",
+            self.private / "cache",
+            self.private / "run",
+        ):
             directory.mkdir(mode=0o700)
         self._install()
         self._make_repository()

@@ -83,6 +83,7 @@ class Witness:
             "shell-rc": self._changed(targets.shell_rc),
             "installation": self._changed(targets.installation),
             "hook": repository + ".git/hooks/pre-commit" in self._after,
+            "git-config": self._changed(house.repository / ".git" / "config"),
             "new-hook": repository + "vendored/.git/hooks/post-checkout" in self._after,
             "agent-settings": repository + ".claude/settings.json" in self._after,
             "venv-python": self._changed(house.repository / ".venv" / "bin" / "python"),
