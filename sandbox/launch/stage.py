@@ -145,11 +145,14 @@ class Stage:
         ports: tuple[tuple[int, int], ...],
     ) -> int:
         ruleset = landlock.create_ruleset(handled_fs, handled_net, scoped)
-        # A copy is ours; what was bound must be what was resolved, also where a rule lies below a bind.
+        # A copy and an empty directory are ours; what was bound must be what was resolved, also where a rule lies below
+        # a bind.
         identities = dict(self._request.identities)
         for operation in self._request.operations:
             if operation[0] == "copy":
                 identities.pop(operation[2], None)
+            elif operation[0] in ("dir", "tmpfs"):
+                identities.pop(operation[1], None)
         for path, access in rules:
             try:
                 opened = files.openat2(-100, path.encode(errors="surrogateescape"), _OPEN, 0, _SAFE)
