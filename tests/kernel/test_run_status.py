@@ -155,7 +155,8 @@ def test_every_bad_option_is_reported_at_once(world: World) -> None:
 
 def test_invariant_9_every_status_of_remit_is_told_apart_from_the_commands(world: World) -> None:
     own, own_events = with_status(world, ["sh", "-c", "exit 125"])
-    remits, remits_events = with_status(world, ["true"], ("--chdir", str(world.home)))
+    (world.base / "hidden").mkdir()
+    remits, remits_events = with_status(world, ["true"], ("--chdir", str(world.base / "hidden")))
 
     assert (own.status, remits.status) == (125, 125)
     assert [event["event"] for event in own_events] == ["started", "exited"]

@@ -104,8 +104,8 @@ def test_the_terminal_is_given_back_as_it_was(world: World) -> None:
 def test_job_control_inside(world: World) -> None:
     with terminal(world, "bash", "--norc", "--noprofile", "-i") as session:
         session.expect(r"\$ ")
-        session.send("sleep 1000\r")
-        session.expect("sleep 1000")
+        session.send("sh -c 'echo sta''rted; exec sleep 1000'\r")
+        session.expect("started\r\n")
         session.send("\x1a")
         session.expect("Stopped")
         session.send("kill %1; wait %1; echo s''tatus $?\r")
