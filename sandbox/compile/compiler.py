@@ -1,22 +1,15 @@
-"""Authority x host facts -> Plan + Lowering, or Unenforceable with every reason and its fix. Pure.
-
-Three kinds of difference between what was granted and what the plan enforces:
-
-*slack* (wider): refuses, unless the layer that would have held it was given up by name;
-*deficit* (narrower): starts, and says so, unless the command line asked for that very thing;
-*notes*: where one layer holds what two usually do, or a meaning that surprises.
-"""
+"""Authority x host facts -> Plan + Lowering, or Unenforceable with every reason and its fix. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from remit.sandbox.authority.errors import Unenforceable
 from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, Right
-from remit.sandbox.compile import landlock, limits, mounts, network
+from remit.sandbox.compile import landlock, limits, lowering, mounts, network
 from remit.sandbox.compile.catalogue import WIRE as CATALOGUE
 from remit.sandbox.compile.landlock import Rule
+from remit.sandbox.compile.lowering import Layers, Report
 from remit.sandbox.compile.mounts import Granted, Tree
 from remit.sandbox.compile.paths import below, join, order, outermost, parent, strictly_below, touch
 from remit.sandbox.compile.plan import (
@@ -52,17 +45,6 @@ _PatternEntry = tuple[str, tuple[str, ...], bool, str]
 class Compiled:
     plan: Plan
     lowering: Lowering
-
-
-@dataclass(frozen=True, slots=True)
-class Layers:
-    """Which layers this plan has."""
-
-    namespaces: bool
-    network: bool
-    landlock: bool
-    seccomp: bool
-    mediation: bool
 
 
 def compile_session(
@@ -107,6 +89,7 @@ def compile_session(
         deny_paths_of_remit,
         own_code,
         matches or {},
+        Report(frozenset(degrade)),
     )
     return job.run()
 
@@ -128,32 +111,14 @@ class _Job:
     secret: tuple[str, ...]
     own_code: tuple[str, ...]
     matches: Mapping[str, tuple[Named, ...]]
-    reasons: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
-    granted: list[Line] = field(default_factory=list[Line])
-    denied: list[Line] = field(default_factory=list[Line])
-    slack: list[Line] = field(default_factory=list[Line])
-    deficit: list[Line] = field(default_factory=list[Line])
-    notes: list[str] = field(default_factory=list[str])
+    says: Report
     used: dict[str, Named] = field(default_factory=dict[str, Named])
-
-    # --- what is said
 
     def name(self, path: str) -> Named:
         """The resolution of a name, remembered as an assumption of the plan."""
         named = self.names.get(path) or Named(path, path, Kind.ABSENT)
         self.used[path] = named
         return named
-
-    def wider(self, layer: str, line: Line, fix: str) -> None:
-        """Slack: refuses unless ``layer`` is given up."""
-        if layer in self.degrade:
-            self.slack.append(line)
-        else:
-            self.reasons.append((f"{line.axis}: {line.object}: {line.note}", fix))
-
-    def note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
 
     # --- the steps
 
@@ -177,7 +142,9 @@ class _Job:
         roots = landlock.mediated(roots, scratch)
         for place in scratch:
             if place in roots:
-                self.note(f"{place} is mediated too: a granted path lies below it (creating files there costs more)")
+                self.says.note(
+                    f"{place} is mediated too: a granted path lies below it (creating files there costs more)"
+                )
         operations += self.limits(layers)
         operations.append(self.environment())
 
@@ -190,18 +157,14 @@ class _Job:
         self.network(layers)
         self.say_granted(layers, {grant.path: grant.rights for grant in grants})
         self.say_denied(layers)
-        self.say_missing(layers)
-        if self.reasons:
-            first = self.reasons[0]
-            more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
-            raise Unenforceable(f"{first[0]}{more}", reasons=tuple(self.reasons), hint=first[1])
-        plan = Plan(
-            tuple(operations), self.assumptions(), self.name(self.workspace).canonical, tuple(sorted(self.degrade))
-        )
-        lowering = Lowering(
-            tuple(self.granted), tuple(self.denied), tuple(self.slack), tuple(self.deficit), (), tuple(self.notes)
-        )
-        return Compiled(plan, lowering)
+        lowering.missing(self.says, self.authority, layers, self.facts.landlock_abi, self.visible())
+        self.says.raise_if_unenforceable()
+        workspace = self.name(self.workspace).canonical
+        plan = Plan(tuple(operations), self.assumptions(), workspace, tuple(sorted(self.degrade)))
+        return Compiled(plan, self.says.lowering())
+
+    def visible(self) -> tuple[str, ...]:
+        return tuple(self.name(rule.path).canonical for rule in self.authority.paths)
 
     def layers(self) -> Layers:
         """What this host offers and the user did not give up; a layer that is missing otherwise is a reason."""
@@ -209,7 +172,7 @@ class _Job:
 
         def have(layer: str, possible: bool, problem: str, fix: str) -> bool:
             if not possible and layer not in self.degrade:
-                self.reasons.append((problem, fix))
+                self.says.missing(layer, problem, fix)
             return possible and layer not in self.degrade
 
         why = dict(facts.missing).get("user_namespaces", "")
@@ -245,8 +208,8 @@ class _Job:
             "the kernel has no seccomp notification with descriptors (Linux 5.14)",
             "use Linux 5.19 or later, or give up denials of names that do not exist yet with --degrade mediation",
         )
-        if not namespaces and not confined and not self.reasons:
-            self.reasons.append(
+        if not namespaces and not confined and not self.says.reasons:
+            self.says.reasons.append(
                 ("neither namespaces nor Landlock: nothing would confine the command", "keep one of them")
             )
         return Layers(
@@ -269,7 +232,9 @@ class _Job:
             if named.kind is Kind.ABSENT:
                 continue
             if named.canonical == "/":
-                self.reasons.append((f"{rule.path}: the whole file system cannot be granted", "grant its directories"))
+                self.says.reasons.append(
+                    (f"{rule.path}: the whole file system cannot be granted", "grant its directories")
+                )
                 continue
             rights = rule.rights | {Right.READ}
             held = merged.get(named.canonical)
@@ -282,7 +247,9 @@ class _Job:
                 named.canonical, named.kind, rights, in_floor, copied, self.idmap(named, rights)
             )
             if named.kind is Kind.FILE and named.parent_writable and Right.WRITE in rights:
-                self.note(f"{rule.path}: a file is granted as the object it is now; a new file of that name is not")
+                self.says.note(
+                    f"{rule.path}: a file is granted as the object it is now; a new file of that name is not"
+                )
         return tuple(merged[path] for path in sorted(merged, key=order))
 
     def idmap(self, named: Named, rights: Collection[Right]) -> bool:
@@ -290,7 +257,7 @@ class _Job:
         if self.facts.uid != 0 or named.uid != 0 or Right.WRITE not in rights or named.kind is Kind.DEVICE:
             return False
         if not self.facts.idmapped_mounts:
-            self.reasons.append(
+            self.says.reasons.append(
                 (
                     f"{named.path} belongs to root, and this host cannot map its owner",
                     f"chown it to an ordinary user, or run as one: chown -R USER {named.path}",
@@ -329,18 +296,20 @@ class _Job:
             elif rights:
                 protected[named.canonical] = named.kind
             if Right.WRITE in rights and below(named.canonical, self.name(self.workspace).canonical):
-                self.note(f"Remit is installed inside the workspace: {path} is read-only inside; install it elsewhere")
+                self.says.note(
+                    f"Remit is installed inside the workspace: {path} is read-only inside; install it elsewhere"
+                )
         return denied, protected
 
     def left(self, grant: Granted, denied: Mapping[str, Kind], protected: Mapping[str, Kind]) -> Granted:
         """A grant without what a deny or protect above it takes away."""
         if any(below(grant.path, path) for path in denied) or self.matched(grant.path, self.authority.deny):
-            self.note(f"{grant.path}: granted and denied: the denial wins")
+            self.says.note(f"{grant.path}: granted and denied: the denial wins")
             return replace(grant, rights=frozenset())
         if Right.WRITE in grant.rights and (
             any(below(grant.path, path) for path in protected) or self.matched(grant.path, self.authority.protect)
         ):
-            self.note(f"{grant.path}: granted for writing and protected: the protection wins")
+            self.says.note(f"{grant.path}: granted for writing and protected: the protection wins")
             return replace(grant, rights=grant.rights - {Right.WRITE}, idmap=False)
         return grant
 
@@ -361,7 +330,7 @@ class _Job:
         brokered: set[str] = set()
         for pattern in (pattern for pattern in self.authority.deny if pattern.any_depth):
             if str(pattern) in self.matches and layers.namespaces:
-                self.note(
+                self.says.note(
                     f"deny {pattern}: objects of that name are found at start; a later one from outside is not held"
                 )
                 continue
@@ -370,7 +339,7 @@ class _Job:
                 if not grant.directory or not touch(grant.path, anchor) or _own(grant.path):
                     continue
                 if grant.floor:
-                    self.note(f"deny {pattern}: not looked for in the floor's {grant.path}")
+                    self.says.note(f"deny {pattern}: not looked for in the floor's {grant.path}")
                     continue
                 self.broker(brokered, max(grant.path, anchor, key=len), str(pattern), grants, layers)
         if not layers.namespaces:
@@ -379,7 +348,9 @@ class _Job:
                     self.broker(brokered, path, path, grants, layers)
         roots = outermost(brokered)
         if roots:
-            self.note(f"every open is seen by the mediator, and those below {', '.join(roots)} are made by it: slower")
+            self.says.note(
+                f"every open is seen by the mediator, and those below {', '.join(roots)} are made by it: slower"
+            )
         return roots
 
     def broker(self, brokered: set[str], root: str, text: str, grants: tuple[Granted, ...], layers: Layers) -> None:
@@ -395,7 +366,7 @@ class _Job:
             note = "denied names can still be read: no mediator opens for the command"
         line = Line("filesystem", text, "read", note)
         missing = "mediation" if layers.namespaces else "namespaces"
-        self.wider(missing, line, f"do not grant exec on {root}, or name the path instead of a pattern")
+        self.says.wider(missing, line, f"do not grant exec on {root}, or name the path instead of a pattern")
 
     def tree(self, grants: tuple[Granted, ...], denied: Mapping[str, Kind], protected: Mapping[str, Kind]) -> Tree:
         values = dict(self.authority.limits)
@@ -405,14 +376,14 @@ class _Job:
             if named.kind is not Kind.ABSENT:
                 links.update(named.links)
         directories: list[str] = []
-        for path in (self.home, self.workspace, self.chdir):
+        for path in filter(None, (self.home, self.workspace, self.chdir)):
             named = self.name(path)
             links.update(named.links)
             directories.append(named.canonical)
         hidden = {path for path in links if any(below(path, gone) for gone in denied)}
         if not self.facts.fresh_proc:
             line = Line("ipc", "/proc", "read", "this host masks /proc: the outer one is shown, with its processes")
-            self.wider("namespaces", line, "run outside the container, or unmask /proc; or --degrade namespaces")
+            self.says.wider("namespaces", line, "run outside the container, or unmask /proc; or --degrade namespaces")
         return mounts.build(
             grants,
             links=tuple(sorted((link, target) for link, target in links.items() if link not in hidden)),
@@ -437,7 +408,7 @@ class _Job:
                 if short not in chosen:
                     chosen.append(short)
             elif short not in chosen:
-                self.deficit.append(Line("devices", path, "use", "no such device on this host"))
+                self.says.deficit.append(Line("devices", path, "use", "no such device on this host"))
         return tuple(chosen)
 
     def limits(self, layers: Layers) -> list[Op]:
@@ -450,11 +421,11 @@ class _Job:
                 line = Line("limits", what, str(value), "nothing on this host holds it")
                 given_up = "limits" in (self.degrade_asked if what in asked else self.degrade)
                 if given_up:
-                    self.slack.append(line)
+                    self.says.slack.append(line)
                 else:
-                    self.reasons.append((f"limit {what}: {line.note}", limits.fix(what)))
+                    self.says.reasons.append((f"limit {what}: {line.note}", limits.fix(what)))
             elif how == "watch":
-                self.note(f"limit {what}: no cgroup is delegated, so the supervisor samples the session's sum")
+                self.says.note(f"limit {what}: no cgroup is delegated, so the supervisor samples the session's sum")
         return out
 
     def environment(self) -> Environment:
@@ -538,12 +509,12 @@ class _Job:
         return Seccomp(program, layers.mediation)
 
     def network(self, layers: Layers) -> None:
-        report = network.lower(self.authority, self.explicit, own_namespace=layers.network)
-        self.reasons += report.reasons
-        self.deficit += report.deficit
-        self.slack += report.slack
-        for text in report.notes:
-            self.note(text)
+        found = network.lower(self.authority, self.explicit, own_namespace=layers.network)
+        self.says.reasons += found.reasons
+        self.says.deficit += found.deficit
+        self.says.slack += found.slack
+        for text in found.notes:
+            self.says.note(text)
 
     def assumptions(self) -> tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...]:
         return tuple((path, n.kind.value, n.canonical, n.links) for path, n in sorted(self.used.items()))
@@ -562,20 +533,22 @@ class _Job:
             writes = ("mediation",) if layers.mediation else ()
             for right in sorted((rule.rights | {Right.READ}) & left[named.canonical]):
                 by = (*held, *(writes if right is Right.WRITE else ()))
-                self.granted.append(Line("filesystem", rule.path, right.value, note, by, str(rule.source)))
+                self.says.granted.append(Line("filesystem", rule.path, right.value, note, by, str(rule.source)))
             if rule not in self.floor.paths and named.kind is Kind.OTHER:
-                self.note(f"{rule.path}: neither file, directory, device nor socket")
+                self.says.note(f"{rule.path}: neither file, directory, device nor socket")
         for group in sorted(self.authority.syscalls):
-            self.granted.append(Line("syscalls", group, "use", "", ("seccomp",)))
+            self.says.granted.append(Line("syscalls", group, "use", "", ("seccomp",)))
         for name in sorted(self.authority.devices):
-            self.granted.append(Line("devices", name, "use", "", held))
+            self.says.granted.append(Line("devices", name, "use", "", held))
         for name, setting in sorted(self.authority.environment, key=lambda pair: pair[0]):
-            self.granted.append(Line("environment", name, "pass" if setting is None else "set", "", ("environment",)))
+            self.says.granted.append(
+                Line("environment", name, "pass" if setting is None else "set", "", ("environment",))
+            )
         for what, value in sorted(self.authority.limits):
-            self.granted.append(Line("limits", what, str(value), "", ("limits",)))
+            self.says.granted.append(Line("limits", what, str(value), "", ("limits",)))
 
     def say_denied(self, layers: Layers) -> None:
-        visible = [self.name(rule.path).canonical for rule in self.authority.paths]
+        visible = self.visible()
         for patterns, what in ((self.authority.deny, "deny"), (self.authority.protect, "protect")):
             for pattern in patterns:
                 named = self.name(pattern.anchor if pattern.any_depth else str(pattern))
@@ -594,61 +567,10 @@ class _Job:
                 note = "not granted anyway" if not inside else ""
                 if inside and named.kind is Kind.ABSENT and what == "deny":
                     note = "absent now; one that is made from outside later can be read"
-                self.denied.append(Line("filesystem", str(pattern), what, note, tuple(by), str(pattern.source)))
+                self.says.denied.append(Line("filesystem", str(pattern), what, note, tuple(by), str(pattern.source)))
                 if inside and not layers.mediation:
                     line = Line("filesystem", str(pattern), what, "names made later are not held without mediation")
-                    self.wider("mediation" if layers.landlock else "landlock", line, "keep the mediator")
-
-    def say_missing(self, layers: Layers) -> None:
-        """What the layers that are off, or older than they could be, leave to one layer or to none."""
-        if layers.landlock:
-            for row in landlock.lacking(self.facts.landlock_abi):
-                self.say_abi(row, layers)
-        if not layers.mediation:
-            line = Line("filesystem", "auto-executed files", "protect", "can be written: no mediator")
-            if self.authority.auto_exec is AutoExec.PROTECT:
-                self.wider("mediation" if layers.landlock else "landlock", line, "keep the mediator")
-            if "mediation" in self.degrade or "seccomp" in self.degrade:
-                self.note("denials are not counted: no mediator listens")
-        if not layers.seccomp:
-            self.slack.append(
-                Line("syscalls", "every call", "use", "no filter: the kernel's whole surface is reachable")
-            )
-        if not layers.landlock:
-            self.slack.append(
-                Line("filesystem", "what is mounted", "read", "one layer: mounts alone hold the file system")
-            )
-        if not layers.namespaces:
-            shared = (
-                ("ipc", "processes of the same user", "see", "the host's process list is visible"),
-                ("filesystem", "names and attributes", "stat", "Landlock hides no names"),
-                ("ipc", "System V objects", "use", "shared with the host"),
-            )
-            for axis, what, right, text in shared:
-                self.wider("namespaces", Line(axis, what, right, text), "keep namespaces")
-            for path in ("/tmp", "/dev/shm"):
-                if not any(below(path, self.name(rule.path).canonical) for rule in self.authority.paths):
-                    self.deficit.append(Line("filesystem", path, "write", "no private one without namespaces"))
-        self.note("what may be read can be run by an interpreter, and memory can be executed: exec governs files")
-
-    def say_abi(self, row: landlock.Abi, layers: Layers) -> None:
-        held_by = {
-            3: ("filesystem", "truncation", "mounts and the mediator hold it"),
-            4: ("network", "TCP", "the network namespace holds it"),
-            5: ("devices", "ioctl", "the private /dev holds it"),
-            6: ("ipc", "signals and abstract sockets", "the PID and network namespaces hold it"),
-            9: ("ipc", "named Unix sockets", "only mounts hold it"),
-        }
-        if row.version not in held_by:
-            return
-        axis, what, other = held_by[row.version]
-        needed = layers.network if row.version in (4, 6) else layers.namespaces
-        if needed:
-            self.note(f"{axis}: {what}: Landlock cannot deny it here (Linux {row.kernel}): {other}")
-        else:
-            layer = "namespaces" if not layers.namespaces else "network"
-            line = Line(axis, what, "use", f"Landlock cannot deny it before Linux {row.kernel}")
-            self.wider(layer, line, f"use Linux {row.kernel} or later, or keep namespaces")
+                    self.says.wider("mediation" if layers.landlock else "landlock", line, "keep the mediator")
 
 
 def _own(path: str) -> bool:

@@ -47,7 +47,7 @@ class Tree:
 
     def operations(self) -> tuple[Op, ...]:
         """In order: parents first, covers last."""
-        placed = (self.entries[path] for path in self.entries)
+        placed = (self.entries[path] for path in sorted(self.entries, key=order))
         covers = {cover.path: cover for cover in self.covers}
         return (*placed, *(covers[path] for path in sorted(covers, key=order)))
 

@@ -51,11 +51,15 @@ class Init:
         self._limits = [op for op in request.operations if op[0] == "limit"]
         self._own_namespace = "unshare" in operations
         self._command = 0
+        self._spawned = 0
         self._failure: tuple[object, ...] | None = None
         self._enforcement: dict[str, str] = {}
         self._early: dict[int, int] = {}
         self._listener = -1
         self._broker: Broker | None = None
+        # Before the command's thread exists: a SIGCHLD that any thread does not block is lost to the descriptor.
+        process.block_signals((SIGCHLD,))
+        self._children = process.signalfd((SIGCHLD,))
         self._wake_read, self._wake_write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         self._deadline = 0.0
         self._memory_limit = 0
@@ -81,7 +85,8 @@ class Init:
 
     def command_started(self, pid: int) -> None:
         """The command runs as ``pid``."""
-        self._command = pid
+        # Only the loop sets ``_command``, after it has told the start: no end is told before it.
+        self._spawned = pid
         posix.write(self._wake_write, b"c")
 
     def command_failed(self, refusal: tuple[object, ...]) -> None:
@@ -93,10 +98,7 @@ class Init:
 
     def loop(self) -> None:
         """Until the command has ended. Does not return."""
-        # PID 1 has no default actions to lose, but a signal that is not blocked never reaches the descriptor.
-        process.block_signals((SIGCHLD,))
-        children = process.signalfd((SIGCHLD,))
-        self._reap()  # what ended before
+        children = self._children
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
@@ -133,6 +135,7 @@ class Init:
                 self._make_broker()
                 poll.register(self._listener, select.POLLIN)
             elif event == ord("c"):
+                self._command = self._spawned
                 self._tell("started", self._command, self._enforcement)
                 if self._command in self._early:
                     self._ended(self._early[self._command])

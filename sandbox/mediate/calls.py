@@ -183,7 +183,7 @@ class Calls:
 
     def open(self, path: int, flags: int, mode: int, *_: int) -> int:
         """``open(2)``."""
-        return self._open(AT_FDCWD, path, flags & _OPEN_FLAGS, mode & 0o7777, 0)
+        return self._open(AT_FDCWD, path, flags & _OPEN_FLAGS, _mode(flags, mode), 0)
 
     def creat(self, path: int, mode: int, *_: int) -> int:
         """``creat(2)``."""
@@ -191,7 +191,7 @@ class Calls:
 
     def openat(self, descriptor: int, path: int, flags: int, mode: int, *_: int) -> int:
         """``openat(2)``."""
-        return self._open(descriptor, path, flags & _OPEN_FLAGS, mode & 0o7777, 0)
+        return self._open(descriptor, path, flags & _OPEN_FLAGS, _mode(flags, mode), 0)
 
     def openat2(self, descriptor: int, path: int, how: int, size: int, *_: int) -> int:
         """``openat2(2)``: flags and mode lie in memory, read once, and what was read is what is performed."""
@@ -212,8 +212,6 @@ class Calls:
         if flags & (O_CREAT | O_TMPFILE_BIT):
             if mode & _SPECIAL_MODES:
                 raise self._denied("setuid", b"", "setuid and setgid modes are refused", EPERM)
-        elif not resolve:
-            mode = 0
         path = memory.read_string(self.view.pid, where)
         if flags & O_TMPFILE_BIT:
             return self._open_unnamed(descriptor, path, flags, mode, resolve)
@@ -250,6 +248,7 @@ class Calls:
         except OSError as error:
             if error.errno == EMFILE or (error.errno == EEXIST and flags & O_EXCL):
                 raise
+            self.performing = False
             return None
 
     def _perform_open(self, directory: int, name: bytes, flags: int, mode: int, resolve: int) -> int:
@@ -321,7 +320,7 @@ class Calls:
                     if error.errno != ELOOP:
                         raise
                     self.performing = False
-            if flags & O_NOFOLLOW or (flags & O_CREAT and flags & O_EXCL):
+            if _stays(flags):
                 if mediates:
                     raise failure(ELOOP, "open")
                 return PROCEED
@@ -367,59 +366,48 @@ class Calls:
             return PROCEED
         self._refuse(full, READ)
         self.performing = True
-        made = self.view.own(openat2(found, b".", (flags & ~O_NOFOLLOW) | O_DIRECTORY | O_CLOEXEC, 0, 0))
+        made = self.view.own(openat2(found, b".", (flags & ~O_NOFOLLOW) | O_CLOEXEC, 0, 0))
         return self._give(made, flags)
 
     def _open_constrained(self, descriptor: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
         """The caller's own RESOLVE_* flags, applied by the kernel to the caller's own directory."""
         writes = flags & _WRITES
-        resolve &= ~RESOLVE_CACHED
         base = self.view.base(descriptor)
+        resolve &= ~RESOLVE_CACHED
         safe = resolve | RESOLVE_NO_MAGICLINKS
-        try:
-            found = self.view.own(openat2(base, path, O_PATH | O_CLOEXEC | (flags & (O_NOFOLLOW | O_DIRECTORY)), 0, safe))
-        except OSError as error:
-            if error.errno != ENOENT or not flags & O_CREAT:
+        for _ in range(_LINKS_AT_MOST + 1):
+            head, slash, name = path.rpartition(b"/")
+            if name in _DOTS:
+                return PROCEED if writes else self._open_constrained_directory(base, path, flags, safe)
+            parent = head + slash or b"."
+            directory = self.view.own(openat2(base, parent, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, safe))
+            place = self.view.canonical(directory)
+            full = join(place, name)
+            if self._mediates(full, writes):
+                self._refuse(full, WRITE if writes else READ)
+                if writes and name in self.rules.special:
+                    self._creation(directory, place, name)
+                try:
+                    return self._perform_open(directory, name, flags, mode, _STRICT)
+                except OSError as error:
+                    if error.errno != ELOOP or resolve & RESOLVE_NO_SYMLINKS or _stays(flags):
+                        raise
+                    self.performing = False
+            _, target, magic, _ = self.view.target(directory, name)
+            if magic >= 0 or not target:
                 return PROCEED
-        else:
-            full = self.view.canonical(found)
-            if not self._mediates(full, writes):
-                return PROCEED
-            self._refuse(full, WRITE if writes else READ)
-        head, slash, name = path.rpartition(b"/")
-        directory = self.view.own(
-            openat2(base, head + slash or b".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, safe)
-        )
-        place = self.view.canonical(directory)
-        if name in _DOTS:
-            return PROCEED
-        full = join(place, name)
-        if not self._mediates(full, writes):
-            return PROCEED
-        self._refuse(full, WRITE if writes else READ)
-        if writes and name in self.rules.special:
-            self._creation(directory, place, name)
-        try:
-            return self._perform_open(directory, name, flags, mode, _STRICT)
-        except OSError as error:
-            if error.errno != ELOOP or resolve & RESOLVE_NO_SYMLINKS or flags & (O_EXCL | O_NOFOLLOW):
-                raise
-        _, target, magic, _ = self.view.target(directory, name)
-        if magic >= 0 or not target:
-            raise failure(ELOOP, "openat2")
-        self.performing = False
-        # A link at the end: once more from where it stands, under the caller's own constraints.
-        spelled = target if target[:1] == b"/" else head + slash + target
-        return self._open_constrained_link(base, spelled, flags, safe)
+            # A link at the end: once more from where it stands, under the caller's own constraints.
+            path = target if target[:1] == b"/" else head + slash + target
+        return PROCEED
 
-    def _open_constrained_link(self, base: int, path: bytes, flags: int, resolve: int) -> int:
-        found = self.view.own(openat2(base, path, O_PATH | O_CLOEXEC, 0, resolve))
-        if posix.fstat(found).st_mode & _S_IFMT == _S_IFLNK:
-            raise failure(ELOOP, "openat2")
+    def _open_constrained_directory(self, base: int, path: bytes, flags: int, resolve: int) -> int:
+        found = self.view.own(openat2(base, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, resolve))
         full = self.view.canonical(found)
-        if not self._mediates(full, flags & _WRITES):
+        if not self._mediates(full, 0):
             return PROCEED
-        return self._reopen(found, flags)
+        self._refuse(full, READ)
+        self.performing = True
+        return self._give(self.view.own(openat2(found, b".", flags | O_CLOEXEC, 0, 0)), flags)
 
     def _open_unnamed(self, descriptor: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
         """O_TMPFILE: a file without a name, which linkat(2) may name later, after a decision of its own."""
@@ -529,6 +517,9 @@ class Calls:
         if flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH):
             raise failure(EINVAL, "linkat")
         source_path = memory.read_string(self.view.pid, old)
+        unnamed = bool(flags & AT_EMPTY_PATH and not source_path)
+        # The kernel lets a process name its own unnamed file, but a descriptor from here is not its own.
+        self.performing = unnamed
         found = self._resolved(to, new)
         if found is None:
             return PROCEED
@@ -536,7 +527,6 @@ class Calls:
         full = join(place, name)
         if name in _DOTS or not self._inside(full):
             return PROCEED
-        unnamed = flags & AT_EMPTY_PATH and not source_path
         source, origin = self.view.object(
             from_, source_path, follow=bool(flags & AT_SYMLINK_FOLLOW), empty=bool(flags & AT_EMPTY_PATH)
         )
@@ -788,6 +778,16 @@ class Calls:
             words = b":".join([b"%x" % int.from_bytes(raw[at : at + 2], "big") for at in range(8, 24, 2)])
             self._outside(b"[%s]:%d" % (words, int.from_bytes(raw[2:4], "big")), right)
         return PROCEED
+
+
+def _stays(flags: int) -> bool:
+    """An open that does not follow a link at the end."""
+    return bool(flags & O_NOFOLLOW or (flags & O_CREAT and flags & O_EXCL))
+
+
+def _mode(flags: int, mode: int) -> int:
+    """The mode argument of open(2) and openat(2), which the kernel ignores unless something may be created."""
+    return mode & 0o7777 if flags & (O_CREAT | O_TMPFILE_BIT) else 0
 
 
 def _positive(descriptor: int) -> int:

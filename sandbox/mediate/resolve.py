@@ -83,7 +83,7 @@ class View:
 
         Good only together with RESOLVE_NO_SYMLINKS, which makes the kernel say so when it is wrong.
         """
-        if b".." in path or not path:
+        if b".." in path or not path or path[-1] == 47 or path.endswith(b"/.") or path == b".":
             return None
         if path[0] != 47:
             number = signed(descriptor)
@@ -97,8 +97,6 @@ class View:
             path = join(base, path)
         if b"//" in path or b"/./" in path:
             path = b"/" + b"/".join([part for part in path.split(b"/") if part not in (b"", b".")])
-        if path[-1] == 47 or path.endswith(b"/."):
-            return None
         return path
 
     def plain(self, path: bytes) -> bool:

@@ -1,9 +1,8 @@
 """Names to objects: the one step between what a user wrote and what the kernel will be told.
 
 A name is followed component by component, each opened without following it, so that every symbolic link on the way is
-seen and recorded; nothing is ever asked of the kernel by a whole path. The stage opens the canonical paths again,
-refusing symbolic links, and compares device and inode: a name that changed in between ends the start, it never widens a
-grant.
+seen and recorded; nothing is ever asked of the kernel by a whole path. A plan remembers what each name
+led to; a start that finds anything else does not go on, so that a name that changed can never widen a grant.
 """
 
 from __future__ import annotations

@@ -6,15 +6,20 @@ Independent of the launcher, so that mediation can be tried with rules, and with
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,11 +49,14 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
 
-def build_probe(name: str, directory: Path) -> Path:
-    """Compile ``tests/probes/NAME.c``."""
+@cache
+def build_probe(name: str) -> Path:
+    """Compile ``tests/probes/NAME.c``, into /tmp, which the harness lets the command read."""
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))
+    directory.chmod(0o755)
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     target = directory / name
-    source = PROBES / f"{name}.c"
-    subprocess.run(["gcc", "-O1", "-w", "-pthread", "-o", str(target), str(source)], check=True)
+    subprocess.run(["gcc", "-O1", "-w", "-pthread", "-o", str(target), str(PROBES / f"{name}.c")], check=True)
     target.chmod(0o755)
     return target
 
@@ -69,7 +77,7 @@ def mediation_filter(reads: bool) -> bytes:
             program.add_rule(pyseccomp.NOTIFY, name)
     for name in ("io_uring_setup", "clone3"):
         program.add_rule(pyseccomp.ERRNO(38), name)
-    with open("/dev/shm/filter", "w+b") if False else os.fdopen(os.memfd_create("f"), "w+b") as file:
+    with os.fdopen(os.memfd_create("f"), "w+b") as file:
         program.export_bpf(file)
         return os.pread(file.fileno(), 1 << 16, 0)
 
@@ -85,7 +93,7 @@ def run(
     opened: Sequence[str] = (),
     reads: bool = False,
     environment: dict[str, str] | None = None,
-    timeout: int = 300,
+    timeout: int = 60,
 ) -> Result:
     """Run ``argv`` in ``root`` as an ordinary user. ``mode``:
 
@@ -108,7 +116,9 @@ def run(
     with os.fdopen(readable, "rb") as pipe:
         text = pipe.read().decode(errors="replace")
     _, status = os.waitpid(pid, 0)
-    output, _, tail = text.rpartition("\x1e")
+    output, mark, tail = text.rpartition("\x1e")
+    if not mark:
+        raise AssertionError(f"the session failed: {text[-2000:]}")
     notes = tail.split("\n") if tail else []
     return Result(os.waitstatus_to_exitcode(status), output, int(notes[0]) if notes and notes[0] else 0, notes[1:])
 
@@ -173,6 +183,8 @@ def _session(argv, root, mode, deny, protect, catalogue, opened, reads, environm
 
     _thread.start_new_thread(command, ())
     gate.acquire()
+    # PID 1 ignores what it does not handle.
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(124))
     signal.alarm(timeout)
     broker = None
     notes: list[str] = []
@@ -190,6 +202,7 @@ def _session(argv, root, mode, deny, protect, catalogue, opened, reads, environm
         broker = (Unnested if mode == "unnested" else Broker)(listener, spec, note)
         poll.register(listener, select.POLLIN)
     status = None
+    ended: dict[int, int] = {}
     while status is None:
         if broker is not None:
             for _, event in poll.poll(2):
@@ -197,17 +210,18 @@ def _session(argv, root, mode, deny, protect, catalogue, opened, reads, environm
                     broker.handle()
                 else:
                     poll.unregister(listener)
-                    broker = None if broker is None else broker
         while True:
             try:
-                pid, code = os.waitpid(-1, os.WNOHANG if program else 0)
+                pid, code = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 break
             if pid == 0:
                 break
-            if pid == state.get("pid"):
-                status = os.waitstatus_to_exitcode(code)
-                break
+            ended[pid] = os.waitstatus_to_exitcode(code)
+        # The command may have ended before its thread could say which pid it has.
+        status = ended.get(state.get("pid", -1))
+        if broker is None:
+            time.sleep(0.001)
     os.write(out, ("\x1e" + "\n".join([str(broker.denials if broker else 0), *notes[:200]])).encode())
     os._exit(status if status >= 0 else 128 - status)
 
@@ -243,16 +257,22 @@ def _restrict(root: Path, access: int) -> None:
 
 @contextmanager
 def workspace() -> Iterator[Path]:
-    """A directory of the ordinary user's, outside /tmp (which the harness leaves open)."""
-    path = Path(os.environ.get("REMIT_TEST_ROOT", "/var/tmp")) / f"remit-mediation-{os.getpid()}-{len(os.listdir('/var/tmp'))}"
-    path.mkdir(mode=0o755)
-    if os.getuid() == 0:
-        os.chown(path, USER, USER)
+    """A directory to be made by ``make_root`` (and its safe parent), outside /tmp, which the harness leaves open."""
+    path = Path(tempfile.mkdtemp(prefix="remit-mediation-", dir="/var/tmp"))
+    path.chmod(0o755)
     try:
-        yield path
+        yield path / "w"
     finally:
         subprocess.run(["chmod", "-R", "u+rwX", str(path)], check=False, capture_output=True)
         subprocess.run(["rm", "-rf", str(path)], check=False)
+
+
+def make_root(root: Path) -> Path:
+    """An empty workspace that the ordinary user owns."""
+    root.mkdir(mode=0o755)
+    if os.getuid() == 0:
+        os.chown(root, USER, USER)
+    return root
 
 
 if __name__ == "__main__":
