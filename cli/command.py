@@ -16,6 +16,11 @@ from remit.sandbox.authority.model import DEGRADABLE, LIMIT_NAMES, SYSCALL_GROUP
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[str]
+else:
+    _ParamType = click.ParamType  # takes a parameter since click 8.4
+
 HELP_NAMES = ("-h", "--help")
 
 _WORDS = {
@@ -26,7 +31,7 @@ _WORDS = {
 _COMPLETED_AS = {"PATH": "file", "FILE": "file", "PROFILE": "file", "DIR": "dir"}
 
 
-class Value(click.ParamType):
+class Value(_ParamType):
     """A value passed on as it was written: the authority room parses it, so that profiles and options agree."""
 
     name = "text"
@@ -86,6 +91,10 @@ class GrantCommand(click.Command):
 
     def __init__(self, verb: str, act: Callable[[options.Invocation], int], *, help: str, required: bool) -> None:
         self.verb = verb
+
+        def callback(**values: Any) -> int:
+            return act(invocation(verb, values))
+
         super().__init__(
             verb,
             context_settings={"allow_interspersed_args": False, "help_option_names": list(HELP_NAMES)},
@@ -93,7 +102,7 @@ class GrantCommand(click.Command):
                 *parameters(verb),
                 click.Argument(["command"], nargs=-1, type=click.UNPROCESSED, required=required, metavar="CMD..."),
             ],
-            callback=lambda **values: act(invocation(verb, values)),
+            callback=callback,
             help=help,
         )
 

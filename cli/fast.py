@@ -57,4 +57,4 @@ def _leave(status: int) -> None:
                 stream.flush()
         except (OSError, ValueError):
             pass
-    posix._exit(status)
+    posix._exit(status)  # pyright: ignore[reportPrivateUsage]  # os would be an import

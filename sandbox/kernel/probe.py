@@ -152,7 +152,7 @@ def _child(report: int, wait: int, identity: tuple[int, int] | None) -> None:
         posix.write(report, " ".join([f"{name}={errno}" for name, errno in words]).encode("ascii") + b"\n")
         posix.read(wait, 1)
     finally:
-        posix._exit(0)
+        posix._exit(0)  # pyright: ignore[reportPrivateUsage]
 
 
 def _attempt(action: Callable[..., None], *arguments: int) -> int:

@@ -51,6 +51,7 @@ class Init:
         self._limits = [op for op in request.operations if op[0] == "limit"]
         self._own_namespace = "unshare" in operations
         self._command = 0
+        self._spawned = 0
         self._failure: tuple[object, ...] | None = None
         self._enforcement: dict[str, str] = {}
         self._early: dict[int, int] = {}
@@ -84,7 +85,8 @@ class Init:
 
     def command_started(self, pid: int) -> None:
         """The command runs as ``pid``."""
-        self._command = pid
+        # Only the loop sets ``_command``, after it has told the start: no end is told before it.
+        self._spawned = pid
         posix.write(self._wake_write, b"c")
 
     def command_failed(self, refusal: tuple[object, ...]) -> None:
@@ -133,6 +135,7 @@ class Init:
                 self._make_broker()
                 poll.register(self._listener, select.POLLIN)
             elif event == ord("c"):
+                self._command = self._spawned
                 self._tell("started", self._command, self._enforcement)
                 if self._command in self._early:
                     self._ended(self._early[self._command])

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from remit.profiles import find, load
 from remit.profiles.expand import Context, Expanded, expand
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from remit.profiles.model import Profile
     from remit.sandbox.compile.plan import Plan
     from remit.sandbox.kernel.facts import HostFacts
+    from remit.sandbox.launch.wire import Wire
     from remit.sandbox.resolve.binding import Named
 
 DEFAULT_PROFILE = "coding"
@@ -166,6 +167,11 @@ def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
                 )
         except RemitError as error:
             errors.append(error)
+    if errors:
+        try:
+            resolve(Authority(paths=options.authority.paths), uid=os.geteuid())
+        except RemitError as error:
+            errors.append(error)
     if errors or profile is None:
         raise errors[0] if len(errors) == 1 else Several(errors)
     uid = place.identity(workspace)
@@ -250,7 +256,7 @@ def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
     """What a start needs, as plain values, with the paths that they depend on. Raises RemitError, as ``assemble``."""
     assembled = assemble(request)
     prepared = Prepared(
-        assembled.plan.wire(),
+        cast("Wire", assembled.plan.wire()),
         _plain(_about(assembled)),
         json.dumps(assembled.plan.json()),
         assembled.warnings,

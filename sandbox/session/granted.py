@@ -36,11 +36,11 @@ _RIGHTS = {
 class Granted:
     """What the options come to. ``expires``: milliseconds from now, 0 for never. ``files``: grant files that were read."""
 
-    authority: Authority = Authority()
-    degrade: tuple[str, ...] = ()
-    purpose: str = ""
-    expires: int = 0
-    files: tuple[str, ...] = ()
+    authority: Authority
+    degrade: tuple[str, ...]
+    purpose: str
+    expires: int
+    files: tuple[str, ...]
 
 
 def granted(
@@ -112,8 +112,10 @@ class _Reader:
             self.paths.append(PathRule(absolute(value, self.cwd), _RIGHTS[name], False, source))
         elif name in ("deny", "protect"):
             (self.deny if name == "deny" else self.protect).append(self._pattern(value, source))
-        elif name in _SIMPLE:
-            self.authority = join(self.authority, _SIMPLE[name](self, value, source))
+        elif name in _NAMES:
+            self.authority = join(self.authority, _NAMES[name](value, source))
+        elif name == "unix":
+            self.authority = join(self.authority, Authority(unix=(absolute(value, self.cwd),)))
         elif name == "degrade":
             self.degrade.append(_layer(value))
         elif name == "purpose":
@@ -133,28 +135,6 @@ class _Reader:
         if not stars:
             return parse.parse_pattern(absolute(value, self.cwd), source)
         return parse.parse_pattern(f"{absolute(before or '.', self.cwd)}/{stars}{after}", source)
-
-    def _connect(self, value: str, source: Source) -> Authority:
-        return Authority(connect=(parse.parse_endpoint(value, source),))
-
-    def _listen(self, value: str, source: Source) -> Authority:
-        return Authority(listen=(parse.parse_port(value),))
-
-    def _unix(self, value: str, source: Source) -> Authority:
-        return Authority(unix=(absolute(value, self.cwd),))
-
-    def _env(self, value: str, source: Source) -> Authority:
-        name, equals, content = value.partition("=")
-        return Authority(environment=((parse.parse_env_name(name), content if equals else None),))
-
-    def _limit(self, value: str, source: Source) -> Authority:
-        name, equals, quantity = value.partition("=")
-        if not equals:
-            raise parse.ParseError(f"{value!r} has no value", "write NAME=VALUE, such as memory=2GiB")
-        return Authority(limits=((name, parse.parse_limit(name, quantity)),))
-
-    def _syscalls(self, value: str, source: Source) -> Authority:
-        return Authority(syscalls=(parse.parse_group(value),))
 
     def _grant_file(self, value: str) -> None:
         """A grant in a file is trusted as a profile is: because nobody but its owner and root could have written it."""
@@ -192,14 +172,38 @@ class _Reader:
         )
 
 
-_SIMPLE: dict[str, Callable[[_Reader, str, Source], Authority]] = {
-    "connect": _Reader._connect,
-    "listen": _Reader._listen,
-    "unix": _Reader._unix,
-    "env": _Reader._env,
-    "limit": _Reader._limit,
-    "allow-syscalls": _Reader._syscalls,
+def _connect(value: str, source: Source) -> Authority:
+    return Authority(connect=(parse.parse_endpoint(value, source),))
+
+
+def _listen(value: str, source: Source) -> Authority:
+    return Authority(listen=(parse.parse_port(value),))
+
+
+def _env(value: str, source: Source) -> Authority:
+    name, equals, content = value.partition("=")
+    return Authority(environment=((parse.parse_env_name(name), content if equals else None),))
+
+
+def _limit(value: str, source: Source) -> Authority:
+    name, equals, quantity = value.partition("=")
+    if not equals:
+        raise parse.ParseError(f"{value!r} has no value", "write NAME=VALUE, such as memory=2GiB")
+    return Authority(limits=((name, parse.parse_limit(name, quantity)),))
+
+
+def _syscalls(value: str, source: Source) -> Authority:
+    return Authority(syscalls=(parse.parse_group(value),))
+
+
+_NAMES: dict[str, Callable[[str, Source], Authority]] = {
+    "connect": _connect,
+    "listen": _listen,
+    "env": _env,
+    "limit": _limit,
+    "allow-syscalls": _syscalls,
 }
+"""Options whose values do not depend on the current directory."""
 
 
 def _layer(value: str) -> str:

@@ -14,7 +14,7 @@ from remit.sandbox.audit.record import Record, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import landlock
-from remit.sandbox.launch import start
+from remit.sandbox.launch import assume, start
 from remit.sandbox.session.cache import Cache, key
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ _FIELDS = ("kind", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 class Prepared:
     """A plan in its wire form with what goes beside it. This, marshalled, is what the cache holds."""
 
-    __slots__ = ("about", "plan_json", "warnings", "wire")
+    __slots__ = ("about", "cached", "plan_json", "warnings", "wire")
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class Prepared:
         self.about = about
         self.plan_json = plan_json
         self.warnings = warnings
+        self.cached = False
 
 
 def run(invocation: Invocation, libraries: Callable[[], None]) -> int:
@@ -67,7 +68,17 @@ def run(invocation: Invocation, libraries: Callable[[], None]) -> int:
 def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
     if not invocation.command:
         raise UsageError("no command", hint="remit run [OPTIONS] -- CMD [ARG...]")
-    prepared, identities = _prepare(invocation, libraries)
+    prepared = _prepare(invocation, libraries, fresh=False)
+    try:
+        return _attempt(invocation, prepared)
+    except LaunchError as error:
+        if error.phase != "changed" or not prepared.cached:
+            raise
+    # The cached plan named something that is not there any more: only a start could tell.
+    return _attempt(invocation, _prepare(invocation, libraries, fresh=True))
+
+
+def _attempt(invocation: Invocation, prepared: Prepared) -> int:
     for warning in prepared.warnings:
         _say(warning)
     _, digest, workspace, degraded, _, _operations = prepared.wire
@@ -104,7 +115,6 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
             argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
             environment=_environment(prepared.wire),
             directory=_directory(invocation, workspace),
-            identities=identities,
             canary=record.canary,
             on_event=happened,
             on_start=started,
@@ -122,25 +132,21 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
 # --- preparation -----------------------------------------------------------------------------------------------------
 
 
-def _prepare(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, dict[str, tuple[int, int]]]:
-    """A plan, from the cache or compiled now, and what its names are at this moment."""
+def _prepare(invocation: Invocation, libraries: Callable[[], None], *, fresh: bool) -> Prepared:
+    """A plan, from the cache or, with ``fresh`` always, compiled now."""
     cache = Cache(_cache_directory())
     name = key(_material(invocation))
-    entry = cache.load(name)
+    entry = None if fresh else cache.load(name)
     if entry is not None:
-        prepared = Prepared(*entry)
-        try:
-            return prepared, start.bind(prepared.wire[4])
-        except start.Stale:
-            pass
+        expected, *rest = entry
+        if not assume.broken(expected):
+            prepared = Prepared(*rest)
+            prepared.cached = True
+            return prepared
     prepared, inputs = _compile(invocation, libraries)
-    try:
-        identities = start.bind(prepared.wire[4])
-    except start.Stale as stale:
-        raise LaunchError(f"{stale} changed while the session was prepared", hint="start again") from None
     entry = (prepared.wire, prepared.about, prepared.plan_json, prepared.warnings)
-    cache.store(name, inputs, entry)
-    return prepared, identities
+    cache.store(name, inputs, (assume.checks(prepared.wire[4]), *entry))
+    return prepared
 
 
 def _compile(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, tuple[str, ...]]:

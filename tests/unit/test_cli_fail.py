@@ -66,9 +66,17 @@ def test_a_name_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_traceback_only_when_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("REMIT_DEBUG", "1")
-    fail.report(ValueError("x"))
-    assert "Traceback" in capsys.readouterr().err or "ValueError" in capsys.readouterr().err
+    def broken() -> None:
+        raise ValueError("x")
+
+    for asked in ("", "1"):
+        monkeypatch.setenv("REMIT_DEBUG", asked)
+        with pytest.raises(ValueError, match="x") as caught:
+            broken()
+        assert fail.report(caught.value) == 125
+        printed = capsys.readouterr().err
+        assert ("Traceback" in printed) is bool(asked)
+        assert "internal error: ValueError: x" in printed
 
 
 @pytest.mark.parametrize(
@@ -170,9 +178,6 @@ def test_a_plain_run_reaches_the_launcher_by_both_ways(monkeypatch: pytest.Monke
         seen.append(invocation)
         return 7
 
-    from remit.cli import run as module
-
-    monkeypatch.setattr(module.fast, "start", start)
     monkeypatch.setattr(fast, "start", start)
     assert main.run(["run", "-p", "offline", "--", "true"]) == 7
     assert seen == [fast.parse(["-p", "offline", "--", "true"])]

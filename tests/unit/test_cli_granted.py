@@ -154,10 +154,15 @@ def test_values_that_are_not_paths() -> None:
     assert (result.degrade, result.expires, result.purpose) == (("limits",), 90_000, "fix the bug")
 
 
-def write_grant(path: Path, **more: object) -> Path:
+def write_grant(path: Path, *, expires: float | None = None, uses: int | None = None) -> Path:
     grant = Grant(
-        authority=Authority(paths=(PathRule("/data", READ),)), grantor="me", principal="agent", purpose="given", **more
-    )  # type: ignore[arg-type]
+        authority=Authority(paths=(PathRule("/data", READ),)),
+        grantor="me",
+        principal="agent",
+        purpose="given",
+        expires=expires,
+        uses=uses,
+    )
     path.write_text(json.dumps(grant.to_json()))
     path.chmod(0o600)
     return path

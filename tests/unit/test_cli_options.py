@@ -16,7 +16,7 @@ WORDS = st.sampled_from(
 NAMES = st.sampled_from(
     [f"--{option.name}" for option in options.taken("run")] + ["-p", "-w", "-pX", "--bogus", "--help"]
 )
-TOKEN = st.one_of(NAMES, WORDS, st.builds(lambda n, v: f"{n}={v}", NAMES, WORDS))
+TOKEN = st.one_of(NAMES, WORDS, st.tuples(NAMES, WORDS).map("=".join))
 
 
 def through_click(verb: str, argv: list[str]) -> options.Invocation:

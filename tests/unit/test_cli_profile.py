@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -22,11 +23,11 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "remit" / "profiles"
 
 
-def document(argv: list[str], name: str, status: int, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+def document(argv: list[str], name: str, status: int, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     assert main.run([*argv, "--json"]) == status
     captured = capsys.readouterr()
     assert captured.err == ""
-    found: dict[str, object] = json.loads(captured.out)
+    found: dict[str, Any] = json.loads(captured.out)
     assert found["schema"] == f"remit.{name}/1"
     assert next(iter(found)) == "schema"
     jsonschema.validate(found, json.loads((SCHEMAS / f"{name}.schema.json").read_text()))
@@ -46,7 +47,6 @@ def test_every_schema_is_itself_valid_and_closed() -> None:
 def test_list_names_the_ten_shipped_profiles(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(["profile", "list"], "profile-list", 0, capsys)
     rows = found["profiles"]
-    assert isinstance(rows, list)
     assert {
         "base",
         "readonly",
@@ -66,7 +66,6 @@ def test_list_names_the_ten_shipped_profiles(capsys: pytest.CaptureFixture[str])
 def test_show_has_the_place_of_each_entry(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(["profile", "show", "coding"], "profile", 0, capsys)
     entries = found["entries"]
-    assert isinstance(entries, list)
     write = [entry for entry in entries if entry["key"] == "filesystem.write"]
     assert write
     assert write[0]["source"]["file"].endswith("coding.toml")
@@ -111,7 +110,6 @@ def test_check_prints_every_problem(config: Path, capsys: pytest.CaptureFixture[
     path.chmod(0o600)
     found = document(["profile", "check", "bad", "coding"], "profile-check", 2, capsys)
     problems = found["problems"]
-    assert isinstance(problems, list)
     assert [problem["line"] for problem in problems] == [4, 5]
     assert main.run(["profile", "check", "bad"]) == 2
     printed = capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from remit.sandbox.kernel import probe as module
+from remit.sandbox.kernel import process
 from remit.sandbox.kernel.probe import find_cgroup, probe
 
 V1 = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" + "".join(
@@ -82,14 +83,14 @@ def test_a_child_that_never_answers_does_not_hang_the_probe(monkeypatch: pytest.
 
 
 def test_a_refused_namespace_still_leaves_seccomp_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module.process.clone3
+    real = process.clone3
 
     def refuse(flags: int) -> int:
         if flags:
             raise OSError(28, "No space left on device")
         return real(flags)
 
-    monkeypatch.setattr(module.process, "clone3", refuse)
+    monkeypatch.setattr(process, "clone3", refuse)
     facts = probe()
     assert not facts.user_namespaces
     assert "ENOSPC" in dict(facts.missing)["user_namespaces"]

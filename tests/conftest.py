@@ -1,0 +1,28 @@
+"""Markers that skip by trying the thing, and what a machine must have (see ``tests/needs.py``)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import needs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare ``needs``, and stop at once where something that must be here is not."""
+    config.addinivalue_line("markers", "needs(*programs, **features): skipped where one of these is missing")
+    for name, version in needs.must_have().items():
+        reason = needs.missing(name, version)
+        if reason:
+            raise pytest.UsageError(f"REMIT_MUST_HAVE names {name}: {reason}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what cannot be tried here; fail where it was promised."""
+    for mark in item.iter_markers("needs"):
+        lacking = needs.all_missing(mark.args, mark.kwargs)
+        promised = needs.must_have()
+        broken = [reason for name, reason in lacking if name in promised]
+        if broken:
+            pytest.fail(f"promised by REMIT_MUST_HAVE, and missing: {'; '.join(broken)}", pytrace=False)
+        if lacking:
+            pytest.skip("; ".join(reason for _, reason in lacking))

@@ -1,0 +1,207 @@
+"""Standard descriptors, inherited descriptors, the environment, and what the caller holds in memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.run_harness import PYTHON, TIMEOUT, World, descendants, first_line
+
+pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=2)]
+
+SECRET = "planted-secret-4711"
+
+
+def test_stdin_stdout_and_stderr_are_the_commands(world: World) -> None:
+    result = world.run("sh", "-c", "cat; echo err >&2", stdin="through\n")
+
+    assert (result.status, result.stdout, result.stderr) == (0, "through\n", "err\n")
+
+
+@pytest.mark.slow
+def test_100_mb_through_stdin_and_stdout_unchanged(world: World) -> None:
+    make = "import random, sys\nr = random.Random(1)\nfor _ in range(100): sys.stdout.buffer.write(r.randbytes(1000000))"
+    check = (
+        "import random, sys\nr = random.Random(1)\n"
+        "same = all(sys.stdin.buffer.read(1000000) == r.randbytes(1000000) for _ in range(100))\n"
+        "print(same, sys.stdin.buffer.read(1))"
+    )
+    with (
+        subprocess.Popen([PYTHON, "-c", make], stdout=subprocess.PIPE) as source,
+        subprocess.Popen(
+            world.run_argv(["cat"]), stdin=source.stdout, stdout=subprocess.PIPE, env=world.env(), cwd=world.workspace
+        ) as session,
+    ):
+        checked = subprocess.run(
+            [PYTHON, "-c", check], stdin=session.stdout, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+
+    assert checked.stdout == "True b''\n"
+    assert session.returncode == 0
+
+
+def test_100_mb_from_a_file_to_a_file(world: World) -> None:
+    source, target = world.base / "source", world.base / "target"
+    with source.open("wb") as file:
+        file.truncate(100_000_000)
+    with source.open("rb") as stdin, target.open("wb") as stdout:
+        done = subprocess.run(
+            world.run_argv(["cat"]), stdin=stdin, stdout=stdout, env=world.env(), cwd=world.workspace, check=False
+        )
+
+    assert done.returncode == 0
+    assert target.stat().st_size == 100_000_000
+
+
+def test_a_reader_that_leaves_ends_the_writer_as_without_remit(world: World) -> None:
+    script = 'yes | head -n 1; echo "${PIPESTATUS[0]}"'
+
+    assert world.run("bash", "-c", script).lines == ["y", "141"]
+
+
+def test_invariant_8_a_regular_file_as_stdin_cannot_be_written_or_chmodded(world: World) -> None:
+    data = world.home / "data"
+    data.write_text("unchanged")
+    data.chmod(0o600)
+    code = """
+    import os, errno
+    def attempt(action):
+        try: action()
+        except OSError as error: return errno.errorcode[error.errno]
+        return "ok"
+    print(attempt(lambda: os.write(os.open("/proc/self/fd/0", os.O_WRONLY), b"changed")))
+    print(attempt(lambda: os.open("/dev/stdin", os.O_RDWR)))
+    print(attempt(lambda: os.fchmod(0, 0o777)))
+    print(attempt(lambda: os.chmod("/proc/self/fd/0", 0o777)))
+    print(attempt(lambda: os.ftruncate(0, 0)))
+    print(attempt(lambda: os.link("/proc/self/fd/0", "here", follow_symlinks=True)))
+    print(os.read(0, 100).decode())
+    """
+    import textwrap
+
+    def run(argv: list[str]) -> list[str]:
+        with data.open("rb") as stdin:
+            done = subprocess.run(
+                argv, stdin=stdin, capture_output=True, text=True, env=world.env(), cwd=world.workspace, check=False
+            )
+        assert done.returncode == 0, done
+        return done.stdout.splitlines()
+
+    program = [PYTHON, "-c", textwrap.dedent(code)]
+    inside = run(world.run_argv(program))
+    content, mode = data.read_text(), data.stat().st_mode & 0o777
+    outside = run(program)
+
+    assert inside[-1] == "unchanged"
+    assert "ok" not in inside, inside
+    assert (content, mode) == ("unchanged", 0o600)
+    assert outside[:4] == ["ok"] * 4  # the control: without Remit a read-only descriptor is not read-only
+
+
+def test_invariant_8_inherited_descriptors_are_closed(world: World, secret: Path) -> None:
+    directory = os.open(secret.parent, os.O_RDONLY)
+    file = os.open(secret, os.O_RDONLY)
+    code = "import os; print(sorted(int(f) for f in os.listdir('/proc/self/fd')))"
+    try:
+        result = world.run(PYTHON, "-c", code, pass_fds=(directory, file))
+    finally:
+        os.close(directory)
+        os.close(file)
+
+    assert result.stdout == "[0, 1, 2, 3]\n"  # 3 is the listing's own
+
+
+def test_closed_standard_descriptors(world: World) -> None:
+    argv = world.run_argv(["sh", "-c", "echo alive > made"])
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *argv], env=world.env(), cwd=world.workspace, check=False
+    )
+
+    assert done.returncode == 0
+    assert (world.workspace / "made").read_text() == "alive\n"
+
+
+def test_invariant_8_only_the_granted_environment_everywhere(world: World) -> None:
+    planted = {"AWS_SECRET_ACCESS_KEY": SECRET, "SSH_AUTH_SOCK": "/x", "LD_PRELOAD": "", "PYTHONPATH": "/x", "BASH_ENV": "/x"}
+    result = world.run("sh", "-c", "tr '\\0' '\\n' < /proc/self/environ; env", env=planted)
+    init = world.run("cat", "/proc/1/environ", env=planted)
+    every = world.run("sh", "-c", "cat /proc/*/environ /proc/*/cmdline", env=planted)
+
+    names = {line.partition("=")[0] for line in result.lines}
+    assert not names & set(planted), names
+    assert {"PATH", "HOME", "LANG", "TERM", "TMPDIR"} <= names
+    assert SECRET not in init.stdout
+    assert SECRET not in every.stdout
+
+
+@pytest.mark.needs(root=True)
+def test_invariant_8_no_process_inside_holds_a_secret_of_the_caller_in_memory(world: World) -> None:
+    with world.start("sh", "-c", "echo ready; read line", env={"PLANTED": SECRET}) as session:
+        try:
+            assert first_line(session) == "ready"
+            inside = [pid for pid in descendants(session.pid) if _other_namespace(pid)]
+            found = {pid: memory_holds(pid, SECRET.encode()) for pid in inside}
+            control = memory_holds(session.pid, SECRET.encode())
+        finally:
+            session.communicate("\n", timeout=TIMEOUT)
+
+    assert len(inside) >= 2
+    assert not any(found.values()), found
+    assert control  # it can be found where it is
+
+
+def _other_namespace(pid: int) -> bool:
+    return os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user")
+
+
+def memory_holds(pid: int, what: bytes) -> bool:
+    """Whether any readable page of a process has these bytes. As root, from outside."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            area, permissions = line.split()[:2]
+            if not permissions.startswith("r") or line.rstrip().endswith(("[vvar]", "[vsyscall]", "[vvar_vclock]")):
+                continue
+            first, last = (int(edge, 16) for edge in area.split("-"))
+            try:
+                memory.seek(first)
+                if what in memory.read(last - first):
+                    return True
+            except OSError:
+                continue
+    return False
+
+
+def test_invariant_6_planted_modules_do_not_run_outside(world: World) -> None:
+    planted = world.base / "planted"
+    planted.mkdir()
+    marker = world.base / "marker"
+    body = f"open({str(marker)!r}, 'w').close()\n"
+    names = ("sitecustomize", "usercustomize", "json", "posix", "select", "click", "remit", "marshal", "tomli", "typing", "enum")
+    for directory in (planted, world.workspace):
+        for name in names:
+            (directory / f"{name}.py").write_text(body)
+    (planted / "x.pth").write_text(f"import sys; exec({body!r})\n")
+    user_site = world.home / ".local/lib/python3.11/site-packages"
+    user_site.mkdir(parents=True)
+    (user_site / "usercustomize.py").write_text(body)
+    (user_site / "x.pth").write_text(f"import sys; exec({body!r})\n")
+    startup = {
+        "PYTHONPATH": str(planted),
+        "PYTHONSTARTUP": str(planted / "json.py"),
+        "PYTHONHOME": "",
+        "PYTHONUSERBASE": str(world.home / ".local"),
+        "PYTHONINSPECT": "1",
+        "PYTHONBREAKPOINT": "json.x",
+    }
+
+    for verb in (("run", "-p", "offline", "--", "true"), ("doctor",), ("explain", "-p", "offline"), ("profile", "list")):
+        result = world.remit(*verb, env=startup, cwd=world.workspace)
+        assert "Traceback" not in result.stderr, (verb, result)
+
+    assert not marker.exists()
+    control = subprocess.run([PYTHON, "-c", "pass"], env={"PYTHONPATH": str(planted)}, cwd=planted, check=False)
+    assert control.returncode == 0
+    assert marker.exists()

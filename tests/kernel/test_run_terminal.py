@@ -1,0 +1,145 @@
+"""A session on a terminal: job control, keys, signals, resize. Driven from a terminal, by what it shows."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.kernel.run_harness import Terminal, World, terminal
+
+pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=2)]
+
+
+def test_the_command_has_a_terminal_of_its_own(world: World) -> None:
+    with terminal(world, "sh", "-c", "tty; test -t 0 && test -t 1 && test -t 2 && echo all; stty size") as session:
+        session.expect(r"/dev/pts/0\r\n")
+        session.expect(r"all\r\n")
+        session.expect(r"24 80\r\n")
+        assert session.wait() == 0
+
+
+def test_keys_reach_the_command(world: World) -> None:
+    with terminal(world, "sh", "-c", "echo ready; read line; echo got $line") as session:
+        session.expect("ready")
+        session.send("hello\r")
+        session.expect(r"got hello\r\n")
+        assert session.wait() == 0
+
+
+def test_ctrl_c(world: World) -> None:
+    with terminal(world, "sh", "-c", "trap 'echo caught; exit 9' INT; echo ready; while :; do read line; done") as session:
+        session.expect("ready")
+        session.send("\x03")
+        session.expect("caught")
+        assert session.wait() == 9
+
+
+def test_ctrl_c_ends_what_does_not_catch_it(world: World) -> None:
+    with terminal(world, "sh", "-c", "echo ready; exec sleep 1000") as session:
+        session.expect("ready")
+        session.send("\x03")
+        assert session.wait() == 128 + signal.SIGINT
+
+
+def test_ctrl_d_is_the_end_of_input(world: World) -> None:
+    with terminal(world, "sh", "-c", "echo ready; cat; echo done") as session:
+        session.expect("ready")
+        session.send("\x04")
+        session.expect("done")
+        assert session.wait() == 0
+
+
+def test_resize(world: World) -> None:
+    script = "trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.01; done"
+    with terminal(world, "sh", "-c", script) as session:
+        session.expect("ready")
+        session.resize(33, 101)
+        session.expect(r"33 101\r\n")
+        assert session.wait() == 0
+
+
+def shell_with_session(world: World, *command: str) -> Terminal:
+    """An interactive shell outside, as users have it, with a session as one of its jobs."""
+    opened = Terminal(["bash", "--norc", "--noprofile", "-i"], world.env({"PS1": "@@ "}), world.workspace)
+    opened.expect("@@ ")
+    words = " ".join("'" + word.replace("'", "'\\''") + "'" for word in world.run_argv(command))
+    opened.send(words + "\r")
+    return opened
+
+
+def test_ctrl_z_and_fg(world: World) -> None:
+    opened = shell_with_session(world, "sh", "-c", "echo rea''dy; read line; echo got-$line; exit 5")
+    try:
+        opened.expect("ready\r\n")
+        opened.send("\x1a")
+        opened.expect("Stopped")
+        opened.expect("@@ ")
+        opened.send("echo outs''ide\r")
+        opened.expect("outside\r\n")
+        opened.send("fg\r")
+        opened.expect("read line")
+        opened.send("again\r")
+        opened.expect("got-again")
+        opened.expect("@@ ")
+        opened.send("echo status=$?\r")
+        opened.expect(r"status=5\r\n")
+    finally:
+        opened.close()
+
+
+def test_the_terminal_is_given_back_as_it_was(world: World) -> None:
+    opened = shell_with_session(world, "sh", "-c", "stty -echo -icanon; kill -KILL $$")
+    try:
+        opened.expect("@@ ")
+        opened.send("stty -a\r")
+        shown = opened.expect(r"(?s)-echoprt.*@@ |speed.*@@ ")[0]
+        assert " -icanon" not in shown
+        assert " echo " in shown.replace("\r\n", " ")
+    finally:
+        opened.close()
+
+
+def test_job_control_inside(world: World) -> None:
+    with terminal(world, "bash", "--norc", "--noprofile", "-i") as session:
+        session.expect(r"\$ ")
+        session.send("sleep 1000\r")
+        session.expect("sleep 1000")
+        session.send("\x1a")
+        session.expect("Stopped")
+        session.send("kill %1; wait %1; echo s''tatus $?\r")
+        session.expect(r"status 143")
+        session.send("exit 4\r")
+        assert session.wait() == 4
+
+
+def test_the_session_has_no_descriptor_of_the_callers_terminal(world: World) -> None:
+    code = "import os; print(*(os.readlink(f'/proc/self/fd/{n}') for n in range(3)), os.fstat(0).st_rdev)"
+    with terminal(world, "/usr/bin/python3", "-c", code) as session:
+        shown = session.expect(r"/dev/pts/0 /dev/pts/0 /dev/pts/0 (\d+)")
+        assert session.wait() == 0
+        assert int(shown[1]) == os.makedev(136, 0)
+
+
+def test_only_what_was_a_terminal_is_replaced(world: World) -> None:
+    with terminal(world, "sh", "-c", "test -t 1 || echo no terminal on 1") as session:
+        assert session.wait() == 0
+        assert "no terminal" not in session.output
+    outside = world.run("sh", "-c", "test -t 0 || test -t 1 || test -t 2 || echo none")
+    assert outside.stdout == "none\n"
+
+
+def test_denials_are_told_on_a_terminal(world: World) -> None:
+    with terminal(world, "sh", "-c", "mkdir -p .git/hooks; echo x > .git/hooks/pre-commit") as session:
+        session.expect(r"remit: \d+ actions? w(as|ere) outside the grant")
+        assert session.wait() != 0
+
+
+def test_a_hangup_ends_the_session(world: World) -> None:
+    opened = Terminal(world.run_argv(["sh", "-c", "echo ready; exec sleep 1000"]), world.env(), world.workspace)
+    opened.expect("ready")
+    os.close(opened.master)
+    _, status = os.waitpid(opened.pid, 0)
+
+    assert os.waitstatus_to_exitcode(status) in (128 + signal.SIGHUP, -signal.SIGHUP)
