@@ -21,7 +21,7 @@ class Terminal:
 
 
 class Request:
-    """One start. ``operations`` is the plan's wire form; ``identities`` maps host paths to (device, inode)."""
+    """One start. ``operations`` is the plan's wire form."""
 
     __slots__ = (
         "argv",
@@ -31,7 +31,6 @@ class Request:
         "directory",
         "environment",
         "gid",
-        "identities",
         "idmapped",
         "operations",
         "self_map",
@@ -44,7 +43,6 @@ class Request:
         self,
         *,
         operations: Sequence[Operation],
-        identities: Mapping[str, tuple[int, int]],
         idmapped: Mapping[str, int],
         control: int,
         uid: int,
@@ -59,7 +57,6 @@ class Request:
         degraded: tuple[str, ...],
     ) -> None:
         self.operations = operations
-        self.identities = identities
         self.idmapped = idmapped
         self.control = control
         self.uid = uid

@@ -2,14 +2,15 @@
 
 Runs in the child, in its new namespaces, with capabilities only there. Two passes: first every source is opened and
 cloned (``open_tree``) while the host's tree is still the current one; then the new root is attached and everything is
-placed in it, in plan order. A source is opened with ``RESOLVE_NO_SYMLINKS`` and must be the very object (device, inode)
-that the launcher resolved, so that a directory swapped for a link meanwhile ends the start instead of widening a grant.
+placed in it, in plan order. A source is opened once, with ``RESOLVE_NO_SYMLINKS``, and mounted and granted by that
+descriptor: a directory swapped for a link meanwhile ends the start instead of widening a grant.
 """
 
 from __future__ import annotations
 
 import posix
 from errno import EEXIST, ENOENT
+from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, S_IFSOCK
 
 from remit.sandbox.kernel import files, mount
 
@@ -32,8 +33,10 @@ class Swapped(Exception):
 class Root:
     """A new root under construction."""
 
-    def __init__(self, identities: Mapping[str, tuple[int, int]]) -> None:
-        self._identities = identities
+    def __init__(self) -> None:
+        self._objects: dict[str, tuple[int, int]] = {}
+        self.trees: dict[str, int] = {}
+        """By path inside: the descriptor of what is bound there, for rules that must be about that very object."""
         self._prepared: dict[int, int] = {}
         self._blocker = -1
         self._device_trees: list[tuple[str, int]] = []
@@ -48,11 +51,6 @@ class Root:
             descriptor = files.openat2(-100, path.encode(errors="surrogateescape"), _OPEN_SOURCE, 0, _SAFE)
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from None
-        expected = self._identities.get(path)
-        if expected is not None:
-            status = posix.fstat(descriptor)
-            if (status.st_dev, status.st_ino) != expected:
-                raise Swapped(path)
         return descriptor
 
     def open_sources(self, operations: Sequence[Operation], idmapped: Mapping[str, int]) -> None:
@@ -81,8 +79,8 @@ class Root:
         self,
         idmapped: Mapping[str, int],
         source: str,
-        _target: str,
-        _kind: str,
+        target: str,
+        kind: str,
         read_only: bool,
         no_exec: bool,
         no_dev: bool,
@@ -92,8 +90,13 @@ class Root:
             tree = idmapped[source]
         else:
             opened = self.open_source(source)
+            status = posix.fstat(opened)
+            if _KINDS.get(S_IFMT(status.st_mode)) != kind:
+                raise Swapped(source)
+            self._objects[target] = (status.st_dev, status.st_ino)
             tree = mount.clone_tree(opened)
             posix.close(opened)
+        self.trees[target] = tree
         attributes = mount.ATTR_NOSUID
         attributes |= mount.ATTR_RDONLY if read_only else 0
         attributes |= mount.ATTR_NOEXEC if no_exec else 0
@@ -185,7 +188,11 @@ class Root:
         if point < 0:
             # Only on a tmpfs of ours: below a bind the target exists, or the directory is not ours to write.
             self._make_point(path, directory=kind == "directory")
-            point = self._open_inside(path)
+            mount.attach(tree, self.descriptor, path)
+            return
+        status = posix.fstat(point)
+        if self._objects.get(target, (status.st_dev, status.st_ino)) != (status.st_dev, status.st_ino):
+            raise Swapped(target)  # below an earlier bind, where the host's names rule
         mount.attach(tree, point)
         posix.close(point)
 
@@ -258,7 +265,10 @@ class Root:
         mount.set_attributes(self.descriptor, mount.ATTR_RDONLY, recursive=False)
         if self._blocker >= 0:
             posix.close(self._blocker)
-        for descriptor in self._prepared.values():  # the root's own among them
+
+    def close(self) -> None:
+        """Give up every descriptor of the construction, the root's own among them."""
+        for descriptor in self._prepared.values():
             posix.close(descriptor)
 
 
@@ -293,6 +303,9 @@ _PLACE: dict[str, Callable[..., None]] = {
     "proc": Root._place_proc,
     "cover": Root._place_cover,
 }
+
+
+_KINDS = {S_IFDIR: "directory", S_IFREG: "file", S_IFCHR: "device", S_IFBLK: "device", S_IFSOCK: "socket"}
 
 
 def _write(path: str, data: bytes) -> None:

@@ -47,6 +47,7 @@ class Stage:
         self._terminal = -1
         self._canaries = -1
         self._rulesets: dict[str, int] = {}
+        self._root: Root | None = None
         self._enforcement: dict[str, str] = {}
 
     def run(self) -> None:
@@ -59,10 +60,12 @@ class Stage:
         except Refused as refusal:
             self._fail(*refusal.args)
         except Swapped as swapped:
-            self._fail("launch", f"{swapped.args[0]} was replaced while the session started", "start again", 125)
+            self._fail("changed", f"{swapped.args[0]} was replaced while the session started", "start again", 125)
         except OSError as error:
             what = f"{error.filename}: " if error.filename else ""
-            self._fail("launch", f"{what}{error.strerror}", "'remit doctor' says what this host lacks", 125)
+            # A name of the plan that is not there: the plan is older than the host's tree.
+            phase = "changed" if error.filename and error.errno in _NOT_HERE else "launch"
+            self._fail(phase, f"{what}{error.strerror}", "'remit doctor' says what this host lacks", 125)
         except Exception as error:  # a bug of ours must not look like the command's own end
             self._fail("launch", f"internal error: {type(error).__name__}: {error}", "please report this", 125)
 
@@ -95,6 +98,8 @@ class Stage:
         process.set_dumpable(False)
         if "landlock" in self._found:
             self._restrict_main()
+        elif self._root is not None:
+            self._root.close()
 
     def _enter_root(self) -> None:
         request = self._request
@@ -102,7 +107,7 @@ class Stage:
         if _content(path) != token:
             raise Refused("launch", "the canary cannot be read before confinement", "", 125)
         mount.make_private()
-        root = Root(request.identities)
+        root = self._root = Root()
         root.open_sources(request.operations, request.idmapped)
         self._descriptors[0] = stdio.harmless_stdin()
         # The host's objects were opened as the user who granted them; all else happens as the one who uses them.
@@ -131,43 +136,26 @@ class Stage:
             posix.setresuid(request.uid, request.uid, request.uid)
 
     def _restrict_main(self) -> None:
-        for operation in self._request.operations:
-            if operation[0] == "landlock":
-                self._rulesets[operation[1]] = self._ruleset(*operation[2:])
+        domains = [op for op in self._request.operations if op[0] == "landlock"]
+        opened: dict[str, int] = {}
+        trees = self._root.trees if self._root is not None else {}
+        for _, domain, handled_fs, handled_net, scoped, rules, ports in domains:
+            ruleset = landlock.create_ruleset(handled_fs, handled_net, scoped)
+            for path, access in rules:
+                descriptor = trees.get(path, -1)
+                if descriptor < 0:
+                    descriptor = opened.get(path, -1)
+                if descriptor < 0:
+                    descriptor = opened[path] = _open_inside(path)
+                landlock.allow_path(ruleset, descriptor, access)
+            for port, access in ports:
+                landlock.allow_port(ruleset, port, access)
+            self._rulesets[domain] = ruleset
+        for descriptor in opened.values():
+            posix.close(descriptor)
+        if self._root is not None:
+            self._root.close()
         landlock.restrict_self(self._rulesets["session"])
-
-    def _ruleset(
-        self,
-        handled_fs: int,
-        handled_net: int,
-        scoped: int,
-        rules: tuple[tuple[str, int], ...],
-        ports: tuple[tuple[int, int], ...],
-    ) -> int:
-        ruleset = landlock.create_ruleset(handled_fs, handled_net, scoped)
-        # A copy and an empty directory are ours; what was bound must be what was resolved, also where a rule lies below
-        # a bind.
-        identities = dict(self._request.identities)
-        for operation in self._request.operations:
-            if operation[0] == "copy":
-                identities.pop(operation[2], None)
-            elif operation[0] in ("dir", "tmpfs"):
-                identities.pop(operation[1], None)
-        for path, access in rules:
-            try:
-                opened = files.openat2(-100, path.encode(errors="surrogateescape"), _OPEN, 0, _SAFE)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, path) from None
-            expected = identities.get(path)
-            if expected is not None:
-                status = posix.fstat(opened)
-                if (status.st_dev, status.st_ino) != expected:
-                    raise Swapped(path)
-            landlock.allow_path(ruleset, opened, access)
-            posix.close(opened)
-        for port, access in ports:
-            landlock.allow_port(ruleset, port, access)
-        return ruleset
 
     # --- the command's thread ----------------------------------------------------------------------------------------
 
@@ -273,6 +261,13 @@ class Stage:
 
 
 _OPEN = files.O_PATH | posix.O_CLOEXEC
+
+
+def _open_inside(path: str) -> int:
+    try:
+        return files.openat2(-100, path.encode(errors="surrogateescape"), _OPEN, 0, _SAFE)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _candidates(name: bytes, environment: list[bytes]) -> list[bytes]:

@@ -10,32 +10,24 @@ import _socket
 import marshal
 import posix
 import select
-from errno import ENOENT, ENOTDIR
 
 from remit.sandbox.authority.errors import LaunchError
-from remit.sandbox.kernel import files, memory, process
+from remit.sandbox.kernel import memory, process
 from remit.sandbox.launch import cgroups, identity, terminal
 from remit.sandbox.launch.request import Request
 from remit.sandbox.launch.stage import Stage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from remit.sandbox.launch.wire import Assumption, Wire
+    from remit.sandbox.launch.wire import Wire
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM = 1, 2, 3, 10, 12, 14, 15
 SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH = 18, 19, 20, 21, 22, 28
 SIGKILL = 9
 FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH)
 _SIGINFO_SIZE = 128
-_OPEN = files.O_PATH | posix.O_CLOEXEC
-_SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
-_KINDS = {0o040000: "directory", 0o100000: "file", 0o020000: "device", 0o060000: "device", 0o140000: "socket"}
-
-
-class Stale(Exception):
-    """An assumption of the plan no longer holds: (path,). The plan has to be compiled again."""
 
 
 class Outcome:
@@ -50,35 +42,6 @@ class Outcome:
         self.enforcement = enforcement
 
 
-def bind(assumptions: Sequence[Assumption]) -> dict[str, tuple[int, int]]:
-    """Resolve every name of a plan anew: canonical path to (device, inode). Raises Stale where one is no longer the same.
-
-    Kinds must agree, links must still lead where they led, and what was absent must still be absent.
-    """
-    identities: dict[str, tuple[int, int]] = {}
-    for path, kind, canonical, links in assumptions:
-        for link, target in links:
-            try:
-                if posix.readlink(link) != target:
-                    raise Stale(path)
-            except OSError:
-                raise Stale(path) from None
-        if canonical in identities:
-            continue
-        try:
-            opened = files.openat2(-100, canonical.encode(errors="surrogateescape"), _OPEN, 0, _SAFE)
-        except OSError as error:
-            if error.errno in (ENOENT, ENOTDIR) and kind == "absent":
-                continue
-            raise Stale(path) from None
-        status = posix.fstat(opened)
-        posix.close(opened)
-        if _KINDS.get(status.st_mode & 0o170000, "other") != kind:
-            raise Stale(path)
-        identities[canonical] = (status.st_dev, status.st_ino)
-    return identities
-
-
 class Session:
     """A running session, seen from its parent."""
 
@@ -89,7 +52,6 @@ class Session:
         argv: list[bytes],
         environment: list[bytes],
         directory: str,
-        identities: Mapping[str, tuple[int, int]],
         canary: tuple[str, bytes],
         on_event: Callable[[tuple[object, ...]], None],
         on_start: Callable[[Mapping[str, str]], None],
@@ -111,7 +73,6 @@ class Session:
         self._signals = process.signalfd(FORWARDED)
         request = Request(
             operations=operations,
-            identities=identities,
             idmapped=who.idmapped,
             control=inside.fileno(),
             uid=who.uid,

@@ -20,7 +20,7 @@ from remit.sandbox.mediate.rules import Rules, under
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     Note: TypeAlias = Callable[[str, int, int, bytes, str, str, int, str], None]
     Condition: TypeAlias = tuple[int, int, int]
@@ -56,7 +56,7 @@ MEDIATED = (
 )
 OBSERVED = ("umask", "execve", "execveat", "connect", "bind")
 _NEVER_PROCEED = frozenset(["chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat"])
-_MODES = frozenset(["chmod", "fchmod", "fchmodat", "fchmodat2"])
+_MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}
 _S_ISUID = 0o4000
 _PRIVATE = (b"/dev", b"/tmp", b"/proc", b"/run", b"/var/tmp")
 _LETTERS = {"write": "w", "exec": "x", "connect": "w"}
@@ -73,10 +73,10 @@ class Broker:
     is called for each denial and, with ``observe``, for each call. ``denials`` counts actions outside the grant.
     """
 
-    def __init__(self, listener_fd: int, spec: tuple[object, ...], note: Note, *, observe: bool = False) -> None:
+    def __init__(self, listener_fd: int, spec: tuple[Any, ...], note: Note, *, observe: bool = False) -> None:
         name, roots, deny, protect, catalogue, opened, granted, *rest = spec
         reads, refuse = (*rest, (), ())[:2]
-        if name != "mediate" or not isinstance(catalogue, tuple):
+        if name != "mediate":
             raise ValueError(f"not a mediation: {name!r}")
         self.denials = 0
         self.handled = 0
@@ -86,10 +86,10 @@ class Broker:
         """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
         self._execs = frozenset([NR[call] for call in ("execve", "execveat") if call in NR])
         self._pid = self._nr = 0
-        self._granted: list[tuple[bytes, str]] = [(_bytes(path), letters) for path, letters in granted]  # type: ignore[attr-defined]
-        places = tuple([_bytes(root) for root in roots])  # type: ignore[attr-defined]
-        readable = tuple([_bytes(root) for root in reads])  # type: ignore[attr-defined]
-        rules = Rules(places, deny, protect, catalogue, opened)  # type: ignore[arg-type]
+        self._granted: list[tuple[bytes, str]] = [(_bytes(path), letters) for path, letters in granted]
+        places = tuple([_bytes(root) for root in roots])
+        readable = tuple([_bytes(root) for root in reads])
+        rules = Rules(places, deny, protect, catalogue, opened)
         self._listener = Listener(listener_fd)
         self._listener.synchronous()
         self._calls = Calls(self._listener, rules, places, readable, self._denied, self._outside, monotonic)
@@ -98,13 +98,22 @@ class Broker:
             if call in NR:
                 self._handlers[NR[call]] = (getattr(self._calls, call), call in _NEVER_PROCEED)
         self._refused: dict[int, list[tuple[int, tuple[Condition, ...]]]] = {}
-        for call, errno, conditions in refuse:  # type: ignore[attr-defined]
+        for call, errno, conditions in refuse:
             if call in NR:
                 self._refused.setdefault(NR[call], []).append((errno, conditions))
-        self._modes = frozenset([NR[call] for call in _MODES if call in NR])
+        self._modes = {NR[call]: argument for call, argument in _MODES.items() if call in NR}
         # A collection in the middle of a call is a call that takes a millisecond; nothing here makes cycles.
         gc.freeze()
         gc.disable()
+
+    @property
+    def first_exec(self) -> Callable[[int], None] | None:
+        """Called once, with the pid, when the first execve(2) is reported and before the kernel goes on with it."""
+        return self._calls.first_exec
+
+    @first_exec.setter
+    def first_exec(self, callback: Callable[[int], None] | None) -> None:
+        self._calls.first_exec = callback
 
     def handle(self) -> None:
         """Receive and answer one notification. Raises only when the listener itself is gone."""
@@ -138,10 +147,10 @@ class Broker:
         rows = self._refused.get(nr)
         if rows is not None:
             for errno, conditions in rows:
-                if all([arguments[index] & mask == value for index, mask, value in conditions]) and not (
+                if all(arguments[index] & mask == value for index, mask, value in conditions):
                     # A directory may be setgid: the handler looks at what it is.
-                    nr in self._modes and not arguments[1 if nr != NR["fchmodat"] else 2] & _S_ISUID
-                ):
+                    if nr in self._modes and not arguments[self._modes[nr]] & _S_ISUID:
+                        continue
                     raise self._denied("call", b"", f"system call {nr} is refused", errno)
         found = self._handlers.get(nr)
         if found is None:

@@ -55,7 +55,7 @@ from remit.sandbox.kernel.files import (
 )
 from remit.sandbox.mediate.repository import Repository
 from remit.sandbox.mediate.resolve import Foreign, Umasks, View, signed, status_of
-from remit.sandbox.mediate.rules import GIT, READ, REMOVE, WRITE, Rules, join, under
+from remit.sandbox.mediate.rules import READ, REMOVE, WRITE, Rules, join, under
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class Calls:
         self.id = 0
         self.performing = False
         """Resolved and decided: from here on, an error is the call's own result."""
+        self.first_exec: Callable[[int], None] | None = None
         self._denied = denied
         self._outside = outside
         self._roots: list[tuple[bytes, bytes, int]] = []
@@ -142,10 +143,10 @@ class Calls:
     # --- names
 
     def _inside(self, path: bytes) -> bool:
-        return any([path == root or path.startswith(below) for root, below, _ in self._roots])
+        return any(path == root or path.startswith(below) for root, below, _ in self._roots)
 
     def _mediates(self, path: bytes, writes: int) -> bool:
-        return self._inside(path) if writes else any([under(path, root) for root in self._reads])
+        return self._inside(path) if writes else any(under(path, root) for root in self._reads)
 
     def _resolved(self, descriptor: int, where: int) -> tuple[int, bytes, bytes, bool] | None:
         """The parent of what the caller names, fast where no link is on the way; None: the kernel goes on."""
@@ -179,6 +180,17 @@ class Calls:
                 raise self._denied(WRITE, path, text, EACCES)
         return path
 
+    def _parent_of(self, directory: bytes) -> int:
+        """A descriptor of a canonical directory."""
+        flags = O_PATH | O_DIRECTORY | O_CLOEXEC
+        return self.view.own(openat2(AT_FDCWD, directory or b"/", flags, 0, RESOLVE_NO_SYMLINKS))
+
+    def _special_by_path(self, full: bytes) -> None:
+        """As ``_creation``, for an existing file that is known by its canonical path."""
+        directory, _, name = full.rpartition(b"/")
+        if name in self.rules.special:
+            self._creation(self._parent_of(directory), directory, name)
+
     # --- opening
 
     def open(self, path: int, flags: int, mode: int, *_: int) -> int:
@@ -209,9 +221,8 @@ class Calls:
         writes = flags & _WRITES
         if flags & O_PATH or not (writes or self._reads):
             return PROCEED
-        if flags & (O_CREAT | O_TMPFILE_BIT):
-            if mode & _SPECIAL_MODES:
-                raise self._denied("setuid", b"", "setuid and setgid modes are refused", EPERM)
+        if flags & (O_CREAT | O_TMPFILE_BIT) and mode & _SPECIAL_MODES:
+            raise self._denied("setuid", b"", "setuid and setgid modes are refused", EPERM)
         path = memory.read_string(self.view.pid, where)
         if flags & O_TMPFILE_BIT:
             return self._open_unnamed(descriptor, path, flags, mode, resolve)
@@ -228,8 +239,9 @@ class Calls:
 
     def _open_fast(self, full: bytes, flags: int, mode: int) -> int | None:
         """Open a path that holds no link (else None). The kernel vouches for it, so the spelling is canonical."""
-        for _, below, anchor in self._roots:
-            if full.startswith(below):
+        for _, start, descriptor in self._roots:
+            if full.startswith(start):
+                below, anchor = start, descriptor
                 break
         else:
             if self._mediates(full, flags & _WRITES) or not self.view.plain(full):
@@ -346,10 +358,8 @@ class Calls:
         if not self._mediates(full, writes):
             return PROCEED
         self._refuse(full, WRITE if writes else READ)
-        directory, _, name = full.rpartition(b"/")
-        if writes and name in self.rules.special:
-            parent = self.view.own(openat2(AT_FDCWD, directory, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS))
-            self._creation(parent, directory, name)
+        if writes:
+            self._special_by_path(full)
         return self._perform_open(AT_FDCWD, b"/proc/self/fd/%d" % found, flags & ~O_CREAT, 0, 0)
 
     def _open_directory(self, directory: int, name: bytes, flags: int) -> int:
@@ -358,7 +368,9 @@ class Calls:
             found = self.view.own(openat2(directory, name or b".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, 0))
         elif mode & _S_IFMT == _S_IFLNK:
             if magic < 0:
-                found = self.view.own(openat2(directory, name, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE_NO_MAGICLINKS))
+                found = self.view.own(
+                    openat2(directory, name, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE_NO_MAGICLINKS)
+                )
             else:
                 found = magic
         full = self.view.canonical(found)
@@ -426,10 +438,7 @@ class Calls:
         if not self._inside(full):
             return PROCEED
         self._refuse(full, WRITE)
-        directory, _, name = full.rpartition(b"/")
-        if name in self.rules.special:
-            parent = self.view.own(openat2(AT_FDCWD, directory, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS))
-            self._creation(parent, directory, name)
+        self._special_by_path(full)
         self.performing = True
         length = length - (1 << 64) if length >> 63 else length
         if length > 0 and length > self._file_size_limit():
@@ -536,9 +545,8 @@ class Calls:
         self.performing = True
         if not unnamed and posix.fstat(source).st_mode & _S_IFMT == _S_IFLNK:
             # /proc/self/fd would follow it. Its name cannot change between here and there: see above.
-            above, _, last = origin.rpartition(b"/")
-            parent = self.view.own(openat2(AT_FDCWD, above or b"/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS))
-            linkat(parent, last, directory, target, 0)
+            above, last = origin[: origin.rindex(b"/")], origin[origin.rindex(b"/") + 1 :]
+            linkat(self._parent_of(above), last, directory, target, 0)
         else:
             linkat(AT_FDCWD, b"/proc/self/fd/%d" % source, directory, target, AT_SYMLINK_FOLLOW)
         return 0
@@ -615,13 +623,19 @@ class Calls:
                     raise self._denied(WRITE, path2, text, EACCES)
                 return 0
         self.performing = True
-        renameat2(
-            directory1, name1 + b"/" if slash1 else name1, directory2, name2 + b"/" if slash2 else name2, flags
-        )
+        renameat2(directory1, name1 + b"/" if slash1 else name1, directory2, name2 + b"/" if slash2 else name2, flags)
         return 0
 
     def _moves(
-        self, directory1: int, name1: bytes, path1: bytes, mode: int, directory2: int, place2: bytes, name2: bytes, flags: int
+        self,
+        directory1: int,
+        name1: bytes,
+        path1: bytes,
+        mode: int,
+        directory2: int,
+        place2: bytes,
+        name2: bytes,
+        flags: int,
     ) -> bool:
         """Refuse moving what is called ``path1`` to ``place2/name2``; True: git configuration, to be checked by content."""
         path2 = join(place2, name2)
@@ -724,8 +738,7 @@ class Calls:
         self._refuse(full, WRITE)
         directory, _, name = full.rpartition(b"/")
         if hooks_too and name in self.rules.hooks:
-            parent = self.view.own(openat2(AT_FDCWD, directory, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS))
-            text = self._repository.creation(parent, directory, name)
+            text = self._repository.creation(self._parent_of(directory), directory, name)
             if text:
                 raise self._denied(WRITE, full, text, EACCES)
         return found
@@ -743,6 +756,9 @@ class Calls:
 
     def execveat(self, descriptor: int, path: int, *_: int) -> int:
         """``execveat(2)``: Landlock decides; a program that exists here and is not granted counts as a denial."""
+        first, self.first_exec = self.first_exec, None
+        if first is not None:
+            first(self.view.pid)
         full = self.view.lexical(descriptor, memory.read_string(self.view.pid, path))
         if full is not None and not full.startswith(b"/proc/") and _exists(AT_FDCWD, full):
             self._outside(full, "exec")
@@ -847,6 +863,3 @@ def _interrupted(pid: int) -> bool:
 
     pending = mask(b"\nSigPnd:") | mask(b"\nShdPnd:")
     return bool(pending & ~mask(b"\nSigBlk:") & mask(b"\nSigCgt:"))
-
-
-__all__ = ["ANSWERED", "GIT", "PROCEED", "Calls"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import posix
 from errno import ENOENT, ENOTDIR
 
-from remit.sandbox.kernel.call import AT_FDCWD
 from remit.sandbox.kernel.files import O_PATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2, renameat2
 from remit.sandbox.mediate import gitconfig
 from remit.sandbox.mediate.rules import (
@@ -104,7 +103,7 @@ class Repository:
         return self._checked_copy(directory, CONFIG_NAMES[0], directory, place, CONFIG_NAMES[0], b"")
 
     def _has_hooks(self, directory: int, path: bytes) -> bool:
-        return any([_mode(directory, path + b"/" + hook) for hook in self._rules.hooks])
+        return any(_mode(directory, path + b"/" + hook) for hook in self._rules.hooks)
 
     def link(self, directory: int, place: bytes, name: bytes, target: bytes) -> str:
         """A symbolic link to ``target`` is made, or moved, to ``name``."""
@@ -150,7 +149,9 @@ class Repository:
         if kind != _S_IFDIR:
             return self.creation(directory, place, name)
         if name == GIT:
-            moved = self._view.own(openat2(source, old, O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS))
+            moved = self._view.own(
+                openat2(source, old, O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS)
+            )
             return "" if self._git(moved, b"") else self._adopt(moved, join(place, name))
         if name == HOOK_DIRECTORY:
             return _HOOK if self._git(directory, place) and self._has_hooks(source, old) else ""
@@ -159,7 +160,9 @@ class Repository:
         return self.creation(directory, place, name)
 
     def _programs(self, source: int, old: bytes) -> str:
-        moved = self._view.own(openat2(source, old, O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS))
+        moved = self._view.own(
+            openat2(source, old, O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS)
+        )
         for name in self._rules.interpreters:
             kind = _mode(moved, name)
             if kind == 0:
@@ -226,6 +229,3 @@ class Repository:
             elif part and part != b".":
                 parts.append(part)
         return GIT not in parts and self._inside(b"/" + b"/".join(parts))
-
-
-__all__ = ["AT_FDCWD", "Repository"]

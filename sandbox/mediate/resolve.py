@@ -19,6 +19,10 @@ from remit.sandbox.kernel.files import (
 )
 from remit.sandbox.mediate.rules import join
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _LINKS_AT_MOST = 40
 _DIRECTORY = O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC
 _ENTRY = O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
@@ -254,7 +258,7 @@ class Umasks:
 
     __slots__ = ("_by_group", "_by_thread", "_clock", "_current", "_since")
 
-    def __init__(self, clock: object) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._by_thread: dict[int, list[int]] = {}
         self._by_group: dict[int, list[int]] = {}
         self._clock = clock
@@ -262,7 +266,7 @@ class Umasks:
         self._current = -1
 
     def _record(self, pid: int) -> list[int]:
-        now: float = self._clock()  # type: ignore[operator]
+        now = self._clock()
         if now - self._since > 1.0:
             self._by_thread.clear()
             self._by_group.clear()

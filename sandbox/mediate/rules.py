@@ -105,7 +105,7 @@ class Rules:
 
     def opened(self, path: bytes) -> bool:
         """A grant opened this catalogue name."""
-        return any([under(path, name) for name in self._opened])
+        return any(under(path, name) for name in self._opened)
 
     def packaged(self, path: bytes) -> bool:
         """``path`` is or lies in a directory of installed packages."""

@@ -27,6 +27,7 @@ from remit.sandbox.authority.model import Authority
 from remit.sandbox.compile.compiler import compile_session
 from remit.sandbox.compile.plan import Line, Lowering
 from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
+from remit.sandbox.resolve import search
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.resolve.toolchains import toolchains
 from remit.sandbox.session import place
@@ -225,6 +226,7 @@ def assemble(
         explicit=explicit,
         deny_paths_of_remit=secret,
         own_code=code,
+        matches=search.matches(authority, asked.expanded.floor, names, uid=asked.uid),
     )
     now = time.time()
     grant = Grant(
@@ -255,12 +257,8 @@ def assemble(
 def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
     """What a start needs, as plain values, with the paths that they depend on. Raises RemitError, as ``assemble``."""
     assembled = assemble(request)
-    prepared = Prepared(
-        cast("Wire", assembled.plan.wire()),
-        _plain(_about(assembled)),
-        json.dumps(assembled.plan.json()),
-        assembled.warnings,
-    )
+    description = {"schema": "remit.plan/1", **_about(assembled), "plan": assembled.plan.json()}
+    prepared = Prepared(assembled.plan.wire(), assembled.warnings, json.dumps(description))
     return prepared, assembled.inputs
 
 
@@ -280,12 +278,6 @@ def _about(assembled: Assembled) -> dict[str, object]:
         "audit": assembled.audit,
         "audit_on_full": assembled.audit_on_full,
     }
-
-
-def _plain(value: dict[str, object]) -> dict[str, object]:
-    """Without the enumerations and tuples that ``marshal`` and JSON would treat differently."""
-    plain: dict[str, object] = json.loads(json.dumps(value))
-    return plain
 
 
 def _with_indexes(lowering: Lowering, expanded: Expanded) -> Lowering:

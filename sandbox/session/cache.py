@@ -11,6 +11,8 @@ from __future__ import annotations
 import marshal
 import posix
 from _blake2 import blake2b
+
+from remit.sandbox.audit.record import make_parents
 from errno import ENOENT, ENOTDIR
 
 FORMAT = 1
@@ -122,17 +124,6 @@ class Cache:
 
 
 _MANY = 256
-
-
-def make_parents(path: str) -> None:
-    """``mkdir -p`` with mode 0700."""
-    try:
-        posix.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        make_parents(path.rpartition("/")[0])
-        make_parents(path)
 
 
 def _own(status: posix.stat_result) -> bool:

@@ -10,11 +10,11 @@ import posix
 import sys
 
 import remit
-from remit.sandbox.audit.record import Record, state_directory
+from remit.sandbox.audit.record import Record, keep_plan, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import landlock
-from remit.sandbox.launch import start
+from remit.sandbox.launch import assume, start
 from remit.sandbox.session.cache import Cache, key
 
 TYPE_CHECKING = False
@@ -32,21 +32,18 @@ _FIELDS = ("kind", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
 
 class Prepared:
-    """A plan in its wire form with what goes beside it. This, marshalled, is what the cache holds."""
+    """A plan in its wire form, with what the user has to hear at each start.
 
-    __slots__ = ("about", "plan_json", "warnings", "wire")
+    ``description`` is JSON for the record: the plan, the grant, the lowering. It is kept once and is not in the cache.
+    """
 
-    def __init__(
-        self,
-        wire: Wire,
-        about: Mapping[str, object],
-        plan_json: str,
-        warnings: tuple[str, ...],
-    ) -> None:
+    __slots__ = ("cached", "description", "warnings", "wire")
+
+    def __init__(self, wire: Wire, warnings: tuple[str, ...], description: str = "") -> None:
         self.wire = wire
-        self.about = about
-        self.plan_json = plan_json
         self.warnings = warnings
+        self.description = description
+        self.cached = False
 
 
 def run(invocation: Invocation, libraries: Callable[[], None]) -> int:
@@ -67,28 +64,36 @@ def run(invocation: Invocation, libraries: Callable[[], None]) -> int:
 def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
     if not invocation.command:
         raise UsageError("no command", hint="remit run [OPTIONS] -- CMD [ARG...]")
-    prepared, identities = _prepare(invocation, libraries)
+    prepared = _prepare(invocation, libraries, fresh=False)
+    try:
+        return _attempt(invocation, prepared)
+    except LaunchError as error:
+        if error.phase != "changed" or not prepared.cached:
+            raise
+    # The cached plan named something that is not there any more: only a start could tell.
+    return _attempt(invocation, _prepare(invocation, libraries, fresh=True))
+
+
+def _attempt(invocation: Invocation, prepared: Prepared) -> int:
     for warning in prepared.warnings:
         _say(warning)
     _, digest, workspace, degraded, _, _operations = prepared.wire
     try:
         record = Record(
             state_directory(posix.environ),
+            digest,
             {
-                **prepared.about,
-                "plan": digest,
                 "workspace": workspace,
                 "degraded": degraded,
                 "argv": list(invocation.command),
             },
         )
-        record.plan(prepared.plan_json.encode())
+    except FileNotFoundError:
+        gone = LaunchError("the plan's record is gone", hint="start again")
+        gone.phase = "changed"
+        raise gone from None
     except OSError as error:
-        raise LaunchError(
-            f"the session's record cannot be written: {error.strerror}",
-            where=state_directory(posix.environ),
-            hint="a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
-        ) from None
+        raise _no_record(error) from None
 
     def started(enforcement: Mapping[str, str]) -> None:
         record.enforced(dict(enforcement))
@@ -104,7 +109,6 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
             argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
             environment=_environment(prepared.wire),
             directory=_directory(invocation, workspace),
-            identities=identities,
             canary=record.canary,
             on_event=happened,
             on_start=started,
@@ -122,25 +126,38 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
 # --- preparation -----------------------------------------------------------------------------------------------------
 
 
-def _prepare(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, dict[str, tuple[int, int]]]:
-    """A plan, from the cache or compiled now, and what its names are at this moment."""
+def _prepare(invocation: Invocation, libraries: Callable[[], None], *, fresh: bool) -> Prepared:
+    """A plan, from the cache or, with ``fresh`` always, compiled now."""
     cache = Cache(_cache_directory())
     name = key(_material(invocation))
-    entry = cache.load(name)
+    entry = None if fresh else cache.load(name)
     if entry is not None:
-        prepared = Prepared(*entry)
-        try:
-            return prepared, start.bind(prepared.wire[4])
-        except start.Stale:
-            pass
+        expected, *rest = entry
+        if not assume.broken(expected):
+            prepared = Prepared(*rest)
+            prepared.cached = True
+            return prepared
     prepared, inputs = _compile(invocation, libraries)
     try:
-        identities = start.bind(prepared.wire[4])
-    except start.Stale as stale:
-        raise LaunchError(f"{stale} changed while the session was prepared", hint="start again") from None
-    entry = (prepared.wire, prepared.about, prepared.plan_json, prepared.warnings)
-    cache.store(name, inputs, entry)
-    return prepared, identities
+        keep_plan(state_directory(posix.environ), prepared.wire[1], prepared.description)
+    except OSError as error:
+        raise _no_record(error) from None
+    cache.store(name, inputs, (assume.checks(prepared.wire[4]), _without_assumptions(prepared.wire), prepared.warnings))
+    return prepared
+
+
+def _without_assumptions(wire: Wire) -> Wire:
+    """The checks say the same, and an eighth as long."""
+    version, digest, workspace, degraded, _, operations = wire
+    return (version, digest, workspace, degraded, (), operations)
+
+
+def _no_record(error: OSError) -> LaunchError:
+    return LaunchError(
+        f"the session's record cannot be written: {error.strerror}",
+        where=state_directory(posix.environ),
+        hint="a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
+    )
 
 
 def _compile(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, tuple[str, ...]]:

@@ -14,22 +14,26 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from errno import EACCES
 from functools import cache
 from pathlib import Path
-
-import pytest
+from typing import ClassVar, NoReturn
 
 from remit.sandbox.compile.catalogue import WIRE
-from remit.sandbox.kernel import landlock, notify, process
-from remit.sandbox.kernel.call import NR, call
-from remit.sandbox.mediate.broker import MEDIATED, OBSERVED, Broker
+from remit.sandbox.compile.seccomp import build_filter
+from remit.sandbox.compile.syscalls import refused
+from remit.sandbox.kernel import landlock, memory, notify, process
+from remit.sandbox.kernel.call import MACHINE, NR, call
+from remit.sandbox.mediate.broker import Broker
+from remit.sandbox.mediate.calls import PROCEED
 
 USER = 2001
+_MS_REC, _MS_PRIVATE, _MS_NOSUID_NODEV_NOEXEC, _PIDFD_THREAD = 0x4000, 1 << 18, 14, 0o200
+READ_FILE, READ_DIR = 1 << 2, 1 << 3
 PROBES = Path(__file__).parent.parent / "probes"
 FS_ALL = (1 << 16) - 1
 READ_ONLY = 0b1101
@@ -46,7 +50,7 @@ class Result:
     status: int
     output: str
     denials: int
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])
 
 
 @cache
@@ -61,25 +65,29 @@ def build_probe(name: str) -> Path:
     return target
 
 
-def mediation_filter(reads: bool) -> bytes:
-    """Every mediated call to the listener, with plain comparisons: independent of the compiler's table."""
-    import pyseccomp
+@dataclass(frozen=True)
+class Setup:
+    """What one session is made of."""
 
-    program = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    for name, index in (("open", 1), ("openat", 2)):
-        if reads:
-            program.add_rule(pyseccomp.NOTIFY, name)
-            continue
-        for bit in (0o1, 0o2, 0o100, 0o1000, 0o20000000):
-            program.add_rule(pyseccomp.NOTIFY, name, pyseccomp.Arg(index, pyseccomp.MASKED_EQ, bit, bit))
-    for name in (*MEDIATED, *OBSERVED):
-        if name not in ("open", "openat", "fchmodat2", "execve", "execveat", "connect"):
-            program.add_rule(pyseccomp.NOTIFY, name)
-    for name in ("io_uring_setup", "clone3"):
-        program.add_rule(pyseccomp.ERRNO(38), name)
-    with os.fdopen(os.memfd_create("f"), "w+b") as file:
-        program.export_bpf(file)
-        return os.pread(file.fileno(), 1 << 16, 0)
+    argv: tuple[str, ...]
+    root: Path
+    mode: str
+    deny: tuple[Pattern, ...]
+    protect: tuple[Pattern, ...]
+    catalogue: bool
+    opened: tuple[str, ...]
+    reads: bool
+    environment: dict[str, str]
+    timeout: int
+    program: bytes
+
+    def spec(self) -> tuple[object, ...]:
+        """The wire form of ``compile.plan.Mediate``."""
+        root = str(self.root)
+        granted = (("/usr", "rx"), ("/bin", "rx"), ("/lib", "rx"), ("/lib64", "rx"), ("/tmp", "rwx"), (root, "rwx"))
+        reads = (root,) if self.reads else ()
+        names = WIRE if self.catalogue else ()
+        return ("mediate", (root,), self.deny, self.protect, names, self.opened, granted, reads, refused())
 
 
 def run(
@@ -97,18 +105,31 @@ def run(
 ) -> Result:
     """Run ``argv`` in ``root`` as an ordinary user. ``mode``:
 
-    ``native``: Landlock's outer domain only; ``broker``: mediated; ``unnested``: the broker decides, but every call goes
-    on in the kernel and the command has no domain of its own: the control arm of the races.
+    ``native``: Landlock's outer domain only; ``broker``: mediated; ``unnested``: the broker decides, but every call
+    goes on in the kernel and the command has no domain of its own: the control arm of the races.
     """
     readable, writable = os.pipe()
-    # pyseccomp starts processes and imports a lot: before the fork.
-    program = b"" if mode == "native" else mediation_filter(reads)
+    # libseccomp's bindings start processes: before the fork.
+    mediated = mode != "native"
+    program = build_filter((), notify=True, brokered_reads=reads, machine=MACHINE) if mediated else b""
+    setup = Setup(
+        tuple(argv),
+        root,
+        mode,
+        tuple(deny),
+        tuple(protect),
+        catalogue,
+        tuple(opened),
+        reads,
+        environment or {},
+        timeout,
+        program,
+    )
     pid = os.fork()
     if pid == 0:
         os.close(readable)
         try:
-            _session(list(argv), root, mode, tuple(deny), tuple(protect), catalogue, tuple(opened), reads,
-                     environment or {}, program, writable, timeout)
+            _session(setup, writable)
         except BaseException:
             traceback.print_exc()
         os._exit(125)
@@ -119,11 +140,11 @@ def run(
     output, mark, tail = text.rpartition("\x1e")
     if not mark:
         raise AssertionError(f"the session failed: {text[-2000:]}")
-    notes = tail.split("\n") if tail else []
-    return Result(os.waitstatus_to_exitcode(status), output, int(notes[0]) if notes and notes[0] else 0, notes[1:])
+    denials, *notes = tail.split("\n")
+    return Result(os.waitstatus_to_exitcode(status), output, int(denials), notes)
 
 
-def _session(argv, root, mode, deny, protect, catalogue, opened, reads, environment, program, out, timeout):  # type: ignore[no-untyped-def]
+def _session(setup: Setup, out: int) -> NoReturn:
     if os.getuid() == 0:
         os.setgroups([])
         os.setresgid(USER, USER, USER)
@@ -136,61 +157,30 @@ def _session(argv, root, mode, deny, protect, catalogue, opened, reads, environm
     Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
     child = os.fork()
     if child:
-        _, status = os.waitpid(child, 0)
-        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-    call(NR["prctl"], 1, 9, 0, 0, 0)
-    call(NR["mount"], None, b"/", None, 0x4000 | 1 << 18, None)
-    call(NR["mount"], b"proc", b"/proc", b"proc", 14, None)
+        _, code = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(code) & 0xFF)
+    process.die_with_parent()
+    call(NR["mount"], None, b"/", None, _MS_REC | _MS_PRIVATE, None)
+    call(NR["mount"], b"proc", b"/proc", b"proc", _MS_NOSUID_NODEV_NOEXEC, None)
     process.no_new_privileges()
-    _restrict(root, FS_ALL)
-    granted = (("/usr", "rx"), ("/bin", "rx"), ("/lib", "rx"), ("/lib64", "rx"), ("/tmp", "rwx"), (str(root), "rwx"))
-    spec = ("mediate", (str(root),), deny, protect, WIRE if catalogue else (), opened, granted,
-            (str(root),) if reads else (), ())
+    _restrict(setup.root, FS_ALL)
     state: dict[str, int] = {}
     gate = _thread.allocate_lock()
     gate.acquire()
-
-    def command() -> None:
-        try:
-            process.unshare(process.CLONE_FS | process.CLONE_FILES)
-            if mode == "broker":
-                _restrict(root, COMMAND & ~(0b1100 if reads else 0))
-            os.chdir(root)
-            os.umask(0o022)
-            process.set_capabilities(0)
-            listener = -1
-            if program:
-                listener = notify.load_filter(program, listener=True)
-                # Descriptors are this thread's own now: hand the listener over through /proc.
-                state["thread"] = _thread.get_native_id()
-                state["listener"] = listener
-            gate.release()
-            while program and "taken" not in state:
-                os.sched_yield()
-            if listener >= 0:
-                os.close(listener)
-            for target in (1, 2):
-                os.dup2(out, target)
-            env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(root), "LANG": "C.UTF-8", **environment}
-            vector = [os.fsencode(part) for part in argv]
-            state["pid"] = process.spawn(vector[0], vector, [os.fsencode(f"{k}={v}") for k, v in env.items()],
-                                         directory=os.fsencode(root))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(125)
-        while True:
-            signal.pause()
-
-    _thread.start_new_thread(command, ())
+    _thread.start_new_thread(_command, (setup, out, state, gate))
     gate.acquire()
-    # PID 1 ignores what it does not handle.
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(124))
-    signal.alarm(timeout)
+
+    def too_late(number: int, frame: object) -> None:
+        os._exit(124)
+
+    # PID 1 ignores signals that it does not handle.
+    signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(setup.timeout)
     broker = None
     notes: list[str] = []
     poll = select.poll()
-    if program:
-        pidfd = call(NR["pidfd_open"], state["thread"], 0o200)
+    if setup.program:
+        pidfd = call(NR["pidfd_open"], state["thread"], _PIDFD_THREAD)
         listener = call(NR["pidfd_getfd"], pidfd, state["listener"], 0)
         os.close(pidfd)
         state["taken"] = 1
@@ -199,17 +189,16 @@ def _session(argv, root, mode, deny, protect, catalogue, opened, reads, environm
         def note(kind: str, pid: int, nr: int, path: bytes, right: str, verdict: str, errno: int, rule: str) -> None:
             notes.append(f"{verdict} {right} {path.decode(errors='replace')} {errno} {rule}")
 
-        broker = (Unnested if mode == "unnested" else Broker)(listener, spec, note)
+        broker = (Unnested if setup.mode == "unnested" else Broker)(listener, setup.spec(), note)
         poll.register(listener, select.POLLIN)
     status = None
     ended: dict[int, int] = {}
     while status is None:
-        if broker is not None:
-            for _, event in poll.poll(2):
-                if event & select.POLLIN:
-                    broker.handle()
-                else:
-                    poll.unregister(listener)
+        for descriptor, event in poll.poll(2):
+            if broker is not None and event & select.POLLIN:
+                broker.handle()
+            else:
+                poll.unregister(descriptor)
         while True:
             try:
                 pid, code = os.waitpid(-1, os.WNOHANG)
@@ -220,35 +209,70 @@ def _session(argv, root, mode, deny, protect, catalogue, opened, reads, environm
             ended[pid] = os.waitstatus_to_exitcode(code)
         # The command may have ended before its thread could say which pid it has.
         status = ended.get(state.get("pid", -1))
-        if broker is None:
-            time.sleep(0.001)
     os.write(out, ("\x1e" + "\n".join([str(broker.denials if broker else 0), *notes[:200]])).encode())
     os._exit(status if status >= 0 else 128 - status)
 
 
+def _command(setup: Setup, out: int, state: dict[str, int], gate: _thread.LockType) -> None:
+    """The second thread: nests itself in the inner domain, loads the filter, spawns."""
+    try:
+        process.unshare(process.CLONE_FS | process.CLONE_FILES)
+        if setup.mode == "broker":
+            _restrict(setup.root, COMMAND & ~(READ_FILE | READ_DIR) if setup.reads else COMMAND)
+        os.chdir(setup.root)
+        os.umask(0o022)
+        process.set_capabilities(0)
+        listener = -1
+        if setup.program:
+            listener = notify.load_filter(setup.program, listener=True)
+            # Descriptors are this thread's own now: the other one takes the listener by pidfd.
+            state["thread"] = _thread.get_native_id()
+            state["listener"] = listener
+        gate.release()
+        while setup.program and "taken" not in state:
+            os.sched_yield()
+        if listener >= 0:
+            os.close(listener)
+        for target in (1, 2):
+            os.dup2(out, target)
+        environment = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(setup.root),
+            "LANG": "C.UTF-8",
+            **setup.environment,
+        }
+        vector = [os.fsencode(part) for part in setup.argv]
+        variables = [os.fsencode(f"{name}={value}") for name, value in environment.items()]
+        state["pid"] = process.spawn(vector[0], vector, variables, directory=os.fsencode(setup.root))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(125)
+    while True:
+        signal.pause()
+
+
 class Unnested(Broker):
-    """Decides as the broker does, then lets the kernel go on: what a supervisor without a second domain amounts to."""
+    """Decides as a broker does, then lets the kernel go on: what a supervisor without a second domain amounts to."""
+
+    _PATHS: ClassVar[dict[str, int]] = {"rename": 1, "link": 1, "symlink": 1, "openat": 1, "open": 0, "openat2": 1}
 
     def _answer(self, nr: int, arguments: list[int]) -> int:
-        real = self._listener
-        calls = self._calls
-        names = {v: k for k, v in NR.items()}
-        name = names[nr]
-        spots = {"rename": (0, 1), "renameat2": (1, 3), "link": (0, 1), "symlink": (1,), "openat": (1,), "open": (0,), "openat2": (1,)}
-        from remit.sandbox.kernel import memory
-
-        for spot in spots.get(name, ()):
-            path = memory.read_string(calls.view.pid, arguments[spot])
-            if b"hooks" in path and path.endswith(b"pre-commit"):
-                raise self._denied("write", path, "control", 13)
-        del real
-        return -1
+        for name, position in self._PATHS.items():
+            if NR.get(name) == nr and b"hooks" in memory.read_string(self._calls.view.pid, arguments[position]):
+                raise self._denied("write", b"", "control", EACCES)
+        return PROCEED
 
 
 def _restrict(root: Path, access: int) -> None:
     ruleset = landlock.create_ruleset(FS_ALL, 0, 3)
-    for path, rights in (("/usr", READ_ONLY), ("/etc", READ_ONLY), ("/proc", READ_ONLY | 2), ("/tmp", FS_ALL),
-                         ("/dev", READ_ONLY | 2 | 1 << 14), (str(root), access)):
+    for path, rights in (
+        ("/usr", READ_ONLY),
+        ("/etc", READ_ONLY),
+        ("/proc", READ_ONLY | 2),
+        ("/tmp", FS_ALL),
+        ("/dev", READ_ONLY | 2 | 1 << 14),
+        (str(root), access),
+    ):
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         landlock.allow_path(ruleset, descriptor, rights)
         os.close(descriptor)
@@ -256,7 +280,7 @@ def _restrict(root: Path, access: int) -> None:
 
 
 @contextmanager
-def workspace() -> Iterator[Path]:
+def workspace() -> Generator[Path]:
     """A directory to be made by ``make_root`` (and its safe parent), outside /tmp, which the harness leaves open."""
     path = Path(tempfile.mkdtemp(prefix="remit-mediation-", dir="/var/tmp"))
     path.chmod(0o755)
@@ -278,4 +302,3 @@ def make_root(root: Path) -> Path:
 if __name__ == "__main__":
     outcome = run(sys.argv[3:], Path(sys.argv[2]), mode=sys.argv[1])
     print(outcome.output, outcome.status, outcome.denials, *outcome.notes, sep="\n")
-    del pytest

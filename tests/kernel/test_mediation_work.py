@@ -75,16 +75,52 @@ def test_git_works() -> None:
 
 
 OTHER_WORK = {
-    "tar": "mkdir t && (cd t && seq 200 | while read i; do echo $i > f$i; done) && tar cf t.tar t && rm -r t && tar xf t.tar && test $(ls t | wc -l) = 200",
-    "gcc and make": "printf 'int main(void){return 0;}' > m.c && printf 'm: m.c\\n\\tgcc -o m m.c\\n' > Makefile && make -s && ./m",
-    "sqlite": "sqlite3 x.db 'create table t(a); insert into t values(1); update t set a=2; select a from t' && test -f x.db",
-    "npm": "mkdir p && cd p && echo '{\"name\":\"p\",\"version\":\"1.0.0\"}' > package.json && mkdir -p .vscode.d && echo 1 > i.js && npm pack --silent && mkdir ../q && cd ../q && echo '{\"name\":\"q\",\"version\":\"1.0.0\"}' > package.json && npm install --silent --offline --no-audit --no-fund ../p/p-1.0.0.tgz && test -f node_modules/p/i.js",
-    "venv": "python3 -m venv --without-pip v && v/bin/python -c 'import sys; print(sys.prefix)' && rm -rf v && python3 -m venv --without-pip v",
-    "rename": "mkdir -p a/b c && echo 1 > a/b/f && mv a c/ && mv c d && test -f d/a/b/f && mv d/a/b/f d/a/b/g && rm -r d",
-    "here document and stdout": "cat > f <<E\nhello\nE\n(echo y > /dev/stdout) > g; test $(cat g) = y; (echo z > /proc/self/fd/1) >> g; test $(cat g) = z; exec 3> h; echo w > /dev/fd/3; test $(cat h) = w",
-    "fifo": "mkfifo p && (cat p > out &) && echo through > p && while ! test -s out; do :; done && test $(cat out) = through",
-    "timeout on a fifo": "mkfifo p && ! timeout 0.3 sh -c 'echo x > p' && ! timeout -s INT 0.3 sh -c 'trap \"exit 9\" INT; echo x > p' && echo > after",
-    "umask": "umask 077; echo > a; (umask 002; echo > b; sh -c 'echo > c'); echo > d; test $(stat -c %a a b c d | tr '\\n' ' ' | tr -d ' ') = 600664664600",
+    "tar": """
+        mkdir t && (cd t && seq 200 | while read i; do echo $i > f$i; done) && tar cf t.tar t && rm -r t
+        tar xf t.tar && test $(ls t | wc -l) = 200
+    """,
+    "gcc and make": """
+        echo 'int main(void) { return 0; }' > m.c && printf 'm: m.c\n\tgcc -o m m.c\n' > Makefile
+        make -s && ./m
+    """,
+    "sqlite": """
+        sqlite3 x.db 'create table t(a); insert into t values(1); update t set a=2; select a from t'
+        test -f x.db
+    """,
+    "npm": """
+        mkdir p q && cd p && echo 1 > i.js
+        echo '{"name":"p","version":"1.0.0"}' > package.json && npm pack --silent
+        cd ../q && echo '{"name":"q","version":"1.0.0"}' > package.json
+        npm install --silent --offline --no-audit --no-fund ../p/p-1.0.0.tgz
+        test -f node_modules/p/i.js
+    """,
+    "venv": """
+        python3 -m venv --without-pip v && v/bin/python -c 'import sys; print(sys.prefix)'
+        rm -rf v && python3 -m venv --without-pip v
+    """,
+    "rename": """
+        mkdir -p a/b c && echo 1 > a/b/f && mv a c/ && mv c d && test -f d/a/b/f
+        mv d/a/b/f d/a/b/g && rm -r d
+    """,
+    "descriptors": """
+        (echo y > /dev/stdout) > g && test $(cat g) = y
+        (echo z > /proc/self/fd/1) >> g && test $(cat g) = z
+        exec 3> h && echo w > /dev/fd/3 && test $(cat h) = w
+    """,
+    "fifo": """
+        mkfifo p && (cat p > out &) && echo through > p
+        while ! test -s out; do :; done
+        test $(cat out) = through
+    """,
+    "fifo without a reader": """
+        mkfifo p && ! timeout 0.3 sh -c 'echo x > p'
+        ! timeout -s INT 0.3 sh -c 'trap "exit 9" INT; echo x > p'
+        echo > after
+    """,
+    "umask": """
+        umask 077; echo > a; (umask 002; echo > b; sh -c 'echo > c'); echo > d
+        test "$(stat -c %a a b c d | xargs)" = "600 664 664 600"
+    """,
     "setgid directory": "mkdir s && chmod 2775 s && mkdir s/t && test $(stat -c %a s/t) = 2755",
 }
 
@@ -101,8 +137,16 @@ def test_pip_installs_a_local_wheel() -> None:
         make_root(root)
         subprocess.run(["/usr/bin/python3", "-c", "import ensurepip"], check=True)
         own(root, "x-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: x\nVersion: 1.0\n")
-        own(root, "x-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        own(root, "x-1.0.dist-info/RECORD", "x.py,,\nx-1.0.dist-info/METADATA,,\nx-1.0.dist-info/WHEEL,,\nx-1.0.dist-info/RECORD,,\n")
+        own(
+            root,
+            "x-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        own(
+            root,
+            "x-1.0.dist-info/RECORD",
+            "x.py,,\nx-1.0.dist-info/METADATA,,\nx-1.0.dist-info/WHEEL,,\nx-1.0.dist-info/RECORD,,\n",
+        )
         own(root, "x.py", "value = 7\n")
         script = (
             "set -e; python3 -m zipfile -c x-1.0-py3-none-any.whl x.py x-1.0.dist-info; python3 -m venv v; "
@@ -196,6 +240,7 @@ def rules(root: Path) -> tuple[list[Pattern], list[Pattern]]:
     return deny, [(str(root), ("keep",), False, "protect keep")]
 
 
+EXCHANGE = "import ctypes; raise SystemExit(ctypes.CDLL(None).renameat2(-100, b'other', -100, b'keep', 2) != 0)"
 DENY_ATTACKS = [
     "echo x > secret",
     "mkdir secret",
@@ -219,7 +264,7 @@ DENY_ATTACKS = [
     "truncate -s 0 keep/old",
     "chmod 600 keep/old",
     "ln keep/old other",
-    "mkdir other && mv -T --exchange other keep 2>/dev/null || python3 -c \"import ctypes; l = ctypes.CDLL(None, use_errno=True); r = l.syscall(316, -100, b'other', -100, b'keep', 2); raise SystemExit(r != 0)\"",
+    f'mkdir other && python3 -c "{EXCHANGE}"',
     "cat .env",
     "cat p/has/.env",
     "exec 3< p && cat /proc/self/fd/3/has/.env",
@@ -270,7 +315,10 @@ def test_opened_lifts_the_catalogue_never_a_deny() -> None:
         make_root(root)
         opened = [str(root / ".vscode"), str(root / ".git/config"), str(root / ".envrc")]
         deny: list[Pattern] = [(str(root), (".envrc",), False, "deny .envrc")]
-        script = "mkdir .vscode && echo {} > .vscode/tasks.json && git init -q . && git config alias.x '!y' && ! sh -c 'echo x > .envrc'"
+        script = """
+            set -e; mkdir .vscode; echo {} > .vscode/tasks.json
+            git init -q . && git config alias.x '!y' && ! sh -c 'echo x > .envrc'
+        """
         result = shell(script, root, deny=deny, opened=opened)
     assert result.status == 0, (result.output, result.notes)
 

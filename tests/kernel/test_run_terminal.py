@@ -108,8 +108,12 @@ def test_job_control_inside(world: World) -> None:
         session.expect("started\r\n")
         session.send("\x1a")
         session.expect("Stopped")
-        session.send("kill %1; wait %1; echo s''tatus $?\r")
-        session.expect(r"status 143")
+        session.send("fg\r")
+        session.expect("exec sleep 1000'\r\n")
+        session.send("\x03")
+        session.expect(r"\$ ")
+        session.send("echo s''tatus $?\r")
+        session.expect(r"status 130")
         session.send("exit 4\r")
         assert session.wait() == 4
 
