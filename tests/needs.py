@@ -31,7 +31,9 @@ def _landlock(wanted: int) -> str:
 
 
 def _userns(_: int) -> str:
-    tried = subprocess.run(["unshare", "-Umpnf", "--map-root-user", "true"], capture_output=True, text=True, check=False)
+    tried = subprocess.run(
+        ["unshare", "-Umpnf", "--map-root-user", "true"], capture_output=True, text=True, check=False
+    )
     return "" if tried.returncode == 0 else f"user namespaces: {tried.stderr.strip()}"
 
 

@@ -237,7 +237,11 @@ def test_foreign_architectures_are_no_way_round(world: World) -> None:
 @pytest.mark.needs(x86_64=True)
 def test_what_only_seccomp_holds_succeeds_without_it(world: World) -> None:
     """The second arm: the same probes with the layer given up."""
-    tries = {"unshare": "call(libc.unshare(0x10000000))", "keyctl": "syscall(250, 0, -3, 1)", "clone3": "syscall(435, 0, 0)"}
+    tries = {
+        "unshare": "call(libc.unshare(0x10000000))",
+        "keyctl": "syscall(250, 0, -3, 1)",
+        "clone3": "syscall(435, 0, 0)",
+    }
 
     enforced = world.probes(tries)
     degraded = world.probes(tries, "--degrade", "seccomp", "--degrade", "mediation")
@@ -269,7 +273,9 @@ def test_invariant_5_setuid_modes_are_refused(world: World) -> None:
         "mknod": "os.mknod('fifo', stat.S_IFIFO | 0o4755)",
     }
     before = "os.close(os.open('file', os.O_CREAT | os.O_WRONLY, 0o644)); os.umask(0)"
-    plain = {name: code.replace("0o4", "0o0").replace("0o2", "0o0").replace("0o6", "0o0") for name, code in tries.items()}
+    plain = {
+        name: code.replace("0o4", "0o0").replace("0o2", "0o0").replace("0o6", "0o0") for name, code in tries.items()
+    }
 
     refused = world.probes(tries, before=before)
     modes = [path.stat().st_mode for path in world.workspace.rglob("*")]

@@ -297,7 +297,9 @@ def test_limit_file_size(world: World) -> None:
 
     assert world.probe(code, before=before) == "ok"
     assert world.probe(code + " or write('big', 'x' * 200_000, os.O_APPEND)", before=before) == "ok"
-    limited = world.probe("[write('big', 'x' * 70_000, os.O_APPEND) for _ in range(3)]", "--limit", "file-size=100KiB", before=before)
+    limited = world.probe(
+        "[write('big', 'x' * 70_000, os.O_APPEND) for _ in range(3)]", "--limit", "file-size=100KiB", before=before
+    )
     assert limited == "EFBIG"
     # As without Remit, the signal is not ignored by whoever has not asked for that.
     ended = world.shell("head -c 200000 /dev/zero > big2", "--limit", "file-size=100KiB")

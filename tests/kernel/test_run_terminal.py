@@ -29,7 +29,9 @@ def test_keys_reach_the_command(world: World) -> None:
 
 
 def test_ctrl_c(world: World) -> None:
-    with terminal(world, "sh", "-c", "trap 'echo caught; exit 9' INT; echo ready; while :; do read line; done") as session:
+    with terminal(
+        world, "sh", "-c", "trap 'echo caught; exit 9' INT; echo ready; while :; do read line; done"
+    ) as session:
         session.expect("ready")
         session.send("\x03")
         session.expect("caught")
