@@ -52,6 +52,7 @@ class Init:
         self._own_namespace = "unshare" in operations
         self._command = 0
         self._spawned = 0
+        self._held: list[int] = []
         self._failure: tuple[object, ...] | None = None
         self._enforcement: dict[str, str] = {}
         self._early: dict[int, int] = {}
@@ -139,6 +140,8 @@ class Init:
                 if self._broker is not None:
                     self._broker.before_exec = None
                 self._tell("started", self._command, self._enforcement)
+                for number in self._held:
+                    self._signal(number)
                 if self._command in self._early:
                     self._ended(self._early[self._command])
             elif event == ord("f"):
@@ -183,8 +186,11 @@ class Init:
         if not data:
             posix._exit(125)
         kind, number = data[:1], int.from_bytes(data[1:5], "little")
-        if kind == b"s" and self._command:
-            self._signal(number)
+        if kind == b"s":
+            if self._command:
+                self._signal(number)
+            else:
+                self._held.append(number)  # it is for the command, which is only just starting
 
     def _signal(self, number: int) -> None:
         try:

@@ -213,9 +213,8 @@ class Session:
                 if self._relay is not None:
                     self._relay.resize()
                 continue
+            # SIGTSTP too: the launcher stops when it hears that the command has, which may catch the signal.
             self._signal(number)
-            if number == SIGTSTP:
-                self._stop(number)
 
     def _signal(self, number: int) -> None:
         try:

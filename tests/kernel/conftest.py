@@ -35,7 +35,7 @@ def world(remit_command: str) -> Iterator[World]:
     """
     # Not below /tmp or /var/tmp: a session has its own, and what is seen there proves nothing.
     place = "/home" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_dir
-    base = Path(tempfile.mkdtemp(prefix="remit-world-", dir=place))
+    base = Path(tempfile.mkdtemp(prefix="remit-world-", dir=place if os.access(place, os.W_OK) else "/var/tmp"))
     base.chmod(0o755)
     made = World(remit_command, base)
     for directory in (made.home, made.workspace, base / "runtime"):

@@ -26,7 +26,7 @@ from pathlib import Path
 
 PYTHON = "/usr/bin/python3"
 PATH = "/usr/local/bin:/usr/bin:/bin"
-TIMEOUT = 20.0
+TIMEOUT = 10.0
 """Seconds until a run that hangs is killed and its test fails. Not a synchronisation."""
 
 PRELUDE = """
@@ -191,15 +191,15 @@ class World:
         code = PRELUDE + _attempts(actions, before)
         return parsed(finished([PYTHON, "-I", "-S", "-c", code], env=self.env(), cwd=self.workspace))
 
+    @contextmanager
     def start(
         self,
         *command: str,
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
-        pass_fds: Sequence[int] = (),
-    ) -> subprocess.Popen[str]:
-        """Start a session and leave it running, its standard descriptors pipes."""
-        return subprocess.Popen(
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start a session and leave it running, its standard descriptors pipes. Whatever is left of it is killed."""
+        with subprocess.Popen(
             self.run_argv(command, options),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -207,8 +207,11 @@ class World:
             text=True,
             env=self.env(env),
             cwd=self.workspace,
-            pass_fds=pass_fds,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def records(self) -> list[Path]:
         """The records of sessions, oldest first."""
