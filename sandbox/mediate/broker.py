@@ -106,15 +106,6 @@ class Broker:
         gc.freeze()
         gc.disable()
 
-    @property
-    def first_exec(self) -> Callable[[int], None] | None:
-        """Called once, with the pid, when the first execve(2) is reported and before the kernel goes on with it."""
-        return self._calls.first_exec
-
-    @first_exec.setter
-    def first_exec(self, callback: Callable[[int], None] | None) -> None:
-        self._calls.first_exec = callback
-
     def handle(self) -> None:
         """Receive and answer one notification. Raises only when the listener itself is gone."""
         notification = self._listener.receive()

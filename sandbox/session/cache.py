@@ -11,11 +11,11 @@ from __future__ import annotations
 import marshal
 import posix
 from _blake2 import blake2b
-
-from remit.sandbox.audit.record import make_parents
 from errno import ENOENT, ENOTDIR
 
-FORMAT = 1
+from remit.sandbox.audit.record import make_parents
+
+FORMAT = 2
 _DIGEST_SIZE = 32
 _MAXIMUM = 1 << 22
 _READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC
