@@ -113,12 +113,15 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
             on_event=happened,
             on_start=started,
         )
-        outcome = session.wait()
+        try:
+            outcome = session.wait()
+            status = _exit_status(outcome)
+            record.ended({"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
+        finally:
+            session.close()
     except RemitError as error:
         record.ended({"failed": str(error), "phase": error.phase})
         raise
-    status = _exit_status(outcome)
-    record.ended({"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
     _report(invocation, outcome, status, record.identifier)
     return status
 
