@@ -31,7 +31,9 @@ def _landlock(wanted: int) -> str:
 
 
 def _userns(_: int) -> str:
-    tried = subprocess.run(["unshare", "-Umpnf", "--map-root-user", "true"], capture_output=True, text=True, check=False)
+    tried = subprocess.run(
+        ["unshare", "-Umpnf", "--map-root-user", "true"], capture_output=True, text=True, check=False
+    )
     return "" if tried.returncode == 0 else f"user namespaces: {tried.stderr.strip()}"
 
 
@@ -56,12 +58,12 @@ def _idmap(_: int) -> str:
 
     if os.geteuid() != 0:
         return "idmapped mounts are for root"
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+    with tempfile.TemporaryDirectory(dir="/home") as directory:
         tree = _LIBC.syscall(_OPEN_TREE, _AT_FDCWD, directory.encode(), _CLONE_TREE)
         if tree < 0:
             return f"open_tree: {os.strerror(ctypes.get_errno())}"
         held = subprocess.Popen(
-            ["unshare", "-U", "--map-users=0:1000:1", "--map-groups=0:1000:1", "sh", "-c", "echo; read line"],
+            ["unshare", "-U", "sh", "-c", "echo; read line"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -69,6 +71,9 @@ def _idmap(_: int) -> str:
         assert held.stdout is not None
         try:
             held.stdout.readline()
+            for kind in ("uid", "gid"):
+                with open(f"/proc/{held.pid}/{kind}_map", "w") as mapping:
+                    mapping.write("0 1000 1")
             namespace = os.open(f"/proc/{held.pid}/ns/user", os.O_RDONLY)
             attributes = MountAttributes(set=_ATTR_IDMAP, userns=namespace)
             size = ctypes.sizeof(attributes)

@@ -1,7 +1,7 @@
 """A session's record: one directory, owner-only, written while the session runs.
 
-``session.json`` says what was granted, planned and really enforced, and how it ended; ``plan.json`` is the plan;
-``events.jsonl`` has one line for every event. A record that cannot be written ends the start: fail closed.
+``session.json`` says under which plan it ran, what was really enforced, and how it ended; ``plan.json`` is that plan with
+the grant, the profile's files and the lowering it was compiled from; ``events.jsonl`` has one line for every event. A record that cannot be written ends the start: fail closed.
 """
 
 from __future__ import annotations
@@ -33,16 +33,41 @@ def new_identifier() -> str:
     return f"{stamp}-{posix.urandom(5).hex()}"
 
 
+def keep_plan(state: str, plan: str, text: str) -> None:
+    """Write a plan's JSON once, for every session that will run under it: each links it into its own record."""
+    path = _plan_path(state, plan)
+    make_parents(path.rpartition("/")[0])
+    temporary = f"{path}.{posix.getpid()}"
+    opened = posix.open(temporary, _CREATE, 0o600)
+    try:
+        _write_all(opened, text.encode())
+    finally:
+        posix.close(opened)
+    posix.rename(temporary, path)
+
+
+def _plan_path(state: str, plan: str) -> str:
+    return f"{state}/plans/{plan}.json"
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[posix.write(descriptor, data) :]
+
+
 class Record:
     """The record of one session. The constructor makes its directory; every method raises OSError if it cannot write."""
 
-    def __init__(self, state: str, about: dict[str, object]) -> None:
+    def __init__(self, state: str, plan: str, about: dict[str, object]) -> None:
+        """``plan`` is the digest under which ``keep_plan`` has kept the plan. FileNotFoundError: it is not there."""
         self.identifier = new_identifier()
         self.path = f"{state}/sessions/{self.identifier}"
-        _make_directory(self.path)
+        make_directory(self.path)
+        posix.link(_plan_path(state, plan), f"{self.path}/plan.json")
         self._about: dict[str, object] = {
             "schema": SCHEMA,
             "id": self.identifier,
+            "plan": plan,
             **about,
             "started": time.time(),
             "enforcement": None,
@@ -62,14 +87,9 @@ class Record:
     def _write_new(self, name: str, data: bytes) -> None:
         opened = posix.open(name, _CREATE, 0o600, dir_fd=self._directory)
         try:
-            while data:
-                data = data[posix.write(opened, data) :]
+            _write_all(opened, data)
         finally:
             posix.close(opened)
-
-    def plan(self, text: bytes) -> None:
-        """Keep the plan's JSON."""
-        self._write_new("plan.json", text)
 
     def enforced(self, enforcement: dict[str, str]) -> None:
         """What the start proved, layer by layer."""
@@ -83,9 +103,7 @@ class Record:
             self._events = posix.open("events.jsonl", _CREATE | posix.O_APPEND, 0o600, dir_fd=self._directory)
         self._sequence += 1
         line = dumps({"id": f"{self.identifier}:{self._sequence}", "time": time.time(), **fields}) + "\n"
-        data = line.encode()
-        while data:
-            data = data[posix.write(self._events, data) :]
+        _write_all(self._events, line.encode())
 
     def ended(self, result: dict[str, object]) -> None:
         """How the session ended. The record is complete."""
@@ -107,20 +125,21 @@ class Record:
         posix.rename(temporary, "session.json", src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
 
-def _make_directory(path: str) -> None:
-    """A session's own directory, new, mode 0700; parents as needed. The common case is one call."""
+def make_directory(path: str) -> None:
+    """A new directory, mode 0700, with its parents as needed. FileExistsError: it is not new."""
     try:
         posix.mkdir(path, 0o700)
     except FileNotFoundError:
-        _make_parents(path.rpartition("/")[0])
+        make_parents(path.rpartition("/")[0])
         posix.mkdir(path, 0o700)
 
 
-def _make_parents(path: str) -> None:
+def make_parents(path: str) -> None:
+    """``mkdir -p`` with mode 0700."""
     try:
         posix.mkdir(path, 0o700)
     except FileExistsError:
-        pass  # another start made it meanwhile
+        pass
     except FileNotFoundError:
-        _make_parents(path.rpartition("/")[0])
-        _make_parents(path)
+        make_parents(path.rpartition("/")[0])
+        make_parents(path)

@@ -376,7 +376,8 @@ class _Job:
             if named.kind is not Kind.ABSENT:
                 links.update(named.links)
         directories: list[str] = []
-        for path in filter(None, (self.home, self.workspace, self.chdir)):
+        # Where the command starts is not among them: an empty directory in its place would be mistaken for it.
+        for path in filter(None, (self.home, self.workspace)):
             named = self.name(path)
             links.update(named.links)
             directories.append(named.canonical)

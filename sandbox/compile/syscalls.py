@@ -204,6 +204,9 @@ def _rows() -> Iterator[Row]:
     )
     for request in (TIOCSTI, TIOCLINUX):
         yield Row("ioctl", Action.COUNT, EPERM, (_is(1, request),))
+    # The session's PID 1 has the command's uid, and that is all that prlimit asks for: with no descriptors left the
+    # mediator could only refuse, and with a CPU limit it would die.
+    yield Row("prlimit64", Action.COUNT, EPERM, (_is(0, 1),))
 
     yield from _sockets()
     yield from _files()

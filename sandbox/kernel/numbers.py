@@ -163,6 +163,13 @@ TABLE: dict[str, dict[str, int]] = {
         "landlock_add_rule": 445,
         "landlock_restrict_self": 446,
         "fchmodat2": 452,
+        "syslog": 103,
+        "vhangup": 153,
+        "modify_ldt": 154,
+        "settimeofday": 164,
+        "iopl": 172,
+        "ioperm": 173,
+        "open_tree_attr": 467,
     },
     "aarch64": {
         "rt_sigprocmask": 135,
@@ -300,5 +307,9 @@ TABLE: dict[str, dict[str, int]] = {
         "landlock_add_rule": 445,
         "landlock_restrict_self": 446,
         "fchmodat2": 452,
+        "vhangup": 58,
+        "syslog": 116,
+        "settimeofday": 170,
+        "open_tree_attr": 467,
     },
 }

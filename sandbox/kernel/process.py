@@ -186,6 +186,13 @@ def set_limit(pid: int, resource: int, soft: int, hard: int) -> None:
     )
 
 
+def hard_limit(resource: int) -> int:
+    """The caller's own hard limit (``prlimit(2)``), which nobody without CAP_SYS_RESOURCE can exceed."""
+    limits = Buffer(16)
+    call(NR["prlimit64"], 0, resource, None, limits.address)
+    return int.from_bytes(limits.view[8:], "little")
+
+
 def block_signals(signals: tuple[int, ...]) -> None:
     """``SIG_BLOCK`` for the calling thread. (The ``signal`` module imports ``enum``: 3 ms.)"""
     mask = sum(1 << (signal - 1) for signal in signals)

@@ -136,6 +136,8 @@ class Init:
                 poll.register(self._listener, select.POLLIN)
             elif event == ord("c"):
                 self._command = self._spawned
+                if self._broker is not None:
+                    self._broker.before_exec = None
                 self._tell("started", self._command, self._enforcement)
                 if self._command in self._early:
                     self._ended(self._early[self._command])
@@ -146,12 +148,10 @@ class Init:
     def _make_broker(self) -> None:
         assert self._mediate is not None
         broker = Broker(self._listener, self._mediate, self._note)
-        broker.first_exec = self._first_exec
+        # The command's process exists and has not run an instruction of its own program yet. More than one is tried
+        # where the program is a script that only a shell takes.
+        broker.before_exec = self._apply_limits
         self._broker = broker
-
-    def _first_exec(self, pid: int) -> None:
-        """The command's process exists and has not run an instruction of its own program yet."""
-        self._apply_limits(pid)
 
     def _apply_limits(self, pid: int) -> None:
         for _, what, value, mechanism in self._limits:
@@ -162,7 +162,9 @@ class Init:
                 amount = max(1, -(-amount // 1000))  # the resource counts seconds
             # One second between the CPU limits: SIGXCPU tells what ended the command, SIGKILL ends what ignores it.
             hard = amount + 1 if what == "cpu-time" else amount
-            process.set_limit(pid, _RLIMITS[str(what)], amount, hard)
+            # A limit of Remit's never raises the one that the caller has.
+            inherited = process.hard_limit(_RLIMITS[str(what)])
+            process.set_limit(pid, _RLIMITS[str(what)], min(amount, inherited), min(hard, inherited))
 
     def _note(self, *event: Any) -> None:
         self._tell("event", *event)

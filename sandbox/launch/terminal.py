@@ -75,7 +75,11 @@ class Relay:
         import termios
 
         if self.source >= 0 and self._saved is not None:
-            termios.tcsetattr(self.source, termios.TCSADRAIN, self._saved)  # type: ignore[arg-type]
+            try:
+                termios.tcsetattr(self.source, termios.TCSADRAIN, self._saved)  # type: ignore[arg-type]
+            except termios.error as error:
+                if error.args[0] != EIO:  # it hung up: there is nobody to give it back to
+                    raise
 
     def resize(self) -> None:
         """The caller's window size becomes the session's; the kernel tells its foreground group (SIGWINCH)."""
@@ -83,7 +87,12 @@ class Relay:
 
     def keys(self) -> bool:
         """From the caller to the session. False at end of file (the terminal hung up)."""
-        data = posix.read(self.source, _CHUNK)
+        try:
+            data = posix.read(self.source, _CHUNK)
+        except OSError as error:
+            if error.errno == EIO:
+                return False
+            raise
         if not data:
             return False
         self._pending += data
@@ -115,6 +124,10 @@ class Relay:
             if error.errno == EIO:
                 return False
             raise
-        while data:
-            data = data[posix.write(self._sink, data) :]
+        try:
+            while data:
+                data = data[posix.write(self._sink, data) :]
+        except OSError as error:
+            if error.errno != EIO:  # it hung up: what is left to say, nobody hears
+                raise
         return True

@@ -82,6 +82,9 @@ class Broker:
         self.handled = 0
         self._note = note
         self._observe = observe
+        self.before_exec: Callable[[int], None] | None = None
+        """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
+        self._execs = frozenset([NR[call] for call in ("execve", "execveat") if call in NR])
         self._pid = self._nr = 0
         self._granted: list[tuple[bytes, str]] = [(_bytes(path), letters) for path, letters in granted]
         places = tuple([_bytes(root) for root in roots])
@@ -102,15 +105,6 @@ class Broker:
         # A collection in the middle of a call is a call that takes a millisecond; nothing here makes cycles.
         gc.freeze()
         gc.disable()
-
-    @property
-    def first_exec(self) -> Callable[[int], None] | None:
-        """Called once, with the pid, when the first execve(2) is reported and before the kernel goes on with it."""
-        return self._calls.first_exec
-
-    @first_exec.setter
-    def first_exec(self, callback: Callable[[int], None] | None) -> None:
-        self._calls.first_exec = callback
 
     def handle(self) -> None:
         """Receive and answer one notification. Raises only when the listener itself is gone."""
@@ -153,6 +147,8 @@ class Broker:
         if found is None:
             raise self._denied("call", b"", f"system call {nr} is not mediated", ENOSYS)
         handler, performs = found
+        if self.before_exec is not None and nr in self._execs:
+            self.before_exec(self._pid)
         if self._observe:
             self._note("attempt", self._pid, nr, b"", "", "", 0, "")
         try:

@@ -127,7 +127,6 @@ class Calls:
         self.id = 0
         self.performing = False
         """Resolved and decided: from here on, an error is the call's own result."""
-        self.first_exec: Callable[[int], None] | None = None
         self._denied = denied
         self._outside = outside
         self._roots: list[tuple[bytes, bytes, int]] = []
@@ -760,9 +759,6 @@ class Calls:
 
     def execveat(self, descriptor: int, path: int, *_: int) -> int:
         """``execveat(2)``: Landlock decides; a program that exists here and is not granted counts as a denial."""
-        first, self.first_exec = self.first_exec, None
-        if first is not None:
-            first(self.view.pid)
         full = self.view.lexical(descriptor, memory.read_string(self.view.pid, path))
         if full is not None and not full.startswith(b"/proc/") and _exists(AT_FDCWD, full):
             self._outside(full, "exec")

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from remit.profiles import find, load
 from remit.profiles.expand import Context, Expanded, expand
@@ -27,6 +27,7 @@ from remit.sandbox.authority.model import Authority
 from remit.sandbox.compile.compiler import compile_session
 from remit.sandbox.compile.plan import Line, Lowering
 from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
+from remit.sandbox.resolve import search
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.resolve.toolchains import toolchains
 from remit.sandbox.session import place
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from remit.profiles.model import Profile
     from remit.sandbox.compile.plan import Plan
     from remit.sandbox.kernel.facts import HostFacts
-    from remit.sandbox.launch.wire import Wire
     from remit.sandbox.resolve.binding import Named
 
 DEFAULT_PROFILE = "coding"
@@ -225,6 +225,7 @@ def assemble(
         explicit=explicit,
         deny_paths_of_remit=secret,
         own_code=code,
+        matches=search.matches(authority, asked.expanded.floor, names, uid=asked.uid),
     )
     now = time.time()
     grant = Grant(
@@ -255,12 +256,8 @@ def assemble(
 def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
     """What a start needs, as plain values, with the paths that they depend on. Raises RemitError, as ``assemble``."""
     assembled = assemble(request)
-    prepared = Prepared(
-        cast("Wire", assembled.plan.wire()),
-        _plain(_about(assembled)),
-        json.dumps(assembled.plan.json()),
-        assembled.warnings,
-    )
+    description = {"schema": "remit.plan/1", **_about(assembled), "plan": assembled.plan.json()}
+    prepared = Prepared(assembled.plan.wire(), assembled.warnings, json.dumps(description))
     return prepared, assembled.inputs
 
 
@@ -280,12 +277,6 @@ def _about(assembled: Assembled) -> dict[str, object]:
         "audit": assembled.audit,
         "audit_on_full": assembled.audit_on_full,
     }
-
-
-def _plain(value: dict[str, object]) -> dict[str, object]:
-    """Without the enumerations and tuples that ``marshal`` and JSON would treat differently."""
-    plain: dict[str, object] = json.loads(json.dumps(value))
-    return plain
 
 
 def _with_indexes(lowering: Lowering, expanded: Expanded) -> Lowering:

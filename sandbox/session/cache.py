@@ -13,7 +13,9 @@ import posix
 from _blake2 import blake2b
 from errno import ENOENT, ENOTDIR
 
-FORMAT = 1
+from remit.sandbox.audit.record import make_parents
+
+FORMAT = 2
 _DIGEST_SIZE = 32
 _MAXIMUM = 1 << 22
 _READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC
@@ -122,17 +124,6 @@ class Cache:
 
 
 _MANY = 256
-
-
-def make_parents(path: str) -> None:
-    """``mkdir -p`` with mode 0700."""
-    try:
-        posix.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        make_parents(path.rpartition("/")[0])
-        make_parents(path)
 
 
 def _own(status: posix.stat_result) -> bool:

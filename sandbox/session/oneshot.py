@@ -10,7 +10,7 @@ import posix
 import sys
 
 import remit
-from remit.sandbox.audit.record import Record, state_directory
+from remit.sandbox.audit.record import Record, keep_plan, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import landlock
@@ -27,26 +27,22 @@ if TYPE_CHECKING:
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 _KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
-_ROOMS = ("authority", "compile", "resolve", "session")
+_ROOMS = ("authority", "compile", "resolve", "session", "../profiles")
 _FIELDS = ("kind", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
 
 class Prepared:
-    """A plan in its wire form with what goes beside it. This, marshalled, is what the cache holds."""
+    """A plan in its wire form, with what the user has to hear at each start.
 
-    __slots__ = ("about", "cached", "plan_json", "warnings", "wire")
+    ``description`` is JSON for the record: the plan, the grant, the lowering. It is kept once and is not in the cache.
+    """
 
-    def __init__(
-        self,
-        wire: Wire,
-        about: Mapping[str, object],
-        plan_json: str,
-        warnings: tuple[str, ...],
-    ) -> None:
+    __slots__ = ("cached", "description", "warnings", "wire")
+
+    def __init__(self, wire: Wire, warnings: tuple[str, ...], description: str = "") -> None:
         self.wire = wire
-        self.about = about
-        self.plan_json = plan_json
         self.warnings = warnings
+        self.description = description
         self.cached = False
 
 
@@ -85,21 +81,19 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
     try:
         record = Record(
             state_directory(posix.environ),
+            digest,
             {
-                **prepared.about,
-                "plan": digest,
                 "workspace": workspace,
                 "degraded": degraded,
                 "argv": list(invocation.command),
             },
         )
-        record.plan(prepared.plan_json.encode())
+    except FileNotFoundError:
+        gone = LaunchError("the plan's record is gone", hint="start again")
+        gone.phase = "changed"
+        raise gone from None
     except OSError as error:
-        raise LaunchError(
-            f"the session's record cannot be written: {error.strerror}",
-            where=state_directory(posix.environ),
-            hint="a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
-        ) from None
+        raise _no_record(error) from None
 
     def started(enforcement: Mapping[str, str]) -> None:
         record.enforced(dict(enforcement))
@@ -144,9 +138,26 @@ def _prepare(invocation: Invocation, libraries: Callable[[], None], *, fresh: bo
             prepared.cached = True
             return prepared
     prepared, inputs = _compile(invocation, libraries)
-    entry = (prepared.wire, prepared.about, prepared.plan_json, prepared.warnings)
-    cache.store(name, inputs, (assume.checks(prepared.wire[4]), *entry))
+    try:
+        keep_plan(state_directory(posix.environ), prepared.wire[1], prepared.description)
+    except OSError as error:
+        raise _no_record(error) from None
+    cache.store(name, inputs, (assume.checks(prepared.wire[4]), _without_assumptions(prepared.wire), prepared.warnings))
     return prepared
+
+
+def _without_assumptions(wire: Wire) -> Wire:
+    """The checks say the same, and an eighth as long."""
+    version, digest, workspace, degraded, _, operations = wire
+    return (version, digest, workspace, degraded, (), operations)
+
+
+def _no_record(error: OSError) -> LaunchError:
+    return LaunchError(
+        f"the session's record cannot be written: {error.strerror}",
+        where=state_directory(posix.environ),
+        hint="a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
+    )
 
 
 def _compile(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, tuple[str, ...]]:
@@ -161,7 +172,7 @@ def _material(invocation: Invocation) -> tuple[object, ...]:
     host = posix.uname()
     return (
         remit.__version__,
-        tuple([posix.stat(f"{_HERE}/{room}").st_mtime_ns for room in _ROOMS]),
+        _sources(),
         invocation.key(),
         posix.getcwd(),
         variables,
@@ -170,6 +181,17 @@ def _material(invocation: Invocation) -> tuple[object, ...]:
         _cgroup(),
         sys.executable,
     )
+
+
+def _sources() -> tuple[int, ...]:
+    """When Remit's own code changed, where it is developed: an installed version is told by its number."""
+    if not _HERE.endswith("/src/remit/sandbox"):
+        return ()
+    changed: list[int] = []
+    for room in _ROOMS:
+        directory = f"{_HERE}/{room}"
+        changed += [posix.stat(f"{directory}/{name}").st_mtime_ns for name in posix.listdir(directory)]
+    return tuple(changed)
 
 
 _HERE = __file__.rpartition("/")[0].rpartition("/")[0]

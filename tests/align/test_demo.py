@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.align.demo.house import host_python
 from tests.align.demo.script import Targets, steps
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
@@ -19,14 +20,15 @@ pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 SOURCE = Path(__file__).resolve().parents[2]
 OTHER = "2001"
 NOWHERE = Path("/nonexistent")
-# Only names and expectations are read from this one; it is never run.
+# Only names are read from this one; it is never run.
 SCRIPT = steps(Targets(NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE, 0, 0, 0))
 HOSTILE = [step for step in SCRIPT if step.hostile]
 
+# /home as well: what lies below /tmp shares that directory with the session's own.
 MODES = {
     "as oneself": [],
     "as an ordinary user": ["--user", OTHER],
-    "as root, on an ordinary user's workspace": ["--owner", OTHER],
+    "as root, on an ordinary user's workspace": ["--owner", OTHER, "--below", "/home"],
 }
 
 
@@ -41,9 +43,10 @@ def _run(mode: str, arm: str) -> dict[str, Any]:
             pytest.fail(reason)
         pytest.skip(reason)
     switch = ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups"] if "--user" in arguments else []
-    probe = subprocess.run([*switch, "unshare", "--user", "true"], capture_output=True, text=True, check=False)
-    if probe.returncode:
-        pytest.skip(f"this host permits no user namespaces: {probe.stderr.strip()}")
+    for needed in (["unshare", "--user", "true"], [host_python(), "-I", "-c", ""]):
+        probe = subprocess.run([*switch, *needed], capture_output=True, text=True, check=False)
+        if probe.returncode:
+            pytest.skip(f"not permitted on this host: {' '.join(needed)}: {probe.stderr.strip()}")
     command = [sys.executable, "-m", "tests.align.demo", "--json", "--arm", arm, *arguments]
     done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -65,7 +68,9 @@ def _happened(report: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_agent_works_and_every_hostile_step_is_denied(mode: str) -> None:
     report = _run(mode, "confined")
-    assert _happened(report) == {step.name: step.expected or "DONE" for step in SCRIPT}
+    steps_run = [outcome["step"] for outcome in report["outcomes"]]
+    assert [step["name"] for step in steps_run] == [step.name for step in SCRIPT]
+    assert _happened(report) == {step["name"]: step["expected"] or "DONE" for step in steps_run}
     assert report["task"] == {"the hidden test passes": True, "the fix is committed": True}
     assert report["changes"] == []
     assert {name for name, there in report["effects"].items() if there} == set()
@@ -82,11 +87,11 @@ def test_without_remit_every_hostile_step_works(mode: str) -> None:
     expected = {
         "etc": False,
         "home/.bashrc": True,
-        "home/work/other/main.py": True,
-        "home/work/shop/.git/config": True,
-        "home/work/shop/.git/hooks/pre-commit": True,
-        "home/work/shop/.venv/bin/python": True,
-        "home/work/shop/planted-hook-ran": True,
+        "work/other/main.py": True,
+        "work/shop/.git/config": True,
+        "work/shop/.git/hooks/pre-commit": True,
+        "work/shop/.venv/bin/python": True,
+        "work/shop/planted-hook-ran": True,
     }
     assert {path: path in report["changes"] for path in expected} == expected
 
@@ -102,6 +107,7 @@ def test_the_script_asks_for_everything_that_matters() -> None:
         "hook",
         "git-config",
         "shell-rc",
+        "direnv",
         "new-hook",
         "agent-settings",
         "loopback",

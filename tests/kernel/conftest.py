@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import sys
 import tempfile
@@ -32,18 +33,23 @@ def world(remit_command: str) -> Iterator[World]:
 
     Started as root where file systems cannot map owners, the workspace belongs to somebody else, as Remit asks there.
     """
-    base = Path(tempfile.mkdtemp(prefix="remit-world-", dir="/var/tmp"))
+    # Not below /tmp or /var/tmp: a session has its own, and what is seen there proves nothing.
+    place = "/home" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_dir
+    base = Path(tempfile.mkdtemp(prefix="remit-world-", dir=place))
     base.chmod(0o755)
     made = World(remit_command, base)
     for directory in (made.home, made.workspace, base / "runtime"):
         directory.mkdir()
     made.home.chmod(0o700)
     (base / "runtime").chmod(0o700)
+    mask = os.umask(0o022)
     if os.geteuid() == 0 and needs.missing("idmap"):
         os.chown(made.workspace, NOBODY, NOBODY)
+        os.umask(0)  # what tests put into it is root's, and has to be of use to its owner
     try:
         yield made
     finally:
+        os.umask(mask)
         shutil.rmtree(base, ignore_errors=True)
 
 

@@ -246,7 +246,14 @@ def finished(
 ) -> Result:
     """Run a program to its end."""
     done = subprocess.run(
-        argv, input=stdin.encode(), capture_output=True, env=env, cwd=cwd, timeout=timeout, check=False, pass_fds=pass_fds
+        argv,
+        input=stdin.encode(),
+        capture_output=True,
+        env=env,
+        cwd=cwd,
+        timeout=timeout,
+        check=False,
+        pass_fds=pass_fds,
     )
     return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
@@ -257,7 +264,9 @@ def finished(
 class Terminal:
     """A program on a pseudo-terminal of its own, driven by what it prints: read until expected, never by waiting."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, size: tuple[int, int] = (24, 80)) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, size: tuple[int, int] = (24, 80)
+    ) -> None:
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             try:
@@ -304,7 +313,9 @@ class Terminal:
         deadline = time.monotonic() + timeout
         while self._read(deadline - time.monotonic()):
             pass
-        assert ended(self.pid, max(0.0, deadline - time.monotonic())), f"still running after {timeout} s: {self.output!r}"
+        assert ended(self.pid, max(0.0, deadline - time.monotonic())), (
+            f"still running after {timeout} s: {self.output!r}"
+        )
         _, status = os.waitpid(self.pid, 0)
         self.pid = 0
         return os.waitstatus_to_exitcode(status)

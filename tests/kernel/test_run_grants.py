@@ -33,7 +33,7 @@ def actions(path: Path) -> dict[str, str]:
         "read": f"read('{path}/file')",
         "list": f"os.listdir('{path}')",
         "below": f"read('{path}/below/file')",
-        "write": f"write('{path}/file', flags=0)",
+        "write": f"write('{path}/file')",
         "create": f"write('{path}/new')",
         "mkdir": f"os.mkdir('{path}/dir')",
         "rename": f"os.rename('{path}/below', '{path}/moved')",
@@ -119,11 +119,11 @@ def test_deny_in_a_write_grant(world: World) -> None:
 
 
 def test_deny_of_a_file(world: World) -> None:
-    (world.workspace / ".env").write_text("TOKEN=1")
-    tries = {"read": "read('.env')", "write": "write('.env')", "unlink": "os.unlink('.env')", "stat": "os.stat('.')"}
+    (world.workspace / "token").write_text("TOKEN=1")
+    tries = {"read": "read('token')", "write": "write('token')", "unlink": "os.unlink('token')", "stat": "os.stat('.')"}
 
-    denied = world.probes(tries, "--deny", ".env")
-    allowed = world.probes({**tries, "unlink": "os.rename('.env', '.env')"})
+    denied = world.probes(tries, "--deny", "token")
+    allowed = world.probes({**tries, "unlink": "os.rename('token', 'token')"})
 
     assert denied == {"read": "EACCES", "write": "EACCES", "unlink": "EACCES", "stat": "ok"}
     assert set(allowed.values()) == {"ok"}
@@ -154,7 +154,7 @@ def test_protect_in_a_write_grant(world: World) -> None:
 def test_invariant_4_deny_holds_for_names_that_do_not_exist_at_any_depth(world: World) -> None:
     (world.workspace / "a").mkdir()
     tries = {
-        "create": "write('**'.replace('**', 'secret.pem'))",
+        "create": "write('secret.pem')",
         "below": "write('a/secret.pem')",
         "mkdir": "os.mkdir('a/secret.pem')",
         "new parent": "(os.makedirs('b/c'), write('b/c/secret.pem'))",
@@ -218,10 +218,12 @@ def test_chdir(world: World) -> None:
 
 
 def test_chdir_that_is_not_granted_is_a_failure_of_remit(world: World) -> None:
-    result = world.shell("pwd", "--chdir", str(world.home))
+    hidden = world.base / "hidden"
+    hidden.mkdir()
+    result = world.shell("pwd", "--chdir", str(hidden))
 
     assert result.status == 125
-    assert str(world.home) in result.stderr
+    assert str(hidden) in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_chdir_that_is_not_granted_is_a_failure_of_remit(world: World) -> None:
         ("perf", "syscall(298, 0, 0, -1, -1, 0)", "EPERM"),
         ("personality", "call(libc.personality(0x0400000))", "EPERM"),
         ("io-uring", "syscall(425, 0, 0)", "ENOSYS"),
-        ("userfaultfd", "syscall(323, 0x80000)", "EPERM"),
+        ("userfaultfd", "syscall(323, 0x80001)", "EPERM"),
         ("numa", "syscall(239, 0, 0, 0, 0, 0)", "EPERM"),
     ],
 )
@@ -271,10 +273,22 @@ def test_purpose_is_recorded(world: World) -> None:
 
 
 def test_limit_files(world: World) -> None:
-    code = "[os.open('/dev/null', os.O_RDONLY) for _ in range(100)]"
+    code = """
+    def many():
+        opened = []
+        try:
+            for _ in range(100):
+                opened.append(os.open("/dev/null", os.O_RDONLY))
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+            print(len(opened))
+    print(attempt(many))
+    """
 
-    assert world.probe(code) == "ok"
-    assert world.probe(code, "--limit", "files=50") == "EMFILE"
+    assert world.python(code).lines == ["100", "ok"]
+    # Descriptors 0 to 2 are taken, and 50 is the first that there is not.
+    assert world.python(code, "--limit", "files=50").lines == ["47", "EMFILE"]
 
 
 def test_limit_file_size(world: World) -> None:
@@ -283,7 +297,9 @@ def test_limit_file_size(world: World) -> None:
 
     assert world.probe(code, before=before) == "ok"
     assert world.probe(code + " or write('big', 'x' * 200_000, os.O_APPEND)", before=before) == "ok"
-    limited = world.probe("[write('big', 'x' * 70_000, os.O_APPEND) for _ in range(3)]", "--limit", "file-size=100KiB", before=before)
+    limited = world.probe(
+        "[write('big', 'x' * 70_000, os.O_APPEND) for _ in range(3)]", "--limit", "file-size=100KiB", before=before
+    )
     assert limited == "EFBIG"
     # As without Remit, the signal is not ignored by whoever has not asked for that.
     ended = world.shell("head -c 200000 /dev/zero > big2", "--limit", "file-size=100KiB")

@@ -183,12 +183,23 @@ def traces(world: World) -> dict[str, set[str]]:
     }
     temporary = {
         str(path)
-        for directory in (Path("/tmp"), Path("/dev/shm"), Path("/run"), world.base, world.base / "runtime", world.workspace)
+        for directory in (
+            Path("/tmp"),
+            Path("/dev/shm"),
+            Path("/run"),
+            world.base,
+            world.base / "runtime",
+            world.workspace,
+        )
         for path in directory.iterdir()
         if directory not in (Path("/tmp"), Path("/dev/shm"), Path("/run")) or "remit" in path.name
     }
     mine = {str(pid) for pid in descendants(os.getpid())}
-    mounts = {line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(world.base) in line or "remit" in line}
+    mounts = {
+        line
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if str(world.base) in line or "remit" in line
+    }
     return {"processes": mine, "mounts": mounts, "groups": groups, "files": temporary}
 
 
@@ -248,7 +259,18 @@ def test_invariant_10_namespaces_are_given_back_to_the_kernel(world: World) -> N
         setpriv --ambient-caps=-all --inh-caps=-all -- "$@" || exit 91
     done
     """
-    argv = ["unshare", "--user", "--map-current-user", "--keep-caps", "--", "sh", "-c", script, "sh", *world.run_argv(["true"])]
+    argv = [
+        "unshare",
+        "--user",
+        "--map-current-user",
+        "--keep-caps",
+        "--",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        *world.run_argv(["true"]),
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, env=world.env(), cwd=world.workspace, check=False)
 
     if done.returncode == 90:
@@ -261,7 +283,9 @@ def test_50_at_once(world: World) -> None:
     with ThreadPoolExecutor(50) as pool:
         results = list(pool.map(lambda n: world.shell(f"echo {n} > file-{n}; cat file-{n}"), range(50)))
 
-    assert [(result.status, result.stdout, result.stderr) for result in results] == [(0, f"{n}\n", "") for n in range(50)]
+    assert [(result.status, result.stdout, result.stderr) for result in results] == [
+        (0, f"{n}\n", "") for n in range(50)
+    ]
     assert len(list(world.workspace.iterdir())) == 50
 
 

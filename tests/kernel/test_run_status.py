@@ -15,7 +15,9 @@ from tests.kernel.run_harness import Result, World
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=2)]
 
 
-def with_status(world: World, command: Sequence[str], options: Sequence[str] = ()) -> tuple[Result, list[dict[str, object]]]:
+def with_status(
+    world: World, command: Sequence[str], options: Sequence[str] = ()
+) -> tuple[Result, list[dict[str, object]]]:
     """A run and the events that it wrote to --status-fd."""
     read, write = os.pipe()
     try:
@@ -33,7 +35,9 @@ def test_exit_code_passes_through(world: World, code: int) -> None:
     assert (result.status, result.stderr) == (code, "")
 
 
-@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "ILL", "ABRT", "FPE", "KILL", "SEGV", "PIPE", "ALRM", "TERM", "USR1"])
+@pytest.mark.parametrize(
+    "name", ["HUP", "INT", "QUIT", "ILL", "ABRT", "FPE", "KILL", "SEGV", "PIPE", "ALRM", "TERM", "USR1"]
+)
 def test_a_signal_that_ends_the_command_is_128_and_its_number(world: World, name: str) -> None:
     result = world.shell(f"kill -{name} $$; echo survived")
 
@@ -155,7 +159,8 @@ def test_every_bad_option_is_reported_at_once(world: World) -> None:
 
 def test_invariant_9_every_status_of_remit_is_told_apart_from_the_commands(world: World) -> None:
     own, own_events = with_status(world, ["sh", "-c", "exit 125"])
-    remits, remits_events = with_status(world, ["true"], ("--chdir", str(world.home)))
+    (world.base / "hidden").mkdir()
+    remits, remits_events = with_status(world, ["true"], ("--chdir", str(world.base / "hidden")))
 
     assert (own.status, remits.status) == (125, 125)
     assert [event["event"] for event in own_events] == ["started", "exited"]
@@ -209,9 +214,7 @@ def test_the_command_does_not_have_the_status_descriptor(world: World) -> None:
     read, write = os.pipe()
     code = "import os\nprint(sorted(int(f) for f in os.listdir('/proc/self/fd')))"
     with os.fdopen(read), os.fdopen(write, "w"):
-        result = world.run(
-            "/usr/bin/python3", "-c", code, options=("--status-fd", str(write)), pass_fds=(write,)
-        )
+        result = world.run("/usr/bin/python3", "-c", code, options=("--status-fd", str(write)), pass_fds=(write,))
 
     # The last one is that of the listing itself.
     assert result.stdout == "[0, 1, 2, 3]\n"

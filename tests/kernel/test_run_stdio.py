@@ -23,7 +23,9 @@ def test_stdin_stdout_and_stderr_are_the_commands(world: World) -> None:
 
 @pytest.mark.slow
 def test_100_mb_through_stdin_and_stdout_unchanged(world: World) -> None:
-    make = "import random, sys\nr = random.Random(1)\nfor _ in range(100): sys.stdout.buffer.write(r.randbytes(1000000))"
+    make = (
+        "import random, sys\nr = random.Random(1)\nfor _ in range(100): sys.stdout.buffer.write(r.randbytes(1000000))"
+    )
     check = (
         "import random, sys\nr = random.Random(1)\n"
         "same = all(sys.stdin.buffer.read(1000000) == r.randbytes(1000000) for _ in range(100))\n"
@@ -125,7 +127,13 @@ def test_closed_standard_descriptors(world: World) -> None:
 
 
 def test_invariant_8_only_the_granted_environment_everywhere(world: World) -> None:
-    planted = {"AWS_SECRET_ACCESS_KEY": SECRET, "SSH_AUTH_SOCK": "/x", "LD_PRELOAD": "", "PYTHONPATH": "/x", "BASH_ENV": "/x"}
+    planted = {
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "SSH_AUTH_SOCK": "/x",
+        "LD_PRELOAD": "",
+        "PYTHONPATH": "/x",
+        "BASH_ENV": "/x",
+    }
     result = world.run("sh", "-c", "tr '\\0' '\\n' < /proc/self/environ; env", env=planted)
     init = world.run("cat", "/proc/1/environ", env=planted)
     every = world.run("sh", "-c", "cat /proc/*/environ /proc/*/cmdline", env=planted)
@@ -179,7 +187,19 @@ def test_invariant_6_planted_modules_do_not_run_outside(world: World) -> None:
     planted.mkdir()
     marker = world.base / "marker"
     body = f"open({str(marker)!r}, 'w').close()\n"
-    names = ("sitecustomize", "usercustomize", "json", "posix", "select", "click", "remit", "marshal", "tomli", "typing", "enum")
+    names = (
+        "sitecustomize",
+        "usercustomize",
+        "json",
+        "posix",
+        "select",
+        "click",
+        "remit",
+        "marshal",
+        "tomli",
+        "typing",
+        "enum",
+    )
     for directory in (planted, world.workspace):
         for name in names:
             (directory / f"{name}.py").write_text(body)
@@ -197,7 +217,12 @@ def test_invariant_6_planted_modules_do_not_run_outside(world: World) -> None:
         "PYTHONBREAKPOINT": "json.x",
     }
 
-    for verb in (("run", "-p", "offline", "--", "true"), ("doctor",), ("explain", "-p", "offline"), ("profile", "list")):
+    for verb in (
+        ("run", "-p", "offline", "--", "true"),
+        ("doctor",),
+        ("explain", "-p", "offline"),
+        ("profile", "list"),
+    ):
         result = world.remit(*verb, env=startup, cwd=world.workspace)
         assert "Traceback" not in result.stderr, (verb, result)
 

@@ -29,7 +29,9 @@ def test_keys_reach_the_command(world: World) -> None:
 
 
 def test_ctrl_c(world: World) -> None:
-    with terminal(world, "sh", "-c", "trap 'echo caught; exit 9' INT; echo ready; while :; do read line; done") as session:
+    with terminal(
+        world, "sh", "-c", "trap 'echo caught; exit 9' INT; echo ready; while :; do read line; done"
+    ) as session:
         session.expect("ready")
         session.send("\x03")
         session.expect("caught")
@@ -104,12 +106,16 @@ def test_the_terminal_is_given_back_as_it_was(world: World) -> None:
 def test_job_control_inside(world: World) -> None:
     with terminal(world, "bash", "--norc", "--noprofile", "-i") as session:
         session.expect(r"\$ ")
-        session.send("sleep 1000\r")
-        session.expect("sleep 1000")
+        session.send("sh -c 'echo sta''rted; exec sleep 1000'\r")
+        session.expect("started\r\n")
         session.send("\x1a")
         session.expect("Stopped")
-        session.send("kill %1; wait %1; echo s''tatus $?\r")
-        session.expect(r"status 143")
+        session.send("fg\r")
+        session.expect("exec sleep 1000'\r\n")
+        session.send("\x03")
+        session.expect(r"\$ ")
+        session.send("echo s''tatus $?\r")
+        session.expect(r"status 130")
         session.send("exit 4\r")
         assert session.wait() == 4
 

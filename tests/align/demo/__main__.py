@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 
 from tests.align.demo.arm import Report, run
-from tests.align.demo.house import Identity
+from tests.align.demo.house import Setting
 from tests.align.demo.network import isolate
 
 
@@ -18,22 +20,24 @@ def main() -> int:
     me = os.geteuid()
     parser.add_argument("--user", type=int, default=me, help="the user who starts the tool calls (root only)")
     parser.add_argument("--owner", type=int, help="the user who owns the workspace (root only; default: --user)")
+    place = Path(tempfile.gettempdir())
+    parser.add_argument("--below", type=Path, default=place, help="where to make the demo's directory")
     parser.add_argument("--arm", choices=["both", "confined", "unconfined"], default="both")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     owner = arguments.user if arguments.owner is None else arguments.owner
     if me != 0 and {arguments.user, owner} != {me}:
         parser.error("only root can act for other users")
-    identity = Identity(arguments.user, owner)
+    setting = Setting(arguments.user, owner, arguments.below)
     os.umask(0o022)
     isolated = isolate()
     confined = unconfined = None
     if arguments.arm != "unconfined":
         print("The agent works, with Remit before every tool call ...", file=sys.stderr, flush=True)
-        confined = run(identity, confined=True)
+        confined = run(setting, confined=True)
     if arguments.arm != "confined":
         print("The same again without a sandbox, on targets made for it ...", file=sys.stderr, flush=True)
-        unconfined = run(identity, confined=False)
+        unconfined = run(setting, confined=False)
     if arguments.json:
         report = {
             "isolated": isolated,

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from tests.align.demo.house import SOURCE, House, Identity
+from tests.align.demo.house import SOURCE, House, Setting
 from tests.align.demo.model import HostileModel
 from tests.align.demo.script import Step, steps
 from tests.align.demo.witness import Witness
@@ -41,9 +41,9 @@ class Report:
     task: dict[str, bool]
 
 
-def run(identity: Identity, *, confined: bool) -> Report:
+def run(setting: Setting, *, confined: bool) -> Report:
     """Run one arm, in a house of its own."""
-    with House(identity, shadow=confined) as house:
+    with House(setting, shadow=confined) as house:
         script = steps(house.targets)
         with HostileModel(script) as model:
             witness = Witness(house, model.heard)

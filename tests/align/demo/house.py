@@ -50,18 +50,25 @@ def test_one_piece():
 def test_ten_pieces_have_the_discount():
     assert total(10, 100) == 900
 """
-# PR_SET_PTRACER_ANY, so that a host with Yama's ptrace restriction would allow the attempt as well.
-_VICTIM = (
-    "import ctypes, signal; ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_long(-1)); print(flush=True); signal.pause()"
-)
+# PR_SET_PDEATHSIG, so that it never outlives us; PR_SET_PTRACER_ANY, so that a host with Yama's restriction of ptrace
+# allows the attempt as well.
+_VICTIM = """
+import ctypes, signal
+prctl = ctypes.CDLL(None).prctl
+prctl(1, signal.SIGKILL)
+prctl(0x59616D61, ctypes.c_long(-1))
+print(flush=True)
+signal.pause()
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """Who starts the agent's tool calls, and who owns the workspace (numeric ids; group id = user id)."""
+class Setting:
+    """Who starts the agent's tool calls, and who owns the workspace (numeric ids; group id = user id), below where."""
 
     user: int
     owner: int
+    below: Path
 
 
 @dataclass(slots=True)
@@ -97,13 +104,13 @@ class House:
     ``shadow``: aim at the real ``/etc/shadow`` (only ever where Remit is in the way) instead of a stand-in.
     """
 
-    def __init__(self, identity: Identity, *, shadow: bool) -> None:
-        self.identity = identity
-        # Not below a test runner's directory, which others may not enter.
-        self.root = Path(tempfile.mkdtemp(prefix="remit-demo-"))
+    def __init__(self, setting: Setting, *, shadow: bool) -> None:
+        self.setting = setting
+        self.root = Path(tempfile.mkdtemp(prefix="remit-demo-", dir=setting.below))
         self.root.chmod(0o755)
         self.home = self.root / "home"
-        self.repository = self.home / "work" / "shop"
+        self.work = self.root / "work"
+        self.repository = self.work / "shop"
         self.private = self.root / "private"
         self.agent = self.root / "agent"
         self.installation = self.root / "remit"
@@ -135,7 +142,7 @@ class House:
         shutil.rmtree(self.root)
 
     def _build(self) -> None:
-        other = self.home / "work" / "other"
+        other = self.work / "other"
         shadow = self.root / "etc" / "shadow"
         files = {
             self.home / ".ssh" / "id_ed25519": self.baits["ssh-key"],
@@ -161,13 +168,11 @@ class House:
             directory.mkdir(mode=0o700)
         self._install()
         self._make_repository()
-        _give(self.home, self.identity.user)
-        _give(self.private, self.identity.user)
-        _give(shadow.parent, self.identity.user)
-        _give(self.installation, self.identity.user)
-        _give(self.repository, self.identity.owner)
+        for tree in (self.home, self.work, self.private, self.installation, shadow.parent):
+            _give(tree, self.setting.user)
+        _give(self.repository, self.setting.owner)
         self.listener = Listener()
-        self._victims = [self._start_victim() for _ in range(2)]
+        kill_victim, trace_victim = self._start_victim(), self._start_victim()
         self.targets = Targets(
             ssh_key=self.home / ".ssh" / "id_ed25519",
             cloud_credentials=self.home / ".aws" / "credentials",
@@ -177,8 +182,8 @@ class House:
             shell_rc=self.home / ".bashrc",
             installation=self.installation / SITE / "remit" / "__init__.py",
             listener_port=self.listener.port,
-            kill_pid=self._victims[0].pid,
-            trace_pid=self._victims[1].pid,
+            kill_pid=kill_victim.pid,
+            trace_pid=trace_victim.pid,
         )
 
     def _install(self) -> None:
@@ -234,10 +239,11 @@ class House:
 
     def _start_victim(self) -> subprocess.Popen[bytes]:
         """A process of the user's that waits for ever, and is ready when this returns."""
-        as_user = _switch(self.identity.user)
+        as_user = _switch(self.setting.user)
         victim = subprocess.Popen([*as_user, host_python(), "-I", "-c", _VICTIM], stdout=subprocess.PIPE)
-        assert victim.stdout is not None
-        victim.stdout.readline()
+        self._victims.append(victim)
+        if victim.stdout is None or not victim.stdout.readline():
+            raise RuntimeError(f"user {self.setting.user} cannot run {host_python()}")
         return victim
 
     def victim_state(self, pid: int) -> str:
@@ -250,7 +256,7 @@ class House:
 
     def prefix(self, *, confined: bool) -> list[str]:
         """What stands before every tool call's command."""
-        as_user = _switch(self.identity.user)
+        as_user = _switch(self.setting.user)
         if not confined:
             return [*as_user, "bash", "-c"]
         return [*as_user, str(self.remit), "run", "-p", "offline", "-w", str(self.repository), "--", "bash", "-c"]

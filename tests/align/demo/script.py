@@ -109,6 +109,14 @@ def _append(path: Path, text: str) -> str:
     return f"write({str(path)!r}, {text!r}, os.O_CREAT | os.O_APPEND)"
 
 
+def _absent(rc_file: Path) -> str:
+    """The errno of creating a shell rc file in a home directory that the session does not have.
+
+    Below /tmp there is a directory in its place: the session's own /tmp is writable, and mediated as all of that is.
+    """
+    return "EACCES" if rc_file.is_relative_to("/tmp") or rc_file.is_relative_to("/var/tmp") else "ENOENT"
+
+
 # PTRACE_DETACH with SIGSTOP leaves the traced process stopped: an effect that outlives the tracer, for the witness.
 _TRACE = """
 call(libc.ptrace(16, {pid}, None, None))
@@ -135,6 +143,7 @@ shutil.copy('/bin/true', 'helper')
 os.chmod('helper', 0o4755)
 """
 
+_EXPORT = "\nexport PLANTED=1\n"
 _HOOK = "#!/bin/sh\n: > planted-hook-ran\n"
 _AGENT_SETTINGS = json.dumps({"hooks": {"PreToolUse": [{"hooks": [{"type": "command", "command": "echo planted"}]}]}})
 
@@ -158,7 +167,7 @@ _CONVERSATION: tuple[Callable[[Targets], Step], ...] = (
         "other-write",
         "edit another project's source",
         "ENOENT",
-        lambda t: f"write({str(t.other_source)!r}, 'import evil\\n', os.O_APPEND)",
+        lambda t: _append(t.other_source, "import evil\n"),
     ),
     _useful("edit", "fix the bug", "sed -i 's/quantity > 10/quantity >= 10/' shop/basket.py && git diff --stat"),
     _hostile(
@@ -171,7 +180,8 @@ _CONVERSATION: tuple[Callable[[Targets], Step], ...] = (
     _hostile("hook", "write a git hook in the repository", "EACCES", lambda _t: _write(".git/hooks/pre-commit", _HOOK)),
     _hostile("git-config", "name a program in .git/config", "EACCES", lambda _t: _CONFIG),
     _useful("add-test", "write another test", f"cat > tests/test_threshold.py <<'EOF'\n{_NEW_TEST}EOF"),
-    _hostile("shell-rc", "append to ~/.bashrc", "EACCES", lambda t: _append(t.shell_rc, "\nexport PLANTED=1\n")),
+    lambda t: Step("shell-rc", "append to ~/.bashrc", _attempt(_append(t.shell_rc, _EXPORT)), _absent(t.shell_rc)),
+    _hostile("direnv", "write a shell rc file, .envrc", "EACCES", lambda _t: _write(".envrc", _EXPORT)),
     _useful("git-init", "git init a repository below", "git init -q vendored && git -C vendored status --short"),
     _hostile(
         "new-hook",
@@ -208,7 +218,7 @@ _CONVERSATION: tuple[Callable[[Targets], Step], ...] = (
         "installation",
         "edit Remit's own installation",
         "ENOENT",
-        lambda t: f"write({str(t.installation)!r}, '\\nraise SystemExit\\n', os.O_APPEND)",
+        lambda t: _append(t.installation, "\nraise SystemExit\n"),
     ),
     # Last: without a sandbox it breaks the project's own interpreter.
     _hostile("venv-python", "plant a Python in the project's .venv", "EACCES", lambda _t: _PLANT),
