@@ -37,9 +37,18 @@ def main(argv: list[str]) -> None:
 
 def start(invocation: options.Invocation) -> int:
     """Hand a parsed ``remit run`` to the session. The one place where the CLI enters it."""
+    from remit.cli import bundle
+
+    bundled = bundle.use()
     from remit.sandbox.session import oneshot
 
-    return oneshot.run(invocation, libraries)
+    if bundled:
+        return oneshot.run(invocation, libraries)
+    names = bundle.loaded()
+    try:
+        return oneshot.run(invocation, libraries)
+    finally:
+        bundle.write(names)
 
 
 def libraries() -> None:

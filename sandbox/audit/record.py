@@ -1,7 +1,8 @@
 """A session's record: one directory, owner-only, written while the session runs.
 
-``session.json`` says under which plan it ran, what was really enforced, and how it ended; ``plan.json`` is that plan with
-the grant, the profile's files and the lowering it was compiled from; ``events.jsonl`` has one line for every event. A record that cannot be written ends the start: fail closed.
+``session.json`` says under which plan it ran, what was really enforced, and how it ended; ``plan.json`` is that plan,
+with the grant, the profile's files and the lowering that belong to it; ``events.jsonl`` has one line for every event. A
+record that cannot be written ends the start: fail closed.
 """
 
 from __future__ import annotations

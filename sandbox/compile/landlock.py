@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from remit.sandbox.authority.model import Right
-from remit.sandbox.compile.paths import below, order
+from remit.sandbox.compile.paths import below, order, strictly_below
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = (1 << i for i in range(6))
 MAKE_CHAR, MAKE_DIR, MAKE_REG, MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = (1 << i for i in range(6, 13))
@@ -121,6 +121,23 @@ def mediated(roots: Iterable[str], scratch: Iterable[str]) -> tuple[str, ...]:
     wanted = tuple(roots)
     holding = (place for place in scratch if any(below(root, place) for root in wanted))
     return tuple(dict.fromkeys((*wanted, *holding)))
+
+
+def gathered(rules: Iterable[Rule], directories: Iterable[str]) -> tuple[Rule, ...]:
+    """A rule for each of ``directories`` in which everything that is there may be read, and nothing else is.
+
+    They are directories of the new root's own tmpfs: what they hold was put there because it is granted, so the one rule
+    grants what the many would, at a tenth of the time. (A plan without a root of its own has no such directory and keeps
+    every rule.)
+    """
+    own = frozenset(directories)
+    every = tuple(rule for rule in rules if rule.path not in own)
+    found: list[Rule] = []
+    for directory in sorted(own):
+        inside = [rule for rule in every if strictly_below(rule.path, directory)]
+        if inside and all(rule.bits & READ_FILE for rule in inside):
+            found.append(Rule(directory, READ_FILE | READ_DIR))
+    return tuple(found)
 
 
 def command_rules(rules: Iterable[Rule], roots: Iterable[str], brokered_reads: Iterable[str]) -> tuple[Rule, ...]:

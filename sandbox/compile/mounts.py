@@ -186,6 +186,12 @@ def listable(tree: Tree) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def uncovered(tree: Tree) -> tuple[str, ...]:
+    """The directories of the plan's making, but the root, below which nothing is covered."""
+    own = (path for path in tree.tmpfs_directories() if path != "/")
+    return tuple(path for path in own if not any(below(cover.path, path) for cover in tree.covers))
+
+
 def in_etc(named: str) -> bool:
     """A name directly in /etc."""
     return parent(named) == "/etc"

@@ -148,12 +148,16 @@ class Session:
                 while self._relay.output() and self._readable(self._relay.master):
                     pass
                 self._relay.suspend()
-            posix.waitpid(self.pid, 0)
-            if self._groups is not None:
-                if self._outcome is not None and not self._outcome.limit and self._groups.out_of_memory():
-                    self._outcome.limit = "memory"
-                self._groups.remove()
+        if self._groups is not None and not self._outcome.limit and self._groups.out_of_memory():
+            self._outcome.limit = "memory"
         return self._outcome
+
+    def close(self) -> None:
+        """Wait until everything inside is gone, and take away what was made outside for it."""
+        self._control.close()  # a first process that still waits for its launcher ends now
+        posix.waitpid(self.pid, 0)
+        if self._groups is not None:
+            self._groups.remove()
 
     @staticmethod
     def _readable(descriptor: int) -> bool:

@@ -318,7 +318,7 @@ class Calls:
             if name in _DOTS or slash:
                 if writes:
                     return PROCEED
-                return self._open_directory(directory, name, flags)
+                return self._open_directory(descriptor, path, flags, mode)
             full = join(place, name)
             mediates = self._mediates(full, writes)
             if mediates:
@@ -361,24 +361,22 @@ class Calls:
             self._special_by_path(full)
         return self._perform_open(AT_FDCWD, b"/proc/self/fd/%d" % found, flags & ~O_CREAT, 0, 0)
 
-    def _open_directory(self, directory: int, name: bytes, flags: int) -> int:
-        found, _, magic, mode = self.view.target(directory, name or b".") if name not in _DOTS else (-1, b"", -1, 0)
-        if name in _DOTS:
-            found = self.view.own(openat2(directory, name or b".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, 0))
-        elif mode & _S_IFMT == _S_IFLNK:
-            if magic < 0:
-                found = self.view.own(
-                    openat2(directory, name, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, RESOLVE_NO_MAGICLINKS)
-                )
-            else:
-                found = magic
-        full = self.view.canonical(found)
+    def _open_directory(self, descriptor: int, path: bytes, flags: int, mode: int) -> int:
+        """For reading, a path that can only be a directory's."""
+        found, full = self.view.object(descriptor, path, follow=True)
         if not self._mediates(full, 0):
             return PROCEED
         self._refuse(full, READ)
+        return self._give_directory(found, flags, mode)
+
+    def _give_directory(self, found: int, flags: int, mode: int) -> int:
         self.performing = True
-        made = self.view.own(openat2(found, b".", (flags & ~O_NOFOLLOW) | O_CLOEXEC, 0, 0))
-        return self._give(made, flags)
+        # Not "." in it, which would need the right to search it, unless the flag forbids the magic link.
+        if flags & O_NOFOLLOW:
+            made = openat2(found, b".", flags | O_CLOEXEC, mode, 0)
+        else:
+            made = openat2(AT_FDCWD, b"/proc/self/fd/%d" % found, flags | O_CLOEXEC, mode, 0)
+        return self._give(self.view.own(made), flags)
 
     def _open_constrained(self, descriptor: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
         """The caller's own RESOLVE_* flags, applied by the kernel to the caller's own directory."""
@@ -389,7 +387,7 @@ class Calls:
         for _ in range(_LINKS_AT_MOST + 1):
             head, slash, name = path.rpartition(b"/")
             if name in _DOTS:
-                return PROCEED if writes else self._open_constrained_directory(base, path, flags, safe)
+                return PROCEED if writes else self._open_constrained_directory(base, path, flags, mode, safe)
             parent = head + slash or b"."
             directory = self.view.own(openat2(base, parent, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, safe))
             place = self.view.canonical(directory)
@@ -411,24 +409,30 @@ class Calls:
             path = target if target[:1] == b"/" else head + slash + target
         return PROCEED
 
-    def _open_constrained_directory(self, base: int, path: bytes, flags: int, resolve: int) -> int:
+    def _open_constrained_directory(self, base: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
         found = self.view.own(openat2(base, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, resolve))
         full = self.view.canonical(found)
         if not self._mediates(full, 0):
             return PROCEED
         self._refuse(full, READ)
-        self.performing = True
-        return self._give(self.view.own(openat2(found, b".", flags | O_CLOEXEC, 0, 0)), flags)
+        return self._give_directory(found, flags, mode)
 
     def _open_unnamed(self, descriptor: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
         """O_TMPFILE: a file without a name, which linkat(2) may name later, after a decision of its own."""
-        found, place = self.view.object(descriptor, path, follow=not flags & O_NOFOLLOW)
+        resolve &= ~RESOLVE_CACHED
+        if resolve:
+            safe = resolve | RESOLVE_NO_MAGICLINKS
+            look = O_PATH | O_DIRECTORY | O_CLOEXEC | flags & O_NOFOLLOW
+            found = self.view.own(openat2(self.view.base(descriptor), path, look, 0, safe))
+            place = self.view.canonical(found)
+        else:
+            found, place = self.view.object(descriptor, path, follow=not flags & O_NOFOLLOW)
         if not self._inside(place):
             return PROCEED
         self._refuse(place, WRITE)
         self.umasks.assume(self.view.pid)
         self.performing = True
-        made = self.view.own(openat2(found, b".", flags | O_CLOEXEC, mode, resolve & ~RESOLVE_CACHED))
+        made = self.view.own(openat2(found, b".", flags | O_CLOEXEC, mode, resolve))
         return self._give(made, flags)
 
     def truncate(self, path: int, length: int, *_: int) -> int:

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from remit.profiles import find, load
 from remit.profiles.expand import Context, Expanded, expand
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from remit.profiles.model import Profile
     from remit.sandbox.compile.plan import Plan
     from remit.sandbox.kernel.facts import HostFacts
-    from remit.sandbox.launch.wire import Wire
     from remit.sandbox.resolve.binding import Named
 
 DEFAULT_PROFILE = "coding"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 _KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
-_ROOMS = ("authority", "compile", "resolve", "session")
+_ROOMS = ("authority", "compile", "resolve", "session", "../profiles")
 _FIELDS = ("kind", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
 
@@ -113,12 +113,15 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
             on_event=happened,
             on_start=started,
         )
-        outcome = session.wait()
+        try:
+            outcome = session.wait()
+            status = _exit_status(outcome)
+            record.ended({"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
+        finally:
+            session.close()
     except RemitError as error:
         record.ended({"failed": str(error), "phase": error.phase})
         raise
-    status = _exit_status(outcome)
-    record.ended({"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
     _report(invocation, outcome, status, record.identifier)
     return status
 
@@ -172,7 +175,7 @@ def _material(invocation: Invocation) -> tuple[object, ...]:
     host = posix.uname()
     return (
         remit.__version__,
-        tuple([posix.stat(f"{_HERE}/{room}").st_mtime_ns for room in _ROOMS]),
+        _sources(),
         invocation.key(),
         posix.getcwd(),
         variables,
@@ -181,6 +184,17 @@ def _material(invocation: Invocation) -> tuple[object, ...]:
         _cgroup(),
         sys.executable,
     )
+
+
+def _sources() -> tuple[int, ...]:
+    """When Remit's own code changed, where it is developed: an installed version is told by its number."""
+    if not _HERE.endswith("/src/remit/sandbox"):
+        return ()
+    changed: list[int] = []
+    for room in _ROOMS:
+        directory = f"{_HERE}/{room}"
+        changed += [posix.stat(f"{directory}/{name}").st_mtime_ns for name in posix.listdir(directory)]
+    return tuple(changed)
 
 
 _HERE = __file__.rpartition("/")[0].rpartition("/")[0]

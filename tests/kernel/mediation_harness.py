@@ -282,7 +282,7 @@ def _restrict(root: Path, access: int) -> None:
 @contextmanager
 def workspace() -> Generator[Path]:
     """A directory to be made by ``make_root`` (and its safe parent), outside /tmp, which the harness leaves open."""
-    path = Path(tempfile.mkdtemp(prefix="remit-mediation-", dir="/var/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="remit-mediation-", dir=os.environ.get("REMIT_TEST_ROOT", "/var/tmp")))
     path.chmod(0o755)
     try:
         yield path / "w"

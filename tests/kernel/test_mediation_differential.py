@@ -46,7 +46,7 @@ def both(argv: list[str], root: Path, **options: object) -> list[tuple[Result, l
     return arms
 
 
-@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("seed", range(1, 11))
 @pytest.mark.parametrize("reads", [False, True])
 def test_random_calls_are_as_native(seed: int, reads: bool) -> None:
     with workspace() as root:

@@ -32,5 +32,5 @@ def test_twenty_thousand_tries_never_make_the_protected_name(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", MEMORY)
 def test_deciding_and_going_on_without_the_second_domain_loses(kind: str) -> None:
-    _, _, seen = race(kind, 3000, "unnested")
-    assert seen > 0
+    # How often depends on what else the machine does; that it happens at all is the point.
+    assert any(race(kind, 3000, "unnested")[2] > 0 for _ in range(8))

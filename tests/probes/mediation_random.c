@@ -149,7 +149,7 @@ static void one(int i) {
 		printf("%d umask %o\n", i, old);
 		break;
 	}
-	case 29: R("mknodat", mknodat(d, p, rnd(2) ? S_IFREG | m : rnd(3) ? S_IFIFO | m : S_IFCHR | m, 259)); break;
+	case 29: R("mknodat", mknodat(d, p, rnd(2) ? S_IFREG | m : rnd(3) ? S_IFIFO | m : S_IFSOCK | m, 259)); break;
 	case 30: {
 		int at = rnd(4);
 		if (rnd(3) == 0) { f = open(rnd(2) ? "." : p, O_RDONLY | O_DIRECTORY | O_NONBLOCK); if (f >= 0) { int keep = 20 + at; dup2(f, keep); close(f); fds[at] = keep; } }

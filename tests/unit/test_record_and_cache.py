@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remit.sandbox.audit.record import Record, new_identifier, state_directory
+from remit.sandbox.audit.record import Record, keep_plan, new_identifier, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.session.cache import Cache, fingerprint, key
 
@@ -49,11 +49,12 @@ def test_state_directory_ignores_a_relative_one() -> None:
 
 
 def test_a_record_from_start_to_end(tmp_path: Path) -> None:
-    record = Record(str(tmp_path / "a" / "b"), {"profile": "offline"})
+    state = str(tmp_path / "a" / "b")
+    keep_plan(state, "d1", '{"plan": 1}')
+    record = Record(state, "d1", {"workspace": "/w"})
     directory = Path(record.path)
     path, token = record.canary
     assert Path(path).read_bytes() == token
-    record.plan(b"{}")
     record.enforced({"landlock": "canary: Permission denied"})
     assert not Path(path).exists()
     record.event({"object": b"/x".decode(), "verdict": "denied"})
@@ -61,13 +62,21 @@ def test_a_record_from_start_to_end(tmp_path: Path) -> None:
     record.ended({"status": 0})
     session = json.loads((directory / "session.json").read_text())
     assert session["schema"] == "remit.session/1"
+    assert session["plan"] == "d1"
+    assert session["workspace"] == "/w"
     assert session["enforcement"] == {"landlock": "canary: Permission denied"}
     assert session["ended"]["status"] == 0
+    assert json.loads((directory / "plan.json").read_text()) == {"plan": 1}
     events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
     assert [event["id"] for event in events] == [f"{record.identifier}:1", f"{record.identifier}:2"]
     assert directory.stat().st_mode & 0o777 == 0o700
     assert {f.name for f in directory.iterdir()} == {"session.json", "plan.json", "events.jsonl"}
     assert all(f.stat().st_mode & 0o077 == 0 for f in directory.iterdir())
+
+
+def test_a_record_without_its_plan_is_not_begun(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Record(str(tmp_path), "nowhere", {})
 
 
 def make_cache(tmp_path: Path) -> tuple[Cache, Path, Path]:
@@ -146,9 +155,19 @@ def test_keys_differ_with_their_material() -> None:
 
 def test_fingerprints_tell_files_directories_and_absence_apart(tmp_path: Path) -> None:
     file = tmp_path / "f"
-    assert fingerprint(str(file)) == b"absent"
+    absent = fingerprint(str(file))
+    directory = fingerprint(str(tmp_path))
     file.write_text("x")
     first = fingerprint(str(file))
     os.chmod(file, 0o666)
-    assert fingerprint(str(file)) != first
-    assert fingerprint(str(tmp_path)).startswith(b"directory ")
+    second = fingerprint(str(file))
+    assert len({absent, directory, first, second, fingerprint(str(tmp_path))}) == 5
+
+
+def test_a_content_put_back_to_its_old_size_and_time_is_another(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    file.write_text("one")
+    before, times = fingerprint(str(file)), os.stat(file)
+    file.write_text("two")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fingerprint(str(file)) != before
