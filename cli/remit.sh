@@ -17,31 +17,39 @@ esac
 python=${bin}python3
 [ -x "$python" ] || python=/usr/bin/python3
 # `remit` itself is found first, in its own prefix; then, for an editable install, the one path in _remit.pth is read as
-# data. Directories go *after* the standard library: nothing in them can replace a module of Python's own.
+# data. Directories go *after* the standard library: nothing in them can replace a module of Python's own. (Remit's own
+# package, which imports nothing, is looked up in its one directory alone: that saves a look into three others.)
 exec "$python" -I -S -X utf8 -c '
 import sys
 prefix = sys.argv[1].rstrip("/").rpartition("/")[0]
-version = "python%d.%d" % sys.version_info[:2]
-for part in ("lib/%s/site-packages", "local/lib/%s/dist-packages", "lib/%s/dist-packages", "lib64/%s/site-packages"):
-    sys.path.append(prefix + "/" + part % version)
-sys.path.append(prefix + "/lib/python3/dist-packages")
+standard = sys.path[:]
+sys.path[:] = [prefix + "/lib/python%d.%d/site-packages" % sys.version_info[:2]]
 try:
     import remit
 except ImportError:
-    for path in sys.path[-5:]:
-        try:
-            with open(path + "/_remit.pth", encoding="utf-8") as file:
-                line = file.readline().rstrip("\n")
-        except OSError:
-            continue
-        if line.startswith("/"):
-            sys.path.append(line)
-    try:
-        import remit
-    except ImportError:
-        sys.stderr.write("remit: error: no Remit for %s in %s\nremit: hint: install it again for this interpreter\n"
-                         % (sys.executable, prefix))
-        raise SystemExit(125)
+    sys.path[:0] = standard
+    exec(sys.argv[2])
+else:
+    sys.path[:0] = standard
 from remit.cli.fast import main
-main(sys.argv[2:])
-' "$bin" "$@"
+main(sys.argv[3:])
+' "$bin" '
+version = "python%d.%d" % sys.version_info[:2]
+for part in ("local/lib/%s/dist-packages", "lib/%s/dist-packages", "lib64/%s/site-packages"):
+    sys.path.append(prefix + "/" + part % version)
+sys.path.append(prefix + "/lib/python3/dist-packages")
+for path in sys.path[-5:]:
+    try:
+        with open(path + "/_remit.pth", encoding="utf-8") as file:
+            line = file.readline().rstrip("\n")
+    except OSError:
+        continue
+    if line.startswith("/"):
+        sys.path.append(line)
+try:
+    import remit
+except ImportError:
+    sys.stderr.write("remit: error: no Remit for %s in %s\nremit: hint: install it again for this interpreter\n"
+                     % (sys.executable, prefix))
+    raise SystemExit(125)
+' "$@"

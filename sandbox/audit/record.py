@@ -1,22 +1,22 @@
 """A session's record: one directory, owner-only, written while the session runs.
 
-``session.json`` says under which plan it ran, what was really enforced, and how it ended; ``plan.json`` is that plan,
-with the grant, the profile's files and the lowering that belong to it; ``events.jsonl`` has one line for every event. A
-record that cannot be written ends the start: fail closed.
+``events.jsonl`` is append-only, one line for everything that happened: that the session started (and what from), what the
+start proved of each layer, every denial, how it ended. ``plan.json`` is the plan it ran under, with the grant, the
+profile's files and the lowering. A record that cannot be written ends the start: fail closed.
 """
 
 from __future__ import annotations
 
 import posix
 import time
-from errno import ENOENT
 
 from remit.sandbox.audit.text import dumps
 
 SCHEMA = "remit.session/1"
-_DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _TOKEN_SIZE = 16
+CANARY_SIZE = 128
+"""Bytes: enough for the id, the time and the token."""
 
 
 def state_directory(environ: dict[bytes, bytes]) -> str:
@@ -57,7 +57,11 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 class Record:
-    """The record of one session. The constructor makes its directory; every method raises OSError if it cannot write."""
+    """The record of one session. The constructor makes its directory; every method raises OSError if it cannot write.
+
+    The first line holds a random token. The file is the session's canary: it can be read before confinement, and must
+    not be inside.
+    """
 
     def __init__(self, state: str, plan: str, about: dict[str, object]) -> None:
         """``plan`` is the digest under which ``keep_plan`` has kept the plan. FileNotFoundError: it is not there."""
@@ -65,65 +69,29 @@ class Record:
         self.path = f"{state}/sessions/{self.identifier}"
         make_directory(self.path)
         posix.link(_plan_path(state, plan), f"{self.path}/plan.json")
-        self._about: dict[str, object] = {
-            "schema": SCHEMA,
-            "id": self.identifier,
-            "plan": plan,
-            **about,
-            "started": time.time(),
-            "enforcement": None,
-            "ended": None,
-        }
-        self._directory = posix.open(self.path, _DIRECTORY)
-        self._events = -1
+        self._events = posix.open(f"{self.path}/events.jsonl", _CREATE | posix.O_APPEND, 0o600)
         self._sequence = 0
-        self._canary = posix.urandom(_TOKEN_SIZE)
-        self._write_new("canary", self._canary)
-
-    @property
-    def canary(self) -> tuple[str, bytes]:
-        """(path, content) of a file that the session must not be able to read once it is confined."""
-        return f"{self.path}/canary", self._canary
-
-    def _write_new(self, name: str, data: bytes) -> None:
-        opened = posix.open(name, _CREATE, 0o600, dir_fd=self._directory)
-        try:
-            _write_all(opened, data)
-        finally:
-            posix.close(opened)
+        token = posix.urandom(_TOKEN_SIZE).hex()
+        line = self.event({"canary": token, "kind": "started", "schema": SCHEMA, "plan": plan, **about})
+        self.canary = (f"{self.path}/events.jsonl", line[:CANARY_SIZE])
+        """(path, how it begins) of a file that the session must not be able to read once it is confined."""
 
     def enforced(self, enforcement: dict[str, str]) -> None:
         """What the start proved, layer by layer."""
-        self._about["enforcement"] = enforcement
-        posix.unlink("canary", dir_fd=self._directory)
-        self._save()
+        self.event({"kind": "enforced", "enforcement": enforcement})
 
-    def event(self, fields: dict[str, object]) -> None:
-        """Append one event, with the next sequence number of the session and the time."""
-        if self._events < 0:
-            self._events = posix.open("events.jsonl", _CREATE | posix.O_APPEND, 0o600, dir_fd=self._directory)
+    def event(self, fields: dict[str, object]) -> bytes:
+        """Append one line, with the next sequence number of the session and the time (Unix seconds). Returns the line."""
         self._sequence += 1
-        line = dumps({"id": f"{self.identifier}:{self._sequence}", "time": time.time(), **fields}) + "\n"
-        _write_all(self._events, line.encode())
+        text = dumps({"id": f"{self.identifier}:{self._sequence}", "time": time.time(), **fields})
+        line = text.encode() + b"\n"
+        _write_all(self._events, line)
+        return line
 
     def ended(self, result: dict[str, object]) -> None:
         """How the session ended. The record is complete."""
-        self._about["ended"] = {"time": time.time(), **result}
-        try:
-            posix.unlink("canary", dir_fd=self._directory)
-        except OSError as error:
-            if error.errno != ENOENT:
-                raise
-        self._save()
-        if self._events >= 0:
-            posix.close(self._events)
-        posix.close(self._directory)
-
-    def _save(self) -> None:
-        # Whole or not at all: a reader never sees half of it.
-        temporary = f"session.json.{self._sequence}"
-        self._write_new(temporary, dumps(self._about).encode() + b"\n")
-        posix.rename(temporary, "session.json", src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        self.event({"kind": "ended", **result})
+        posix.close(self._events)
 
 
 def make_directory(path: str) -> None:

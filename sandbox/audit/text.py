@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from _json import encode_basestring_ascii
-
 
 def dumps(value: object) -> str:
     """Compact JSON of plain values (str, int, float, bool, None, lists, tuples, dicts with str keys).
@@ -12,7 +10,7 @@ def dumps(value: object) -> str:
     as such. Raises TypeError for anything else.
     """
     if isinstance(value, str):
-        return encode_basestring_ascii(value)
+        return _quoted(value)
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -22,5 +20,13 @@ def dumps(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join([dumps(item) for item in value]) + "]"
     if isinstance(value, dict):
-        return "{" + ",".join([encode_basestring_ascii(str(k)) + ":" + dumps(v) for k, v in value.items()]) + "}"
+        return "{" + ",".join([_quoted(str(k)) + ":" + dumps(v) for k, v in value.items()]) + "}"
     raise TypeError(f"not JSON: {type(value).__name__}")
+
+
+def _quoted(text: str) -> str:
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    from _json import encode_basestring_ascii  # a shared object to load: only for text that needs it
+
+    return encode_basestring_ascii(text)

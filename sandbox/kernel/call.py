@@ -79,13 +79,18 @@ def address(buffer: bytes) -> int:
     return id(buffer) + _BYTES_HEADER
 
 
+_arrays: dict[int, type[_ctypes.Array]] = {}  # type: ignore[type-arg]
+
+
 class Buffer:
     """Writable memory of fixed size with an address that the kernel may fill."""
 
     __slots__ = ("_array", "address", "size", "view")
 
     def __init__(self, size: int) -> None:
-        kind = type("_Array", (_ctypes.Array,), {"_type_": _Byte, "_length_": size})
+        kind = _arrays.get(size)
+        if kind is None:
+            kind = _arrays[size] = type("_Array", (_ctypes.Array,), {"_type_": _Byte, "_length_": size})
         self._array = kind()
         self.address: int = _ctypes.addressof(self._array)
         self.size = size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import EINPROGRESS, EINTR, EINVAL, ENOENT
 from fcntl import ioctl
-from struct import Struct
+from _struct import Struct
 
 from remit.sandbox.kernel.call import NR, address, call
 

@@ -18,6 +18,7 @@ TABLE: dict[str, dict[str, int]] = {
         "munmap": 11,
         "brk": 12,
         "rt_sigprocmask": 14,
+        "socketpair": 53,
         "ioctl": 16,
         "access": 21,
         "pipe": 22,
@@ -173,6 +174,7 @@ TABLE: dict[str, dict[str, int]] = {
     },
     "aarch64": {
         "rt_sigprocmask": 135,
+        "socketpair": 199,
         "setxattr": 5,
         "lsetxattr": 6,
         "fsetxattr": 7,

@@ -12,10 +12,11 @@ import pwd
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import files, mount, process
+from remit.sandbox.launch.request import Identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from remit.sandbox.launch.wire import Operation
 
@@ -25,23 +26,8 @@ _OPEN = files.O_PATH | posix.O_CLOEXEC
 _SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
 
 
-class Identity:
-    """A user and group number, whether the child may map itself, and the id-mapped trees by host path."""
-
-    __slots__ = ("gid", "idmapped", "self_map", "uid")
-
-    def __init__(self, uid: int, gid: int, *, self_map: bool, idmapped: Mapping[str, int]) -> None:
-        self.uid = uid
-        self.gid = gid
-        self.self_map = self_map
-        self.idmapped = idmapped
-
-
 def choose(workspace: str, operations: Sequence[Operation]) -> Identity:
-    """Decide for one start. Raises LaunchError where root's workspace cannot be mapped."""
-    uid, gid = posix.geteuid(), posix.getegid()
-    if uid != 0:
-        return Identity(uid, gid, self_map=True, idmapped={})
+    """Decide for one start by root. Raises LaunchError where root's workspace cannot be mapped."""
     status = posix.stat(workspace)
     if status.st_uid != 0:
         return Identity(status.st_uid, _group_of(status.st_uid), self_map=False, idmapped={})
@@ -94,12 +80,6 @@ def _user_namespace(uid: int, gid: int) -> int:
     finally:
         posix.close(write)
         posix.waitpid(child, 0)
-
-
-def write_maps(pid: int, uid: int, gid: int) -> None:
-    """As root: give the new user namespace of ``pid`` one user and one group, the same inside and outside."""
-    _write(f"/proc/{pid}/uid_map", b"%d %d 1" % (uid, uid))
-    _write(f"/proc/{pid}/gid_map", b"%d %d 1" % (gid, gid))
 
 
 def _write(path: str, data: bytes) -> None:

@@ -100,6 +100,8 @@ class Init:
     def loop(self) -> None:
         """Until the command has ended. Does not return."""
         children = self._children
+        if self._mediate is not None:
+            self._make_broker(self._mediate)
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
@@ -133,7 +135,8 @@ class Init:
     def _woken(self, poll: select.poll) -> None:
         for event in posix.read(self._wake_read, 64):
             if event == ord("l"):
-                self._make_broker()
+                assert self._broker is not None
+                self._broker.attach(self._listener)
                 poll.register(self._listener, select.POLLIN)
             elif event == ord("c"):
                 self._command = self._spawned
@@ -148,9 +151,9 @@ class Init:
                 self._tell("failed", *(self._failure or ()))
                 posix._exit(0)
 
-    def _make_broker(self) -> None:
-        assert self._mediate is not None
-        broker = Broker(self._listener, self._mediate, self._note)
+    def _make_broker(self, plan: Operation) -> None:
+        """While the command's thread confines itself, and before it can be reported: its listener comes later."""
+        broker = Broker(-1, plan, self._note)
         # The command's process exists and has not run an instruction of its own program yet. More than one is tried
         # where the program is a script that only a shell takes.
         broker.before_exec = self._apply_limits

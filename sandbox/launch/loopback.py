@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import _socket
+import posix
 from fcntl import ioctl
+
+from remit.sandbox.kernel import sockets
 
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
@@ -12,12 +14,12 @@ _REQUEST_SIZE = 40
 
 def up() -> None:
     """Set ``lo`` up, with 127.0.0.1 and ::1. Needs CAP_NET_ADMIN in the namespace. Raises OSError."""
-    control = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    control = sockets.datagram()
     try:
         ioctl(
-            control.fileno(),
+            control,
             _SIOCSIFFLAGS,
             b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, "little") + bytes(_REQUEST_SIZE - 18),
         )
     finally:
-        control.close()
+        posix.close(control)

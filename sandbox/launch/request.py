@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posix
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +20,27 @@ class Terminal:
         self.attributes = attributes
         self.size = size
         self.replaces = replaces
+
+
+class Identity:
+    """A user and group number, whether the child may map itself, and the id-mapped trees by host path."""
+
+    __slots__ = ("gid", "idmapped", "self_map", "uid")
+
+    def __init__(self, uid: int, gid: int, *, self_map: bool, idmapped: Mapping[str, int]) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.self_map = self_map
+        self.idmapped = idmapped
+
+    def write_maps(self, pid: int) -> None:
+        """As root: give the new user namespace of ``pid`` this one user and group, the same inside and outside."""
+        for name, number in (("uid_map", self.uid), ("gid_map", self.gid)):
+            opened = posix.open(f"/proc/{pid}/{name}", posix.O_WRONLY | posix.O_CLOEXEC)
+            try:
+                posix.write(opened, b"%d %d 1" % (number, number))
+            finally:
+                posix.close(opened)
 
 
 class Request:

@@ -37,6 +37,7 @@ class Root:
         self._objects: dict[str, tuple[int, int]] = {}
         self.trees: dict[str, int] = {}
         """By path inside: the descriptor of what is bound there, for rules that must be about that very object."""
+        self._copies: dict[str, bytes] = {}
         self._prepared: dict[int, int] = {}
         self._blocker = -1
         self._device_trees: list[tuple[str, int]] = []
@@ -45,13 +46,12 @@ class Root:
 
     # --- first pass -----------------------------------------------------------------------------------------------
 
-    def open_source(self, path: str) -> int:
-        """An O_PATH descriptor of a host object. Raises Swapped, or OSError with the path as its file name."""
+    def open_source(self, path: str, flags: int = _OPEN_SOURCE) -> int:
+        """A descriptor (O_PATH) of a host object. Raises OSError with the path as its file name."""
         try:
-            descriptor = files.openat2(-100, path.encode(errors="surrogateescape"), _OPEN_SOURCE, 0, _SAFE)
+            return files.openat2(-100, path.encode(errors="surrogateescape"), flags, 0, _SAFE)
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from None
-        return descriptor
 
     def open_sources(self, operations: Sequence[Operation], idmapped: Mapping[str, int]) -> None:
         """Open and clone what comes from the host, as the user who started the session."""
@@ -104,13 +104,15 @@ class Root:
         mount.set_attributes(tree, attributes)
         return tree
 
-    def _take_copy(self, _idmapped: object, source: str, _target: str) -> int:
-        opened = self.open_source(source)
+    def _take_copy(self, _idmapped: object, source: str, target: str) -> int:
+        opened = self.open_source(source, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
         try:
-            # An O_PATH descriptor cannot be read; reopening it by /proc keeps to the same object.
-            return posix.open(f"/proc/self/fd/{opened}", posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+            if S_IFMT(posix.fstat(opened).st_mode) != S_IFREG:
+                raise Swapped(source)
+            self._copies[target] = posix.read(opened, _COPY_LIMIT)
         finally:
             posix.close(opened)
+        return -1
 
     def _make_tmpfs(self, _target: str, size: int, mode: int, no_exec: bool) -> int:
         attributes = mount.ATTR_NOSUID | mount.ATTR_NODEV | (mount.ATTR_NOEXEC if no_exec else 0)
@@ -167,8 +169,8 @@ class Root:
     def _place_link(self, _prepared: int, path: str, target: str) -> None:
         posix.symlink(target, self._inside(path), dir_fd=self.descriptor)
 
-    def _place_copy(self, prepared: int, _source: str, target: str) -> None:
-        data = posix.read(prepared, _COPY_LIMIT)
+    def _place_copy(self, _prepared: int, _source: str, target: str) -> None:
+        data = self._copies[target]
         out = posix.open(
             self._inside(target),
             posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC,
@@ -269,7 +271,8 @@ class Root:
     def close(self) -> None:
         """Give up every descriptor of the construction, the root's own among them."""
         for descriptor in self._prepared.values():
-            posix.close(descriptor)
+            if descriptor >= 0:
+                posix.close(descriptor)
 
 
 _DEV_LINKS = (

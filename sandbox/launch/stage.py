@@ -19,6 +19,7 @@ import marshal
 import posix
 from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 
+from remit.sandbox.audit.record import CANARY_SIZE
 from remit.sandbox.kernel import files, landlock, memory, mount, notify, process
 from remit.sandbox.launch import loopback, stdio
 from remit.sandbox.launch.init import Init
@@ -289,7 +290,7 @@ def _candidates(name: bytes, environment: list[bytes]) -> list[bytes]:
 def _content(path: str) -> bytes:
     opened = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        return posix.read(opened, 64)
+        return posix.read(opened, CANARY_SIZE)
     finally:
         posix.close(opened)
 

@@ -6,28 +6,31 @@ namespace, reachable by no descriptor but a terminal's master and one socket.
 
 from __future__ import annotations
 
-import _socket
 import marshal
 import posix
 import select
 
 from remit.sandbox.authority.errors import LaunchError
-from remit.sandbox.kernel import memory, process
-from remit.sandbox.launch import cgroups, identity, terminal
-from remit.sandbox.launch.request import Request
+from remit.sandbox.kernel import memory, process, sockets
+from remit.sandbox.launch.request import Identity, Request
 from remit.sandbox.launch.stage import Stage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from remit.sandbox.launch.wire import Wire
+    from remit.sandbox.launch.cgroups import Groups
+    from remit.sandbox.launch.request import Terminal
+    from remit.sandbox.launch.terminal import Relay
+    from remit.sandbox.launch.wire import Operation, Wire
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM = 1, 2, 3, 10, 12, 14, 15
 SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH = 18, 19, 20, 21, 22, 28
 SIGKILL = 9
 FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH)
 _SIGINFO_SIZE = 128
+_MESSAGE_SIZE = 1 << 14
+_GO = b"go"
 
 
 class Outcome:
@@ -59,14 +62,18 @@ class Session:
     ) -> None:
         self._on_event = on_event
         self._on_start = on_start
-        self._terminal = terminal.wanted() if pty else None
-        self._relay: terminal.Relay | None = None
+        self._terminal: Terminal | None = None
+        self._relay: Relay | None = None
+        if pty and (posix.isatty(0) or posix.isatty(1) or posix.isatty(2)):
+            from remit.sandbox.launch import terminal
+
+            self._terminal = terminal.wanted()
         self._outcome: Outcome | None = None
         self._enforcement: Mapping[str, str] = {}
         self._started = False
         _, _, workspace, degraded, _, operations = wire
-        who = identity.choose(workspace, operations)
-        outside, inside = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        who = _identity(workspace, operations)
+        outside, inside = sockets.packet_pair()
         self._control = outside
         # Blocked before the fork: a signal that came between would end a launcher whose child nobody waits for.
         process.block_signals(FORWARDED)
@@ -74,7 +81,7 @@ class Session:
         request = Request(
             operations=operations,
             idmapped=who.idmapped,
-            control=inside.fileno(),
+            control=inside,
             uid=who.uid,
             gid=who.gid,
             self_map=who.self_map,
@@ -91,7 +98,14 @@ class Session:
             if operation[0] == "unshare":
                 for kind in operation[1]:
                     flags |= process.NAMESPACES[kind]
-        self._groups = cgroups.make([op for op in operations if op[0] == "limit"])
+        self._groups: Groups | None = None
+        if any([op[0] == "limit" and op[3] == "cgroup" for op in operations]):
+            from remit.sandbox.launch import cgroups
+
+            self._groups = cgroups.make([op for op in operations if op[0] == "limit"])
+        ready = who.self_map and self._groups is None
+        if ready:
+            posix.write(self._control, _GO)  # nothing is left to do from outside: the child need not wait for it
         try:
             self.pid = process.clone3(flags)
         except OSError as error:
@@ -100,13 +114,15 @@ class Session:
                 hint="'remit doctor' says what refuses them and how to allow them",
             ) from None
         if self.pid == 0:
-            _run_stage(request, inside.fileno())
-        inside.close()
+            _run_stage(request, inside)
+        posix.close(inside)
         for descriptor in who.idmapped.values():
             posix.close(descriptor)
+        if ready:
+            return
         try:
             if not who.self_map and flags & process.CLONE_NEWUSER:
-                identity.write_maps(self.pid, who.uid, who.gid)
+                who.write_maps(self.pid)
             if self._groups is not None:
                 self._groups.add(self.pid)
         except OSError as error:
@@ -114,7 +130,7 @@ class Session:
             raise LaunchError(
                 f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'"
             ) from None
-        posix.write(self._control.fileno(), b"go")
+        posix.write(self._control, _GO)
 
     def kill(self) -> None:
         """End everything inside, now."""
@@ -123,7 +139,7 @@ class Session:
     def wait(self) -> Outcome:
         """Relay, forward and listen until the session has ended. Raises LaunchError where the command never ran."""
         poll = select.poll()
-        poll.register(self._control.fileno(), select.POLLIN)
+        poll.register(self._control, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
         try:
             while self._outcome is None:
@@ -131,7 +147,7 @@ class Session:
                 if relay is not None:
                     poll.register(relay.master, select.POLLIN | (select.POLLOUT if relay.blocked else 0))
                 for descriptor, events in poll.poll():
-                    if descriptor == self._control.fileno():
+                    if descriptor == self._control:
                         self._report(poll)
                     elif descriptor == self._signals:
                         self._forward()
@@ -154,7 +170,7 @@ class Session:
 
     def close(self) -> None:
         """Wait until everything inside is gone, and take away what was made outside for it."""
-        self._control.close()  # a first process that still waits for its launcher ends now
+        posix.close(self._control)  # a first process that still waits for its launcher ends now
         posix.waitpid(self.pid, 0)
         if self._groups is not None:
             self._groups.remove()
@@ -177,15 +193,16 @@ class Session:
             self._relay = None
 
     def _report(self, poll: select.poll) -> None:
-        data, rights, _, _ = self._control.recvmsg(1 << 16, 64)
+        data, master = sockets.receive(self._control, _MESSAGE_SIZE)
         if not data:
             raise LaunchError(
                 "the session's first process died", hint="nothing inside survived it; 'remit doctor' may say why"
             )
-        if rights:
-            master = int.from_bytes(rights[0][2][:4], "little")
+        if master >= 0:
             assert self._terminal is not None
-            self._relay = terminal.Relay(self._terminal, master)
+            from remit.sandbox.launch.terminal import Relay
+
+            self._relay = Relay(self._terminal, master)
             if self._relay.source >= 0:
                 poll.register(self._relay.source, select.POLLIN)
             return
@@ -222,7 +239,7 @@ class Session:
 
     def _signal(self, number: int) -> None:
         try:
-            posix.write(self._control.fileno(), b"s" + number.to_bytes(4, "little"))
+            posix.write(self._control, b"s" + number.to_bytes(4, "little"))
         except OSError:
             pass  # it is ending; what it has to say comes first
 
@@ -235,6 +252,15 @@ class Session:
             self._relay.resume()
             self._relay.resize()
         self._signal(SIGCONT)
+
+
+def _identity(workspace: str, operations: Sequence[Operation]) -> Identity:
+    """Whom the command runs as: an ordinary user as oneself; what root does instead is a module of its own."""
+    if posix.geteuid() != 0:
+        return Identity(posix.geteuid(), posix.getegid(), self_map=True, idmapped={})
+    from remit.sandbox.launch import identity
+
+    return identity.choose(workspace, operations)
 
 
 def _run_stage(request: Request, control: int) -> None:

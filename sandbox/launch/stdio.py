@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import _socket
 import posix
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl, ioctl
 from stat import S_ISDIR, S_ISREG
 
-from remit.sandbox.kernel import files, mount
+from remit.sandbox.kernel import files, mount, sockets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,12 +37,7 @@ def open_terminal(control: int, terminal: Terminal, descriptors: list[int]) -> i
     for number, replaced in enumerate(terminal.replaces):
         if replaced:
             descriptors[number] = slave
-    channel = _socket.socket(fileno=posix.dup(control))
-    try:
-        rights = master.to_bytes(4, "little")
-        channel.sendmsg([b"terminal"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-    finally:
-        channel.close()
+    sockets.send_descriptor(control, b"terminal", master)
     posix.close(master)
     return slave
 

@@ -91,7 +91,8 @@ class Broker:
         readable = tuple([_bytes(root) for root in reads])
         rules = Rules(places, deny, protect, catalogue, opened)
         self._listener = Listener(listener_fd)
-        self._listener.synchronous()
+        if listener_fd >= 0:
+            self._listener.synchronous()
         self._calls = Calls(self._listener, rules, places, readable, self._denied, self._outside, monotonic)
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
         for call in MEDIATED + OBSERVED:
@@ -105,6 +106,11 @@ class Broker:
         # A collection in the middle of a call is a call that takes a millisecond; nothing here makes cycles.
         gc.freeze()
         gc.disable()
+
+    def attach(self, listener_fd: int) -> None:
+        """Listen there. For a broker that was made, with -1, while its listener was still to come."""
+        self._listener.fd = listener_fd
+        self._listener.synchronous()
 
     def handle(self) -> None:
         """Receive and answer one notification. Raises only when the listener itself is gone."""

@@ -28,7 +28,7 @@ TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 _KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
 _ROOMS = ("authority", "compile", "resolve", "session", "../profiles")
-_FIELDS = ("kind", "pid", "nr", "object", "right", "verdict", "errno", "rule")
+_FIELDS = ("source", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
 
 class Prepared:
@@ -101,7 +101,7 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
 
     def happened(event: tuple[object, ...]) -> None:
         values = [value.decode(errors="surrogateescape") if isinstance(value, bytes) else value for value in event]
-        record.event(dict(zip(_FIELDS, values, strict=True)))
+        record.event({"kind": "denial", **dict(zip(_FIELDS, values, strict=True))})
 
     try:
         session = start.Session(

@@ -460,7 +460,7 @@ def test_invariant_2_both_file_layers_off_and_the_same_probes_succeed(world: Wor
 def test_degraded_layers_are_recorded(world: World) -> None:
     assert world.run("true", options=("--degrade", "seccomp", "--degrade", "mediation")).status == 0
 
-    text = (world.records()[-1] / "session.json").read_text()
+    text = (world.records()[-1] / "events.jsonl").read_text()
     assert '"degraded"' in text
     assert "seccomp" in text
 

@@ -266,7 +266,7 @@ def test_network_grants_on_the_command_line_are_refused_and_say_so(world: World,
 def test_purpose_is_recorded(world: World) -> None:
     assert world.run("true", options=("--purpose", "fix the parser")).status == 0
 
-    assert "fix the parser" in (world.records()[-1] / "session.json").read_text()
+    assert "fix the parser" in (world.records()[-1] / "plan.json").read_text()
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remit.sandbox.audit.record import Record, keep_plan, new_identifier, state_directory
+from remit.sandbox.audit.record import CANARY_SIZE, Record, keep_plan, new_identifier, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.session.cache import Cache, fingerprint, key
 
@@ -53,24 +53,26 @@ def test_a_record_from_start_to_end(tmp_path: Path) -> None:
     keep_plan(state, "d1", '{"plan": 1}')
     record = Record(state, "d1", {"workspace": "/w"})
     directory = Path(record.path)
-    path, token = record.canary
-    assert Path(path).read_bytes() == token
+    path, beginning = record.canary
+    assert Path(path).read_bytes()[:CANARY_SIZE] == beginning
+    assert Record(state, "d1", {}).canary[1] != beginning
     record.enforced({"landlock": "canary: Permission denied"})
-    assert not Path(path).exists()
-    record.event({"object": b"/x".decode(), "verdict": "denied"})
     record.event({"object": "\udcff", "verdict": "denied"})
     record.ended({"status": 0})
-    session = json.loads((directory / "session.json").read_text())
-    assert session["schema"] == "remit.session/1"
-    assert session["plan"] == "d1"
-    assert session["workspace"] == "/w"
-    assert session["enforcement"] == {"landlock": "canary: Permission denied"}
-    assert session["ended"]["status"] == 0
+    lines = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [f"{record.identifier}:{n}" for n in (1, 2, 3, 4)]
+    assert (lines[0]["kind"], lines[0]["schema"], lines[0]["plan"], lines[0]["workspace"]) == (
+        "started",
+        "remit.session/1",
+        "d1",
+        "/w",
+    )
+    assert len(lines[0]["canary"]) == 32
+    assert lines[1]["enforcement"] == {"landlock": "canary: Permission denied"}
+    assert lines[3]["status"] == 0
     assert json.loads((directory / "plan.json").read_text()) == {"plan": 1}
-    events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
-    assert [event["id"] for event in events] == [f"{record.identifier}:1", f"{record.identifier}:2"]
     assert directory.stat().st_mode & 0o777 == 0o700
-    assert {f.name for f in directory.iterdir()} == {"session.json", "plan.json", "events.jsonl"}
+    assert {f.name for f in directory.iterdir()} == {"plan.json", "events.jsonl"}
     assert all(f.stat().st_mode & 0o077 == 0 for f in directory.iterdir())
 
 
