@@ -234,7 +234,8 @@ def _attempts(actions: Mapping[str, str], before: str) -> str:
 def parsed(result: Result) -> dict[str, str]:
     """The results of probes, from the program that tried them."""
     assert result.status == 0, result
-    answer: dict[str, str] = json.loads(result.lines[-1])
+    # What a probe started may speak after it.
+    answer: dict[str, str] = json.loads(next(line for line in reversed(result.lines) if line.startswith("{")))
     return answer
 
 
