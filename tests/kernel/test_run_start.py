@@ -96,7 +96,7 @@ def test_invariant_1_weakening_is_never_the_default(world: World) -> None:
 
 def test_invariant_1_a_dead_mediator_is_an_end_not_a_permission(world: World) -> None:
     """Without the session's first process nothing inside goes on: not even what it was granted."""
-    with world.start("sh", "-c", "echo ready; while :; do echo alive >> log; done") as session:
+    with world.start("sh", "-c", "echo alive > log; echo ready; while :; do echo alive >> log; done") as session:
         assert session.stdout is not None
         assert session.stdout.readline() == "ready\n"
         init = next(

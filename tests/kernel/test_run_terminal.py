@@ -108,7 +108,7 @@ def test_job_control_inside(world: World) -> None:
         session.expect(r"\$ ")
         # Each step is waited for by what the job itself says: a key pressed before bash has given the terminal away is
         # bash's own.
-        session.send("sh -c 'trap \"echo conti\"\"nued\" CONT; echo sta\"\"rted; while :; do sleep 0.05; done'\r")
+        session.send('sh -c \'trap "echo conti""nued" CONT; echo sta""rted; while :; do sleep 0.05; done\'\r')
         session.expect("started\r\n")
         session.send("\x1a")
         session.expect("Stopped")
