@@ -26,7 +26,7 @@ from pathlib import Path
 
 PYTHON = "/usr/bin/python3"
 PATH = "/usr/local/bin:/usr/bin:/bin"
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 """Seconds until a run that hangs is killed and its test fails. Not a synchronisation."""
 
 PRELUDE = """
