@@ -146,7 +146,7 @@ def make_parents(path: str) -> None:
         make_parents(path)
 
 
-def make_directory(path: str) -> None:
+def ensure_directory(path: str) -> None:
     """A directory of Remit's own, mode 0700, with its parents. What cannot be made is for its first user to report."""
     try:
         make_parents(path)

@@ -10,7 +10,7 @@ import posix
 import sys
 
 import remit
-from remit.sandbox.audit.record import Record, keep_plan, make_directory, state_directory
+from remit.sandbox.audit.record import Record, keep_plan, ensure_directory, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import landlock
@@ -170,7 +170,7 @@ def _compile(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Pre
     libraries()
     # Before names are resolved: what is not there then can be covered by no mount, and the first start makes it.
     for directory in (state_directory(posix.environ), _cache_directory()):
-        make_directory(directory)
+        ensure_directory(directory)
     from remit.sandbox.session.assemble import prepare
 
     return prepare(invocation)

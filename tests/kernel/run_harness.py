@@ -19,7 +19,7 @@ import sys
 import termios
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +197,7 @@ class World:
         *command: str,
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
-    ) -> Iterator[subprocess.Popen[str]]:
+    ) -> Generator[subprocess.Popen[str], None, None]:
         """Start a session and leave it running, its standard descriptors pipes. Whatever is left of it is killed."""
         with subprocess.Popen(
             self.run_argv(command, options),
@@ -333,7 +333,7 @@ class Terminal:
 
 
 @contextmanager
-def terminal(world: World, *command: str, options: Sequence[str] = ()) -> Iterator[Terminal]:
+def terminal(world: World, *command: str, options: Sequence[str] = ()) -> Generator[Terminal, None, None]:
     """A session on a terminal."""
     opened = Terminal(world.run_argv(command, options), world.env(), world.workspace)
     try:
@@ -362,7 +362,7 @@ def all_ended(pidfds: Sequence[int], seconds: float = TIMEOUT) -> bool:
     deadline = time.monotonic() + seconds
     waiting = list(pidfds)
     while waiting:
-        ready, _, _ = select.select(waiting, [], [], max(0.0, deadline - time.monotonic()))
+        ready: list[int] = select.select(waiting, [], [], max(0.0, deadline - time.monotonic()))[0]
         if not ready:
             return False
         waiting = [descriptor for descriptor in waiting if descriptor not in ready]

@@ -395,7 +395,12 @@ def test_limit_cpu(world: World) -> None:
     tried = world.run("true", options=("--limit", "cpu=0.2"))
     if tried.status == 125:
         pytest.skip("no control group with the cpu controller here")
-    code = "start = time.monotonic(); cpu = time.process_time()\nwhile time.process_time() - cpu < 0.3: pass\nprint(time.monotonic() - start)"
+    code = """
+    start, cpu = time.monotonic(), time.process_time()
+    while time.process_time() - cpu < 0.3:
+        pass
+    print(time.monotonic() - start)
+    """
 
     limited = world.python(code, "--limit", "cpu=0.2")
 

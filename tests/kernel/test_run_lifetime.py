@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.run_harness import TIMEOUT, World, all_ended, descendants, first_line
+from tests.kernel.run_harness import TIMEOUT, Result, World, all_ended, descendants, first_line
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=2)]
 
@@ -212,8 +212,11 @@ def test_invariant_10_200_runs_leave_nothing(world: World, subreaper: None) -> N
     before = settled(world, {"processes": set()})
     descriptors = len(os.listdir("/proc/self/fd"))
 
+    def one(number: int) -> tuple[int, int]:
+        return run_and_tell(world, f"(sleep 1000 &) ; exit {number % 256}")
+
     with ThreadPoolExecutor(4) as pool:
-        runs = list(pool.map(lambda n: run_and_tell(world, f"(sleep 1000 &) ; exit {n % 256}"), range(200)))
+        runs = list(pool.map(one, range(200)))
 
     assert [status for _, status in runs] == [number % 256 for number in range(200)]
     after = settled(world, before)
@@ -281,8 +284,11 @@ def test_invariant_10_namespaces_are_given_back_to_the_kernel(world: World) -> N
 
 @pytest.mark.slow
 def test_50_at_once(world: World) -> None:
+    def one(number: int) -> Result:
+        return world.shell(f"echo {number} > file-{number}; cat file-{number}")
+
     with ThreadPoolExecutor(50) as pool:
-        results = list(pool.map(lambda n: world.shell(f"echo {n} > file-{n}; cat file-{n}"), range(50)))
+        results = list(pool.map(one, range(50)))
 
     assert [(result.status, result.stdout, result.stderr) for result in results] == [
         (0, f"{n}\n", "") for n in range(50)
