@@ -13,6 +13,7 @@ from remit.cli import options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
@@ -89,8 +90,9 @@ class Bundle:
             return None
         source = entry[1]
         # The class of any specification; importing importlib.machinery for it costs what this module saves.
-        spec: ModuleSpec = type(sys.__spec__)(name, self, origin=source, is_package=entry[2])
-        spec.has_location = True  # type: ignore[misc]
+        kind: Callable[..., ModuleSpec] = type(sys.__spec__)
+        spec = kind(name, self, origin=source, is_package=entry[2])
+        spec.has_location = True
         if entry[2]:
             spec.submodule_search_locations = [source.rpartition("/")[0]]
         return spec

@@ -112,3 +112,11 @@ def make_parents(path: str) -> None:
     except FileNotFoundError:
         make_parents(path.rpartition("/")[0])
         make_parents(path)
+
+
+def ensure_directory(path: str) -> None:
+    """A directory of Remit's own, mode 0700, with its parents. What cannot be made is for its first user to report."""
+    try:
+        make_parents(path)
+    except OSError:
+        pass

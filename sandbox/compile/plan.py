@@ -11,9 +11,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from hashlib import blake2b
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 PLAN_FORMAT = 1
+
+Assumption: TypeAlias = tuple[str, str, str, tuple[tuple[str, str], ...]]
+"""(path as granted, kind, canonical path, symbolic links crossed)."""
+
+Wire: TypeAlias = tuple[int, str, str, tuple[str, ...], tuple[Assumption, ...], tuple[tuple[object, ...], ...]]
+"""(format, digest, workspace, degraded, assumptions, operations)."""
 
 
 def _plain(value: object) -> object:
@@ -365,7 +371,7 @@ class Plan:
     workspace: str
     degraded: tuple[str, ...] = ()
 
-    def wire(self) -> tuple[object, ...]:
+    def wire(self) -> Wire:
         """Plain nested tuples, for ``marshal``: (format, digest, workspace, degraded, assumptions, operations)."""
         operations = tuple(op.wire() for op in self.operations)
         return (PLAN_FORMAT, self.digest, self.workspace, self.degraded, self.assumptions, operations)

@@ -10,7 +10,7 @@ import posix
 import sys
 
 import remit
-from remit.sandbox.audit.record import Record, keep_plan, state_directory
+from remit.sandbox.audit.record import Record, keep_plan, ensure_directory, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import landlock
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
+NOT_FOUND_STATUS = 127
 _KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
 _ROOMS = ("authority", "compile", "resolve", "session", "../profiles")
 _FIELDS = ("source", "pid", "nr", "object", "right", "verdict", "errno", "rule")
@@ -120,6 +121,8 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
         finally:
             session.close()
     except RemitError as error:
+        if error.exit_status == NOT_FOUND_STATUS:
+            _look_outside(error, invocation.command[0])
         record.ended({"failed": str(error), "phase": error.phase})
         raise
     _report(invocation, outcome, status, record.identifier)
@@ -165,6 +168,9 @@ def _no_record(error: OSError) -> LaunchError:
 
 def _compile(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, tuple[str, ...]]:
     libraries()
+    # Before names are resolved: what is not there then can be covered by no mount, and the first start makes it.
+    for directory in (state_directory(posix.environ), _cache_directory()):
+        ensure_directory(directory)
     from remit.sandbox.session.assemble import prepare
 
     return prepare(invocation)
@@ -256,6 +262,20 @@ def _exit_status(outcome: start.Outcome) -> int:
     if posix.WIFSIGNALED(outcome.status):
         return 128 + posix.WTERMSIG(outcome.status)
     return posix.WEXITSTATUS(outcome.status)
+
+
+def _look_outside(error: RemitError, name: str) -> None:
+    """Say so where a program that was not found inside is there on the host."""
+    path = posix.environ.get(b"PATH", b"").decode(errors="surrogateescape")
+    for candidate in [name] if "/" in name else [f"{directory}/{name}" for directory in path.split(":") if directory]:
+        try:
+            if posix.access(candidate, posix.X_OK) and posix.stat(candidate).st_mode & 0o170000 == 0o100000:
+                error.message = f"{name}: exists on the host, not granted"
+                error.args = (error.message,)
+                error.hint = f"--exec {candidate}"
+                return
+        except OSError:
+            continue
 
 
 def _report(invocation: Invocation, outcome: start.Outcome, status: int, identifier: str) -> None:

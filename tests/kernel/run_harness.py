@@ -19,14 +19,14 @@ import sys
 import termios
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 PYTHON = "/usr/bin/python3"
 PATH = "/usr/local/bin:/usr/bin:/bin"
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 """Seconds until a run that hangs is killed and its test fails. Not a synchronisation."""
 
 PRELUDE = """
@@ -197,7 +197,7 @@ class World:
         *command: str,
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
-    ) -> Iterator[subprocess.Popen[str]]:
+    ) -> Generator[subprocess.Popen[str], None, None]:
         """Start a session and leave it running, its standard descriptors pipes. Whatever is left of it is killed."""
         with subprocess.Popen(
             self.run_argv(command, options),
@@ -234,7 +234,8 @@ def _attempts(actions: Mapping[str, str], before: str) -> str:
 def parsed(result: Result) -> dict[str, str]:
     """The results of probes, from the program that tried them."""
     assert result.status == 0, result
-    answer: dict[str, str] = json.loads(result.lines[-1])
+    # What a probe started may speak after it.
+    answer: dict[str, str] = json.loads(next(line for line in reversed(result.lines) if line.startswith("{")))
     return answer
 
 
@@ -332,7 +333,7 @@ class Terminal:
 
 
 @contextmanager
-def terminal(world: World, *command: str, options: Sequence[str] = ()) -> Iterator[Terminal]:
+def terminal(world: World, *command: str, options: Sequence[str] = ()) -> Generator[Terminal, None, None]:
     """A session on a terminal."""
     opened = Terminal(world.run_argv(command, options), world.env(), world.workspace)
     try:
@@ -361,7 +362,7 @@ def all_ended(pidfds: Sequence[int], seconds: float = TIMEOUT) -> bool:
     deadline = time.monotonic() + seconds
     waiting = list(pidfds)
     while waiting:
-        ready, _, _ = select.select(waiting, [], [], max(0.0, deadline - time.monotonic()))
+        ready: list[int] = select.select(waiting, [], [], max(0.0, deadline - time.monotonic()))[0]
         if not ready:
             return False
         waiting = [descriptor for descriptor in waiting if descriptor not in ready]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=2)]
 
 
 @contextmanager
-def host_process() -> Iterator[subprocess.Popen[bytes]]:
+def host_process() -> Generator[subprocess.Popen[bytes], None, None]:
     """A process of the same user outside."""
     with subprocess.Popen(["sleep", "1000"]) as process:
         try:

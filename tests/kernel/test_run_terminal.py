@@ -106,12 +106,15 @@ def test_the_terminal_is_given_back_as_it_was(world: World) -> None:
 def test_job_control_inside(world: World) -> None:
     with terminal(world, "bash", "--norc", "--noprofile", "-i") as session:
         session.expect(r"\$ ")
-        session.send("sh -c 'echo sta''rted; exec sleep 1000'\r")
+        # Each step is waited for by what the job itself says: a key pressed before bash has given the terminal away is
+        # bash's own.
+        session.send('sh -c \'trap "echo conti""nued" CONT; echo sta""rted; while :; do sleep 0.05; done\'\r')
         session.expect("started\r\n")
         session.send("\x1a")
         session.expect("Stopped")
+        session.expect(r"\$ ")
         session.send("fg\r")
-        session.expect("exec sleep 1000'\r\n")
+        session.expect("continued\r\n")
         session.send("\x03")
         session.expect(r"\$ ")
         session.send("echo s''tatus $?\r")

@@ -193,13 +193,13 @@ def test_own_code_covers_this_package_under_its_real_name() -> None:
 
 def test_what_is_prepared_can_be_cached(workspace: Path) -> None:
     prepared, inputs = prepare(asked(profile="coding"))
-    entry: Any = (prepared.wire, prepared.about, prepared.plan_json, prepared.warnings)
+    entry: Any = (prepared.wire, prepared.warnings)
     assert marshal.loads(marshal.dumps(entry)) == entry
     assert [path for path in inputs if path.endswith("/coding.toml")]
     assert str(workspace / "remit.toml") in inputs
     assert os.path.join(os.environ["XDG_CONFIG_HOME"], "remit", "profiles") in inputs
     assert CLOCK not in inputs
-    assert json.loads(prepared.plan_json)["digest"] == prepared.wire[1]
+    assert json.loads(prepared.description)["plan"]["digest"] == prepared.wire[1]
 
 
 def test_the_same_request_gives_the_same_plan(workspace: Path) -> None:
