@@ -13,9 +13,9 @@ from remit.cli import options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import Any
 
     Entry = tuple[str, str, bool, int, int, bytes]
     """(module name, source, whether it is a package, the source's mtime in ns and size, marshalled code)."""
@@ -90,8 +90,8 @@ class Bundle:
             return None
         source = entry[1]
         # The class of any specification; importing importlib.machinery for it costs what this module saves.
-        kind: Callable[..., ModuleSpec] = type(sys.__spec__)
-        spec = kind(name, self, origin=source, is_package=entry[2])
+        kind: Any = type(sys.__spec__)
+        spec: ModuleSpec = kind(name, self, origin=source, is_package=entry[2])
         spec.has_location = True
         if entry[2]:
             spec.submodule_search_locations = [source.rpartition("/")[0]]

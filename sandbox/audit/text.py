@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-def dumps(value: object) -> str:
+
+def dumps(value: Any) -> str:
     """Compact JSON of plain values (str, int, float, bool, None, lists, tuples, dicts with str keys).
 
     Lone surrogates, which stand for bytes that are no UTF-8 in a path, come out as ``\\udcXX`` escapes and are read back

@@ -13,6 +13,10 @@ import posix
 
 from remit.sandbox.kernel.numbers import TABLE
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 MACHINE: str = posix.uname().machine
 """The kernel's name of this machine's instruction set: ``x86_64`` or ``aarch64``."""
 
@@ -79,7 +83,7 @@ def address(buffer: bytes) -> int:
     return id(buffer) + _BYTES_HEADER
 
 
-_arrays: dict[int, type[_ctypes.Array]] = {}  # type: ignore[type-arg]
+_arrays: dict[int, Any] = {}
 
 
 class Buffer:
@@ -91,7 +95,7 @@ class Buffer:
         kind = _arrays.get(size)
         if kind is None:
             kind = _arrays[size] = type("_Array", (_ctypes.Array,), {"_type_": _Byte, "_length_": size})
-        self._array = kind()
+        self._array: Any = kind()
         self.address: int = _ctypes.addressof(self._array)
         self.size = size
         self.view = memoryview(self._array).cast("B")

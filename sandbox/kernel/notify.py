@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from _struct import Struct
 from errno import EINPROGRESS, EINTR, EINVAL, ENOENT
 from fcntl import ioctl
-from _struct import Struct
 
 from remit.sandbox.kernel.call import NR, address, call
 

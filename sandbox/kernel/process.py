@@ -6,6 +6,10 @@ import posix
 
 from remit.sandbox.kernel.call import NR, Buffer, address, call, check, has_libc, libc_call
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 CLONE_NEWTIME = 0x80
 CLONE_FS = 0x200
 CLONE_FILES = 0x400
@@ -52,6 +56,11 @@ def clone3(flags: int, *, pidfd: Buffer | None = None) -> int:
     fields = (flags | (CLONE_PIDFD if pidfd else 0), pidfd.address if pidfd else 0, 0, 0, _SIGCHLD, 0, 0, 0)
     arguments = b"".join([field.to_bytes(8, "little") for field in fields])
     return call(NR["clone3"], arguments, len(arguments))
+
+
+def leave(status: int) -> NoReturn:
+    """End this process at once (``_exit(2)``): nothing is flushed, no other thread is waited for."""
+    posix._exit(status)  # pyright: ignore[reportPrivateUsage]  # os, where it is public, would be an import
 
 
 def unshare(flags: int) -> None:

@@ -158,7 +158,7 @@ def _mounts() -> dict[str, str]:
 def _read(path: str) -> bytes:
     opened = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        parts = []
+        parts: list[bytes] = []
         while data := posix.read(opened, 1 << 16):
             parts.append(data)
         return b"".join(parts)

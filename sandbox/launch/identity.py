@@ -71,7 +71,7 @@ def _user_namespace(uid: int, gid: int) -> int:
     if child == 0:
         posix.close(write)
         posix.read(read, 1)
-        posix._exit(0)
+        process.leave(0)
     posix.close(read)
     try:
         _write(f"/proc/{child}/uid_map", b"0 %d 1" % uid)

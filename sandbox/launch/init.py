@@ -149,7 +149,7 @@ class Init:
                     self._ended(self._early[self._command])
             elif event == ord("f"):
                 self._tell("failed", *(self._failure or ()))
-                posix._exit(0)
+                process.leave(0)
 
     def _make_broker(self, plan: Operation) -> None:
         """While the command's thread confines itself, and before it can be reported: its listener comes later."""
@@ -179,7 +179,7 @@ class Init:
         try:
             posix.write(self._control, marshal.dumps(message))
         except OSError:
-            posix._exit(125)  # the launcher is gone, and everything here goes with this process
+            process.leave(125)  # the launcher is gone, and everything here goes with this process
 
     def _command_from_launcher(self) -> None:
         try:
@@ -187,7 +187,7 @@ class Init:
         except OSError:
             data = b""
         if not data:
-            posix._exit(125)
+            process.leave(125)
         kind, number = data[:1], int.from_bytes(data[1:5], "little")
         if kind == b"s":
             if self._command:
@@ -236,7 +236,7 @@ class Init:
         if not self._own_namespace:
             _end_descendants()
         self._tell("exited", status, limit, denials)
-        posix._exit(0)
+        process.leave(0)
 
 
 def _end_descendants() -> None:

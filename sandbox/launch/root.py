@@ -56,16 +56,16 @@ class Root:
     def open_sources(self, operations: Sequence[Operation], idmapped: Mapping[str, int]) -> None:
         """Open and clone what comes from the host, as the user who started the session."""
         for index, operation in enumerate(operations):
-            take = _SOURCES.get(operation[0])
+            take: Callable[..., int] | None = getattr(self, f"_take_{operation[0]}", None)
             if take is not None:
-                self._prepared[index] = take(self, idmapped, *operation[1:])
+                self._prepared[index] = take(idmapped, *operation[1:])
 
     def make_filesystems(self, operations: Sequence[Operation]) -> None:
         """Make every new file system, as the user whom the command will run as: their files must have a mapped owner."""
         for index, operation in enumerate(operations):
-            make = _FILESYSTEMS.get(operation[0])
+            make: Callable[..., int] | None = getattr(self, f"_make_{operation[0]}", None)
             if make is not None:
-                self._prepared[index] = make(self, *operation[1:])
+                self._prepared[index] = make(*operation[1:])
             elif operation[0] == "proc" and operation[1]:
                 attributes = mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC
                 self._prepared[index] = mount.new_filesystem(b"proc", (), attributes)
@@ -148,9 +148,9 @@ class Root:
     def assemble(self, operations: Sequence[Operation]) -> None:
         """Attach the new root and place everything in it, in order."""
         for index, operation in enumerate(operations):
-            place = _PLACE.get(operation[0])
+            place: Callable[..., None] | None = getattr(self, f"_place_{operation[0]}", None)
             if place is not None:
-                place(self, self._prepared.get(index, -1), *operation[1:])
+                place(self._prepared.get(index, -1), *operation[1:])
 
     def _place_root(self, prepared: int, _size: int) -> None:
         # /proc exists everywhere and everything that is needed of the host's has been opened by now.
@@ -282,31 +282,6 @@ _DEV_LINKS = (
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
 )
-
-_SOURCES: dict[str, Callable[..., int]] = {
-    "bind": Root._take_bind,
-    "copy": Root._take_copy,
-    "dev": Root._take_dev,
-    "proc": Root._take_proc,
-}
-_FILESYSTEMS: dict[str, Callable[..., int]] = {
-    "root": Root._make_root,
-    "tmpfs": Root._make_tmpfs,
-    "dev": Root._make_dev,
-}
-
-_PLACE: dict[str, Callable[..., None]] = {
-    "root": Root._place_root,
-    "dir": Root._place_dir,
-    "link": Root._place_link,
-    "bind": Root._place_bind,
-    "copy": Root._place_copy,
-    "tmpfs": Root._place_tmpfs,
-    "dev": Root._place_dev,
-    "proc": Root._place_proc,
-    "cover": Root._place_cover,
-}
-
 
 _KINDS = {S_IFDIR: "directory", S_IFREG: "file", S_IFCHR: "device", S_IFBLK: "device", S_IFSOCK: "socket"}
 

@@ -79,7 +79,7 @@ class Stage:
         request = self._request
         process.die_with_parent()
         if posix.read(request.control, 64) != b"go":
-            posix._exit(125)  # the launcher is gone
+            process.leave(125)  # the launcher is gone
         process.set_name(b"remit-init")
         if request.self_map and "unshare" in self._found:
             _write("/proc/self/setgroups", b"deny")

@@ -269,7 +269,7 @@ def _run_stage(request: Request, control: int) -> None:
         _keep(control, *request.idmapped.values())
         Stage(request).run()
     finally:
-        posix._exit(125)
+        process.leave(125)
 
 
 def _keep(*wanted: int) -> None:

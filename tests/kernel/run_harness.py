@@ -362,7 +362,8 @@ def all_ended(pidfds: Sequence[int], seconds: float = TIMEOUT) -> bool:
     deadline = time.monotonic() + seconds
     waiting = list(pidfds)
     while waiting:
-        ready: list[int] = select.select(waiting, [], [], max(0.0, deadline - time.monotonic()))[0]
+        nothing: list[int] = []
+        ready, _, _ = select.select(waiting, nothing, nothing, max(0.0, deadline - time.monotonic()))
         if not ready:
             return False
         waiting = [descriptor for descriptor in waiting if descriptor not in ready]
