@@ -37,7 +37,7 @@ def write(names: list[str]) -> None:
     entries: list[Entry] = []
     for name in names:
         module = sys.modules[name]
-        source = module.__file__
+        source: str | None = getattr(module, "__file__", None)
         if source is None:
             return
         status = posix.stat(source)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BUNDLE = f"{__file__.rpartition('/')[0]}/__pycache__/run.{sys.implementation.cache_tag}.bundle"
 """The hot path's modules in one file (``remit.cli.bundle`` makes it)."""
 
+_SPECIFICATION: "Any" = getattr(sys.__spec__, "__class__")  # noqa: B009  # importing importlib.machinery for the class costs what a bundle saves
 _MAXIMUM = 1 << 23
 _WRITABLE_BY_OTHERS = 0o022
 
@@ -89,9 +90,7 @@ class Bundle:
         if entry is None:
             return None
         source = entry[1]
-        # The class of any specification; importing importlib.machinery for it costs what this module saves.
-        kind: Any = type(sys.__spec__)
-        spec: ModuleSpec = kind(name, self, origin=source, is_package=entry[2])
+        spec: ModuleSpec = _SPECIFICATION(name, self, origin=source, is_package=entry[2])
         spec.has_location = True
         if entry[2]:
             spec.submodule_search_locations = [source.rpartition("/")[0]]

@@ -22,9 +22,11 @@ def dumps(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list | tuple):
-        return "[" + ",".join([dumps(item) for item in value]) + "]"
+        items: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]
+        return "[" + ",".join([dumps(item) for item in items]) + "]"
     if isinstance(value, dict):
-        return "{" + ",".join([_quoted(str(k)) + ":" + dumps(v) for k, v in value.items()]) + "}"
+        entries: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
+        return "{" + ",".join([_quoted(str(k)) + ":" + dumps(v) for k, v in entries.items()]) + "}"
     raise TypeError(f"not JSON: {type(value).__name__}")
 
 

@@ -456,7 +456,7 @@ class _Job:
                 if isinstance(op, Tmpfs):
                     rules.append(Rule(path, landlock.SCRATCH | (0 if op.no_exec else landlock.EXECUTE)))
             rules += [Rule(path, landlock.READ_DIR) for path in mounts.listable(tree)]
-            rules += landlock.gathered(rules, mounts.uncovered(tree))
+            rules += landlock.gathered(rules, [path for path in mounts.uncovered(tree) if path == "/etc"])
         abi = landlock.abi(self.facts.landlock_abi)
         net = abi.net if network.landlock_holds_tcp(self.authority, own_namespace=layers.network) else 0
         session = Landlock("session", abi.fs, net, abi.scoped, landlock.compiled(rules, abi.fs))

@@ -126,9 +126,9 @@ def mediated(roots: Iterable[str], scratch: Iterable[str]) -> tuple[str, ...]:
 def gathered(rules: Iterable[Rule], directories: Iterable[str]) -> tuple[Rule, ...]:
     """A rule for each of ``directories`` in which everything that is there may be read, and nothing else is.
 
-    They are directories of the new root's own tmpfs: what they hold was put there because it is granted, so the one rule
-    grants what the many would, at a tenth of the time. (A plan without a root of its own has no such directory and keeps
-    every rule.)
+    They are directories of the new root's own tmpfs (``/etc``, of which dozens of small files are granted): what they
+    hold was put there because it is granted, so the one rule grants what the many would, at a tenth of the time. A plan
+    without a root of its own has no such directory and keeps every rule.
     """
     own = frozenset(directories)
     every = tuple(rule for rule in rules if rule.path not in own)

@@ -79,7 +79,7 @@ def harmless_stdin() -> int:
 def _sealed_copy() -> int:
     """A file without a name (a shell's here-document): what is left to read of it, in memory, sealed against writing."""
     copy = posix.memfd_create("stdin", posix.MFD_CLOEXEC | posix.MFD_ALLOW_SEALING)
-    while posix.sendfile(copy, 0, None, 1 << 20):  # None: from the descriptor's own offset
+    while posix.sendfile(copy, 0, None, 1 << 20):  # pyright: ignore[reportArgumentType]  # None: from its own offset
         pass
     posix.lseek(copy, 0, 0)
     fcntl(copy, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)

@@ -360,13 +360,17 @@ def ended(pid: int, seconds: float = TIMEOUT) -> bool:
 def all_ended(pidfds: Sequence[int], seconds: float = TIMEOUT) -> bool:
     """Whether every process has ended, waiting at most so long for all of them."""
     deadline = time.monotonic() + seconds
-    waiting = list(pidfds)
-    while waiting:
-        nothing: list[int] = []
-        ready, _, _ = select.select(waiting, nothing, nothing, max(0.0, deadline - time.monotonic()))
+    waiting = select.poll()
+    for descriptor in pidfds:
+        waiting.register(descriptor, select.POLLIN)
+    left = set(pidfds)
+    while left:
+        ready = waiting.poll(max(0, int((deadline - time.monotonic()) * 1000)))
         if not ready:
             return False
-        waiting = [descriptor for descriptor in waiting if descriptor not in ready]
+        for descriptor, _ in ready:
+            waiting.unregister(descriptor)
+            left.discard(descriptor)
     return True
 
 
