@@ -191,7 +191,7 @@ def test_the_fast_path_imports_exactly_these_modules() -> None:
     result = run(sys.executable, "-I", "-S", "-X", "utf8", "-c", code)
     assert result.returncode == 7, result.stderr
     # The maker of the bundle is imported where there is no good one yet.
-    assert [name for name in result.stdout.split() if name != "remit.cli.bundle"] == [
+    assert [name for name in result.stdout.split() if name not in ("gc", "remit.cli.bundle")] == [
         "remit",
         "remit.cli",
         "remit.cli.fast",
