@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from tests import needs
+
+# An ordinary user may not write beside the tests, and examples of one run are not another's.
+settings.register_profile("remit", database=None)
+settings.load_profile("remit")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -208,3 +208,21 @@ WIRE: tuple[tuple[str, ...], ...] = (
     *(("package", name) for name in PACKAGE_DIRECTORIES),
 )
 """The catalogue as the plan carries it: a kind (``any``, ``top``, ``hook``, ``interpreter``, ``package``) and names."""
+
+
+def opens(path: str) -> bool:
+    """Whether granting this very ``path`` (absolute, canonical) by name opens the catalogue for it and what is below it.
+
+    It must *be* a catalogue name or a directory that holds nothing else (``.git/hooks``, ``.vscode``): a grant of a project
+    does not open the hooks in it, nor does one of a whole ``.git``.
+    """
+    names = tuple(path.strip("/").split("/"))
+    if names[-2:] == (".git", "hooks") or names[-3:-1] == (".git", "hooks"):
+        return True
+    if names[-1] in INTERPRETERS and names[-2:-1] in (("bin",), ("Scripts",)):
+        return True
+    for entry in ENTRIES:
+        for length in range(1, len(entry.tail) + 1):
+            if names[-length:] == entry.tail[:length] and names[-length:] != (".git",):
+                return True
+    return False

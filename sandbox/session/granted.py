@@ -19,6 +19,7 @@ from remit.sandbox.authority.errors import GrantError, RemitError, UsageError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join
 from remit.sandbox.authority.model import DEGRADABLE, Authority, PathPattern, PathRule, Right, Source
+from remit.sandbox.compile import catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,7 +163,8 @@ class _Reader:
         self.files.append(path)
 
     def result(self) -> Granted:
-        own = Authority(paths=tuple(self.paths), deny=tuple(self.deny), protect=tuple(self.protect))
+        opened = tuple(rule.path for rule in self.paths if Right.WRITE in rule.rights and catalogue.opens(rule.path))
+        own = Authority(paths=tuple(self.paths), deny=tuple(self.deny), protect=tuple(self.protect), opened=opened)
         return Granted(
             authority=join(self.authority, own),
             degrade=tuple(dict.fromkeys(self.degrade)),

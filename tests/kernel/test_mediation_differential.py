@@ -23,12 +23,14 @@ def tree(root: Path) -> list[tuple[object, ...]]:
         status = path.lstat()
         content: object = None
         if stat.S_ISREG(status.st_mode):
+            path.chmod(stat.S_IRUSR)  # its mode is known by now, and may let nobody read
             content = path.read_bytes()
         elif stat.S_ISLNK(status.st_mode):
             content = os.readlink(path)
         links = 0 if stat.S_ISDIR(status.st_mode) else status.st_nlink
         found.append((name, oct(status.st_mode), links, status.st_uid, content))
         if stat.S_ISDIR(status.st_mode):
+            path.chmod(stat.S_IRWXU)
             for child in sorted(os.listdir(path)):
                 visit(path / child, f"{name}/{child}")
 

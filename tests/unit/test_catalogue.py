@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from remit.sandbox.compile import catalogue
 from remit.sandbox.compile.catalogue import ENTRIES, HOOKS, INTERPRETERS, PACKAGE_DIRECTORIES, WIRE
 
 
@@ -38,3 +41,23 @@ def test_the_wire_form_is_plain_and_complete() -> None:
     assert {kind for kind, *_ in WIRE} == {"any", "top", "hook", "interpreter", "package"}
     assert len(WIRE) == len(ENTRIES) + len(HOOKS) + len(INTERPRETERS) + len(PACKAGE_DIRECTORIES)
     assert all(type(part) is str for entry in WIRE for part in entry)
+
+
+@pytest.mark.parametrize(
+    ("path", "opened"),
+    [
+        ("/p/.git/hooks", True),
+        ("/p/.git/hooks/pre-commit", True),
+        ("/p/a/.vscode", True),
+        ("/p/.vscode/tasks.json", True),
+        ("/p/.envrc", True),
+        ("/p/.venv/bin/python", True),
+        ("/p", False),
+        ("/p/.git", False),
+        ("/p/hooks", False),
+        ("/p/bin/python-config", False),
+        ("/p/.git/objects", False),
+    ],
+)
+def test_only_a_catalogue_name_opens_the_catalogue(path: str, opened: bool) -> None:
+    assert catalogue.opens(path) is opened

@@ -202,6 +202,12 @@ class House:
         _copy_distributions(project["dependencies"], site)
         # Compiled now, so that nothing in it changes while it is in use.
         compileall.compile_dir(site, quiet=2)
+        bundle = (
+            f"import sys; sys.path.append({str(site)!r}); from remit.cli import bundle;"
+            "import remit.sandbox.session.oneshot; bundle.write(bundle.loaded())"
+        )
+        python = self.installation / "bin" / "python3"
+        subprocess.run([str(python), "-I", "-S", "-X", "utf8", "-c", bundle], check=True)
 
     def _make_repository(self) -> None:
         for name, text in {
