@@ -283,7 +283,7 @@ def _report(invocation: Invocation, outcome: start.Outcome, status: int, identif
         _say(f"the {outcome.limit} limit ended the command")
     if status and outcome.denials and posix.isatty(2):
         actions = "1 action was" if outcome.denials == 1 else f"{outcome.denials} actions were"
-        _say(f"{actions} outside the grant: see {state_directory(posix.environ)}/sessions/{identifier}/events.jsonl")
+        _say(f"{actions} outside the grant: remit why {identifier} explains")
 
 
 def _say(line: str) -> None:
