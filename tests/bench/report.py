@@ -35,7 +35,9 @@ def markdown(result: dict[str, Any]) -> str:
             lines += [f"### {title}", "", *table(rows), ""]
     if result["not_measured"]:
         lines += ["Not measured:", ""]
-        lines += [f"- {one['name']} ({one['group']}): {' '.join(one['reason'].split())}" for one in result["not_measured"]]
+        lines += [
+            f"- {one['name']} ({one['group']}): {' '.join(one['reason'].split())}" for one in result["not_measured"]
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -48,7 +50,7 @@ def _number(value: float) -> str:
 
 
 def _starts(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["| | n | median | p99 | min | × bare |", "|---|--:|--:|--:|--:|--:|"]
+    lines = ["| | n | median | p99 | min | ratio to bare |", "|---|--:|--:|--:|--:|--:|"]
     for row in sorted(rows, key=lambda row: row["median"]):
         cells = [_number(row[name]) for name in ("median", "p99", "minimum", "ratio")]
         lines.append(f"| {row['name']} | {row['n']} | {' | '.join(cells)} |")
@@ -58,7 +60,7 @@ def _starts(rows: list[dict[str, Any]]) -> list[str]:
 def _calls(rows: list[dict[str, Any]]) -> list[str]:
     variants = list(dict.fromkeys([row["variant"] for row in rows]))
     confined = [variant for variant in variants if variant != "bare"]
-    heads = [*variants, *[f"{variant}, × bare" for variant in confined]]
+    heads = [*variants, *[f"{variant}, ratio to bare" for variant in confined]]
     lines = [f"| | n | {' | '.join(heads)} |", "|---|--:" + "|--:" * len(heads) + "|"]
     by = {(row["name"], row["variant"]): row for row in rows}
     for name in dict.fromkeys([row["name"] for row in rows]):
@@ -70,7 +72,7 @@ def _calls(rows: list[dict[str, Any]]) -> list[str]:
 
 def _workloads(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| | n | bare | p99 | min | `remit run` | p99 | min | × bare | without the start | × bare |",
+        "| | n | bare | p99 | min | `remit run` | p99 | min | ratio to bare | without the start | ratio to bare |",
         "|---" + "|--:" * 10 + "|",
     ]
     by = {(row["name"], row["variant"]): row for row in rows}

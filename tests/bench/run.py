@@ -35,12 +35,20 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"starts of each kind (default {_ROUNDS}); of workloads and probes a tenth, at least {_LEAST} or N",
     )
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="groups (start, call, workload) or parts of workloads' names"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="groups (start, call, workload) or parts of workloads' names",
     )
-    parser.add_argument("--directory", default=os.path.expanduser("~"), help="make the temporary directory here (not /tmp)")
+    parser.add_argument(
+        "--directory", default=os.path.expanduser("~"), help="make the temporary directory here (not /tmp)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the result here ('-': standard output)")
     parser.add_argument("--markdown", action="store_true", help="print the tables")
-    parser.add_argument("--write", metavar="FILE", help="with --markdown: replace what is between the marks in FILE instead")
+    parser.add_argument(
+        "--write", metavar="FILE", help="with --markdown: replace what is between the marks in FILE instead"
+    )
     parser.add_argument("--from-json", metavar="FILE", help="measure nothing: the tables of an earlier result")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1:

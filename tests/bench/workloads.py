@@ -199,7 +199,10 @@ def _make(setting: Setting, workspace: str) -> Workload:
     for i in functions:
         lines = [f"static int g{i}_{j}(int x) {{ return x * {j} + {i}; }}" for j in range(40)]
         total = " + ".join([f"g{i}_{j}(x)" for j in range(40)])
-        _write(f"{workspace}/f{i}.c", "#include <stdio.h>\n" + "\n".join(lines) + f"\nint f{i}(int x) {{ return {total}; }}\n")
+        _write(
+            f"{workspace}/f{i}.c",
+            "#include <stdio.h>\n" + "\n".join(lines) + f"\nint f{i}(int x) {{ return {total}; }}\n",
+        )
     declared = "\n".join([f"int f{i}(int);" for i in functions])
     called = " + ".join([f"f{i}(c)" for i in functions])
     _write(f"{workspace}/main.c", f"{declared}\nint main(int c, char **v) {{ return v == 0 && ({called}); }}\n")
@@ -222,6 +225,8 @@ def _pytest(setting: Setting, workspace: str) -> Workload:
     found = subprocess.run([sys.executable, "-c", _WHERE], capture_output=True, check=False)
     if found.returncode != 0:
         raise Unavailable(f"{sys.executable}, which runs the benchmark, has no pytest")
+    root: str
+    files: list[str]
     root, files = json.loads(found.stdout)
     # A copy, so that it is below the workspace: what lies elsewhere in a home is not seen inside.
     for file in files:
@@ -235,7 +240,9 @@ def _pytest(setting: Setting, workspace: str) -> Workload:
         _write(f"{workspace}/project/tests/test_m{i}.py", f"from small.m{i} import add\n\n\n{tests}")
     _write(f"{workspace}/project/pytest.ini", "[pytest]\npythonpath = .\n")
     project = f"{workspace}/project"
-    start = f"import sys; sys.path.insert(0, {workspace + '/lib'!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    start = (
+        f"import sys; sys.path.insert(0, {workspace + '/lib'!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    )
 
     def clean() -> None:
         _remove(f"{project}/.pytest_cache", f"{project}/small/__pycache__", f"{project}/tests/__pycache__")
@@ -257,7 +264,9 @@ WORKLOADS: dict[str, Callable[[Setting, str], Workload]] = {
 }
 
 
-def measure(setting: Setting, rounds: int, wanted: Callable[[str], bool], say: Callable[[str], None]) -> Iterable[Row | NotMeasured]:
+def measure(
+    setting: Setting, rounds: int, wanted: Callable[[str], bool], say: Callable[[str], None]
+) -> Iterable[Row | NotMeasured]:
     """The rows of the workloads that are ``wanted``, each in a workspace of its own that is removed after it."""
     for number, (name, make) in enumerate(WORKLOADS.items()):
         if not wanted(name):
@@ -286,7 +295,9 @@ def _rows(setting: Setting, workspace: str, name: str, work: Workload, rounds: i
         variant: replace(setting.command(workspace, *words), prepare=work.prepare, settle=True)
         for variant, words in argv.items()
     }
-    taken = {variant: milliseconds(samples) for variant, samples in interleave(commands, rounds, setting.errors).items()}
+    taken = {
+        variant: milliseconds(samples) for variant, samples in interleave(commands, rounds, setting.errors).items()
+    }
     medians = {variant: statistics.median(values) for variant, values in taken.items()}
     bare, confined = medians["bare"], medians["remit run"]
     start = medians["confined true"] - medians["bare true"]
