@@ -16,6 +16,7 @@ from remit.sandbox.audit import denials
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority import pattern
 from remit.sandbox.authority.errors import UsageError
+from remit.sandbox.compile import catalogue
 from remit.sandbox.compile.syscalls import TABLE, Action
 from remit.sandbox.kernel.call import NR
 from remit.sandbox.mediate.rules import Rules
@@ -96,6 +97,8 @@ def explain(denial: Denial, session: Session, exists: Callable[[str], bool]) -> 
         return _ungranted(denial, name, session, exists)
     if denial.rule.startswith(_AUTO_EXEC):
         note = "protected as auto-executed: a program outside would run it"
+        if catalogue.opens(denial.object):
+            return Explanation(denial, name, "auto-exec", ("mediation",), grant=("--write", denial.object), note=note)
         return Explanation(denial, name, "auto-exec", ("mediation",), note=note)
     for kind, patterns in (("deny", session.deny), ("protect", session.protect)):
         for one in patterns:

@@ -125,11 +125,18 @@ def test_a_protect_names_its_line(state: str, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    "rule", ["auto_exec .envrc", "auto_exec git hook pre-commit", "auto_exec git config: core.pager"]
+    ("path", "rule", "grant"),
+    [
+        ("/w/.envrc", "auto_exec .envrc", ["--write", "/w/.envrc"]),
+        ("/w/.git/hooks/pre-commit", "auto_exec git hook pre-commit", ["--write", "/w/.git/hooks/pre-commit"]),
+        ("/w/.git/config", "auto_exec git config: core.pager", []),
+    ],
 )
-def test_auto_executed_files_have_no_grant(state: str, rule: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = one(state, denial("/w/.envrc", rule), capsys)
-    assert (found["kind"], found["grant"], found["source"]) == ("auto-exec", [], None)
+def test_auto_executed_files_are_granted_by_their_own_name(
+    state: str, path: str, rule: str, grant: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = one(state, denial(path, rule), capsys)
+    assert (found["kind"], found["grant"], found["source"]) == ("auto-exec", grant, None)
     assert found["note"].startswith("protected as auto-executed")
 
 
