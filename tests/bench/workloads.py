@@ -90,7 +90,7 @@ def _program(setting: Setting, name: str) -> str:
 
 
 def _repository(setting: Setting, path: str) -> str:
-    """1,000 files in 20 directories, loose objects; 500 of them differ on the branch ``other``. Returns git's path."""
+    """1,000 files in 20 directories, loose objects; the branch ``other`` changes 499 and adds one. Returns git's path."""
     git = _program(setting, "git")
     os.mkdir(path)
 
@@ -103,8 +103,9 @@ def _repository(setting: Setting, path: str) -> str:
         _write(f"{path}/d{i % 20}/f{i}.txt", f"file {i}\n" * 20)
     commit("first")
     _call(setting, path, git, "checkout", "-q", "-b", "other")
-    for i in range(0, 1000, 2):
+    for i in range(2, 1000, 2):
         _write(f"{path}/d{i % 20}/f{i}.txt", f"other {i}\n" * 20)
+    _write(f"{path}/only-other.txt", "other\n")
     commit("second")
     _call(setting, path, git, "checkout", "-q", "main")
     return git
@@ -131,7 +132,7 @@ def _checkout(setting: Setting, workspace: str) -> Workload:
     git = _repository(setting, path)
     return Workload(
         (git, "-C", path, "checkout", "-q", "other"),
-        f"{path}/.git/refs/heads/other",
+        f"{path}/only-other.txt",
         lambda: _call(setting, path, git, "checkout", "-q", "main"),
     )
 
