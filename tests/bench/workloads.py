@@ -55,9 +55,10 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Workload:
-    """A command, with absolute paths, and what puts its workspace back before each run of it."""
+    """A command, with absolute paths, what puts its workspace back before each run of it, and a file that it makes."""
 
     argv: tuple[str, ...]
+    makes: str
     prepare: Callable[[], None] = nothing
 
 
@@ -89,7 +90,7 @@ def _program(setting: Setting, name: str) -> str:
 
 
 def _repository(setting: Setting, path: str) -> str:
-    """1,000 files in 20 directories, loose objects; 500 of them differ on the branch ``other``. Returns git's path."""
+    """1,000 files in 20 directories, loose objects; the branch ``other`` changes 499 and adds one. Returns git's path."""
     git = _program(setting, "git")
     os.mkdir(path)
 
@@ -102,8 +103,9 @@ def _repository(setting: Setting, path: str) -> str:
         _write(f"{path}/d{i % 20}/f{i}.txt", f"file {i}\n" * 20)
     commit("first")
     _call(setting, path, git, "checkout", "-q", "-b", "other")
-    for i in range(0, 1000, 2):
+    for i in range(2, 1000, 2):
         _write(f"{path}/d{i % 20}/f{i}.txt", f"other {i}\n" * 20)
+    _write(f"{path}/only-other.txt", "other\n")
     commit("second")
     _call(setting, path, git, "checkout", "-q", "main")
     return git
@@ -112,7 +114,9 @@ def _repository(setting: Setting, path: str) -> str:
 def _clone(setting: Setting, workspace: str, *options: str) -> Workload:
     git = _repository(setting, f"{workspace}/source")
     target = f"{workspace}/target"
-    return Workload((git, "clone", "-q", *options, f"{workspace}/source", target), lambda: _remove(target))
+    return Workload(
+        (git, "clone", "-q", *options, f"{workspace}/source", target), f"{target}/d19/f999.txt", lambda: _remove(target)
+    )
 
 
 def _clone_links(setting: Setting, workspace: str) -> Workload:
@@ -127,7 +131,9 @@ def _checkout(setting: Setting, workspace: str) -> Workload:
     path = f"{workspace}/source"
     git = _repository(setting, path)
     return Workload(
-        (git, "-C", path, "checkout", "-q", "other"), lambda: _call(setting, path, git, "checkout", "-q", "main")
+        (git, "-C", path, "checkout", "-q", "other"),
+        f"{path}/only-other.txt",
+        lambda: _call(setting, path, git, "checkout", "-q", "main"),
     )
 
 
@@ -149,7 +155,7 @@ def _untar(setting: Setting, workspace: str) -> Workload:
         _remove(target)
         os.mkdir(target)
 
-    return Workload((tar, "-xf", f"{workspace}/tiny.tar", "-C", target), clean)
+    return Workload((tar, "-xf", f"{workspace}/tiny.tar", "-C", target), f"{target}/d49/f4999", clean)
 
 
 def _npm(setting: Setting, workspace: str) -> Workload:
@@ -165,7 +171,11 @@ def _npm(setting: Setting, workspace: str) -> Workload:
         _write(f"{project}/package.json", json.dumps({"name": "project", "version": "1.0.0", "private": True}))
 
     quiet = ("--offline", "--no-audit", "--no-fund", "--no-update-notifier", "--cache", cache)
-    return Workload((npm, "install", *quiet, "--prefix", project, f"{workspace}/tiny.tgz"), clean)
+    return Workload(
+        (npm, "install", *quiet, "--prefix", project, f"{workspace}/tiny.tgz"),
+        f"{project}/node_modules/tiny/lib/f198.js",
+        clean,
+    )
 
 
 def _pip(setting: Setting, workspace: str) -> Workload:
@@ -189,6 +199,7 @@ def _pip(setting: Setting, workspace: str) -> Workload:
     install = ("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-cache-dir", "--disable-pip-version-check")
     return Workload(
         (f"{environment}/bin/python", *install, wheel),
+        f"{packages}/tiny/m49.py",
         lambda: _remove(f"{packages}/tiny", f"{packages}/{information}"),
     )
 
@@ -210,14 +221,16 @@ def _make(setting: Setting, workspace: str) -> Workload:
     rules = f"CC = {compiler}\nCFLAGS = -O1\nall: program\nprogram: {objects}\n\t$(CC) -o $@ {objects}\n"
     _write(f"{workspace}/Makefile", rules)
     built = [f"{workspace}/{name}" for name in [*objects.split(), "program"]]
-    return Workload((make, "-s", "-j2", "-C", workspace), lambda: _remove(*built))
+    return Workload((make, "-s", "-j2", "-C", workspace), f"{workspace}/program", lambda: _remove(*built))
 
 
 def _sqlite(setting: Setting, workspace: str) -> Workload:
     _write(f"{workspace}/commits.py", _SQLITE)
     database = f"{workspace}/t.db"
     return Workload(
-        (setting.python, "-I", f"{workspace}/commits.py", database), lambda: _remove(database, f"{database}-journal")
+        (setting.python, "-I", f"{workspace}/commits.py", database),
+        database,
+        lambda: _remove(database, f"{database}-journal"),
     )
 
 
@@ -248,7 +261,11 @@ def _pytest(setting: Setting, workspace: str) -> Workload:
         _remove(f"{project}/.pytest_cache", f"{project}/small/__pycache__", f"{project}/tests/__pycache__")
 
     # Isolated, so that a user's own packages are seen neither inside nor outside.
-    return Workload((setting.python, "-I", "-c", start, "-q", "--rootdir", project, project), clean)
+    return Workload(
+        (setting.python, "-I", "-c", start, "-q", "--rootdir", project, project),
+        f"{project}/.pytest_cache/v/cache/nodeids",
+        clean,
+    )
 
 
 WORKLOADS: dict[str, Callable[[Setting, str], Workload]] = {
@@ -295,8 +312,14 @@ def _rows(setting: Setting, workspace: str, name: str, work: Workload, rounds: i
         variant: replace(setting.command(workspace, *words), prepare=work.prepare, settle=True)
         for variant, words in argv.items()
     }
+
+    def check(variant: str) -> None:
+        if variant in ("bare", "remit run") and not os.path.exists(work.makes):
+            raise BenchError(f"{variant} did not make {os.path.relpath(work.makes, workspace)}")
+
     taken = {
-        variant: milliseconds(samples) for variant, samples in interleave(commands, rounds, setting.errors).items()
+        variant: milliseconds(samples)
+        for variant, samples in interleave(commands, rounds, setting.errors, check).items()
     }
     medians = {variant: statistics.median(values) for variant, values in taken.items()}
     bare, confined = medians["bare"], medians["remit run"]
