@@ -26,7 +26,7 @@ from typing import ClassVar, NoReturn
 from remit.sandbox.compile.catalogue import WIRE
 from remit.sandbox.compile.seccomp import build_filter
 from remit.sandbox.compile.syscalls import refused
-from remit.sandbox.kernel import landlock, memory, notify, process
+from remit.sandbox.kernel import landlock, memory, mount, notify, process
 from remit.sandbox.kernel.call import MACHINE, NR, call
 from remit.sandbox.mediate.broker import Broker
 from remit.sandbox.mediate.calls import PROCEED
@@ -162,6 +162,7 @@ def _session(setup: Setup, out: int) -> NoReturn:
     process.die_with_parent()
     call(NR["mount"], None, b"/", None, _MS_REC | _MS_PRIVATE, None)
     call(NR["mount"], b"proc", b"/proc", b"proc", _MS_NOSUID_NODEV_NOEXEC, None)
+    _pin_parent(Path(os.fsdecode(setup.root)))
     process.no_new_privileges()
     _restrict(setup.root, FS_ALL)
     state: dict[str, int] = {}
@@ -211,6 +212,19 @@ def _session(setup: Setup, out: int) -> NoReturn:
         status = ended.get(state.get("pid", -1))
     os.write(out, ("\x1e" + "\n".join([str(broker.denials if broker else 0), *notes[:200]])).encode())
     os._exit(status if status >= 0 else 128 - status)
+
+
+def _pin_parent(root: Path) -> None:
+    """Where this user owns what holds ``root``, random calls on ``..`` must not change it: natively nothing forbids that."""
+    if root.parent.stat().st_uid != os.getuid():
+        return
+    outer, inner = os.open(root.parent, os.O_PATH), os.open(root, os.O_PATH)
+    fixed, free = mount.clone_tree(outer), mount.clone_tree(inner)
+    mount.set_attributes(fixed, mount.ATTR_RDONLY)
+    mount.attach_over(fixed, os.fsencode(root.parent))
+    mount.attach_over(free, os.fsencode(root))
+    for descriptor in (outer, inner, fixed, free):
+        os.close(descriptor)
 
 
 def _command(setup: Setup, out: int, state: dict[str, int], gate: _thread.LockType) -> None:
