@@ -284,6 +284,11 @@ def from_json(value: object, where: str = "authority") -> Authority:
     environment = tuple(_variable(one, at) for at, one in _list(made["environment"], f"{where}.environment"))
     _unique([name for name, _ in environment], f"{where}.environment")
     limits = object_of(made["limits"], f"{where}.limits", (), LIMIT_NAMES)
+    devices = strings("devices")
+    for name in devices:
+        # Relative to /dev, as profiles write them: "null", "dri/renderD128".
+        if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
+            raise wrong(f"{where}.devices", f"{name!r} is not a name below /dev", "such as null or dri/renderD128")
     return Authority(
         paths=tuple(_rule(one, at) for at, one in _list(made["paths"], f"{where}.paths")),
         deny=patterns("deny"),
@@ -295,7 +300,7 @@ def from_json(value: object, where: str = "authority") -> Authority:
         loopback=a_bool(made["loopback"], f"{where}.loopback"),
         unix=paths("unix"),
         syscalls=strings("syscalls"),
-        devices=paths("devices"),
+        devices=devices,
         environment=environment,
         limits=tuple((name, an_int(most, f"{where}.limits.{name}", 1, (1 << 63) - 1)) for name, most in limits.items()),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posix
+
 from remit.sandbox.kernel.call import NR, call
 
 O_PATH = 0o10000000
@@ -42,3 +44,24 @@ def fchmodat(directory: int, path: bytes, mode: int) -> None:
 def fchownat(directory: int, path: bytes, uid: int, gid: int, flags: int) -> None:
     """``fchownat(2)``; -1 leaves a number as it is."""
     call(NR["fchownat"], directory, path, uid, gid, flags)
+
+
+def write(path: str, data: bytes) -> None:
+    """Write to an existing file in one call, as the files of /proc and of control groups want it. Raises OSError."""
+    opened = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
+    try:
+        posix.write(opened, data)
+    finally:
+        posix.close(opened)
+
+
+def read(path: str, size: int = 1 << 20) -> bytes:
+    """Up to ``size`` bytes of a file, to its end where it is shorter. Raises OSError."""
+    opened = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        data = b""
+        while len(data) < size and (piece := posix.read(opened, size - len(data))):
+            data += piece
+        return data
+    finally:
+        posix.close(opened)

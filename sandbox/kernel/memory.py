@@ -5,6 +5,7 @@ from __future__ import annotations
 import posix
 from errno import EFAULT, ENAMETOOLONG
 
+from remit.sandbox.kernel import files
 from remit.sandbox.kernel.call import NR, Buffer, address, call, failure, libc_call
 
 _PAGE = 4096
@@ -72,9 +73,5 @@ def forget_caller(strings: tuple[int, int]) -> None:
 
 def own_strings() -> tuple[int, int]:
     """Where this process's arguments and environment lie: from ``arg_start`` to ``env_end`` (``proc_pid_stat(5)``)."""
-    opened = posix.open("/proc/self/stat", posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        fields = posix.read(opened, 2048).rpartition(b")")[2].split()
-    finally:
-        posix.close(opened)
+    fields = files.read("/proc/self/stat").rpartition(b")")[2].split()
     return int(fields[_ARG_START]), int(fields[_ENV_END])

@@ -11,6 +11,7 @@ import posix
 from errno import EBUSY, EEXIST, ENOENT
 
 from remit.sandbox.authority.errors import LaunchError
+from remit.sandbox.kernel import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,14 +40,14 @@ class Groups:
     def add(self, pid: int) -> None:
         """Put a process into every group. It must not have forked yet: children that exist do not follow."""
         for path in set(self._paths.values()):
-            _write(f"{path}/cgroup.procs", b"%d" % pid)
+            files.write(f"{path}/cgroup.procs", b"%d" % pid)
 
     def out_of_memory(self) -> bool:
         """Whether the kernel killed something in the session for its memory limit."""
         path = self._paths.get("memory")
         if path is None:
             return False
-        events = _read(f"{path}/memory.events" if self._unified else f"{path}/memory.oom_control")
+        events = files.read(f"{path}/memory.events" if self._unified else f"{path}/memory.oom_control")
         for line in events.splitlines():
             name, _, count = line.partition(b" ")
             if name == b"oom_kill" and int(count or 0):
@@ -118,28 +119,28 @@ def _set(path: str, what: str, value: int, *, unified: bool) -> None:
     if what == "cpu":
         quota = value * _PERIOD_US // 1000
         if unified:
-            _write(f"{path}/cpu.max", b"%d %d" % (quota, _PERIOD_US))
+            files.write(f"{path}/cpu.max", b"%d %d" % (quota, _PERIOD_US))
         else:
-            _write(f"{path}/cpu.cfs_period_us", b"%d" % _PERIOD_US)
-            _write(f"{path}/cpu.cfs_quota_us", b"%d" % quota)
+            files.write(f"{path}/cpu.cfs_period_us", b"%d" % _PERIOD_US)
+            files.write(f"{path}/cpu.cfs_quota_us", b"%d" % quota)
         return
-    _write(f"{path}/{_V2[what] if unified else _V1[what][1]}", b"%d" % value)
+    files.write(f"{path}/{_V2[what] if unified else _V1[what][1]}", b"%d" % value)
 
 
 def _has(base: str, wanted: Iterable[str]) -> bool:
-    available = _read(f"{base}/cgroup.subtree_control").split()
+    available = files.read(f"{base}/cgroup.subtree_control").split()
     return all(what.encode() in available for what in wanted)
 
 
 def _mounts() -> dict[str, str]:
     """Controller (or ``cgroup2``) to this process's own group directory in it."""
     own: dict[str, str] = {}
-    for line in _read("/proc/self/cgroup").decode().splitlines():
+    for line in files.read("/proc/self/cgroup").decode().splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(",") if controllers else ("cgroup2",):
             own[controller] = path
     found: dict[str, str] = {}
-    for line in _read("/proc/self/mountinfo").decode(errors="surrogateescape").splitlines():
+    for line in files.read("/proc/self/mountinfo").decode(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         fields = before.split(" ")
@@ -153,22 +154,3 @@ def _mounts() -> dict[str, str]:
                 inside = path[len(root) :] if root != "/" and path.startswith(root) else path
                 found[name] = (point + "/" + inside.strip("/")).rstrip("/")
     return found
-
-
-def _read(path: str) -> bytes:
-    opened = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        parts: list[bytes] = []
-        while data := posix.read(opened, 1 << 16):
-            parts.append(data)
-        return b"".join(parts)
-    finally:
-        posix.close(opened)
-
-
-def _write(path: str, data: bytes) -> None:
-    opened = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
-    try:
-        posix.write(opened, data)
-    finally:
-        posix.close(opened)

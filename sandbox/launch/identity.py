@@ -74,17 +74,9 @@ def _user_namespace(uid: int, gid: int) -> int:
         process.leave(0)
     posix.close(read)
     try:
-        _write(f"/proc/{child}/uid_map", b"0 %d 1" % uid)
-        _write(f"/proc/{child}/gid_map", b"0 %d 1" % gid)
+        files.write(f"/proc/{child}/uid_map", b"0 %d 1" % uid)
+        files.write(f"/proc/{child}/gid_map", b"0 %d 1" % gid)
         return posix.open(f"/proc/{child}/ns/user", posix.O_RDONLY | posix.O_CLOEXEC)
     finally:
         posix.close(write)
         posix.waitpid(child, 0)
-
-
-def _write(path: str, data: bytes) -> None:
-    opened = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
-    try:
-        posix.write(opened, data)
-    finally:
-        posix.close(opened)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import posix
+from remit.sandbox.kernel import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ class Identity:
     def write_maps(self, pid: int) -> None:
         """As root: give the new user namespace of ``pid`` this one user and group, the same inside and outside."""
         for name, number in (("uid_map", self.uid), ("gid_map", self.gid)):
-            opened = posix.open(f"/proc/{pid}/{name}", posix.O_WRONLY | posix.O_CLOEXEC)
-            try:
-                posix.write(opened, b"%d %d 1" % (number, number))
-            finally:
-                posix.close(opened)
+            files.write(f"/proc/{pid}/{name}", b"%d %d 1" % (number, number))
 
 
 class Request:

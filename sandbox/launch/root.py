@@ -257,7 +257,7 @@ class Root:
         """Make it the root. The host's tree is gone; the root tmpfs and /proc/sys become read-only."""
         mount.pivot_to(self.descriptor)
         if forbid_user_namespaces:
-            _write("/proc/sys/user/max_user_namespaces", b"0")
+            files.write("/proc/sys/user/max_user_namespaces", b"0")
         opened = posix.open("/proc/sys", _OPEN_SOURCE | posix.O_DIRECTORY)
         tree = mount.clone_tree(opened)
         mount.set_attributes(tree, mount.ATTR_RDONLY)
@@ -284,11 +284,3 @@ _DEV_LINKS = (
 )
 
 _KINDS = {S_IFDIR: "directory", S_IFREG: "file", S_IFCHR: "device", S_IFBLK: "device", S_IFSOCK: "socket"}
-
-
-def _write(path: str, data: bytes) -> None:
-    descriptor = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
-    try:
-        posix.write(descriptor, data)
-    finally:
-        posix.close(descriptor)

@@ -82,9 +82,9 @@ class Stage:
             process.leave(125)  # the launcher is gone
         process.set_name(b"remit-init")
         if request.self_map and "unshare" in self._found:
-            _write("/proc/self/setgroups", b"deny")
-            _write("/proc/self/uid_map", b"%d %d 1" % (request.uid, request.uid))
-            _write("/proc/self/gid_map", b"%d %d 1" % (request.gid, request.gid))
+            files.write("/proc/self/setgroups", b"deny")
+            files.write("/proc/self/uid_map", b"%d %d 1" % (request.uid, request.uid))
+            files.write("/proc/self/gid_map", b"%d %d 1" % (request.gid, request.gid))
         memory.forget_caller(request.stack_strings)
         posix.setsid()
         if "root" in self._found:
@@ -105,7 +105,7 @@ class Stage:
     def _enter_root(self) -> None:
         request = self._request
         path, token = request.canary
-        if _content(path) != token:
+        if files.read(path, CANARY_SIZE) != token:
             raise Refused("launch", "the canary cannot be read before confinement", "", 125)
         mount.make_private()
         root = self._root = Root()
@@ -202,7 +202,7 @@ class Stage:
         """Invariant 11: what could be read or called a moment ago must now be denied, layer by layer."""
         degraded = self._request.degraded
         probes = (
-            ("namespaces", lambda: _content(self._request.canary[0])),
+            ("namespaces", lambda: files.read(self._request.canary[0], CANARY_SIZE)),
             ("landlock", self._read_behind_landlock),
             ("seccomp", landlock.version),
         )
@@ -228,7 +228,7 @@ class Stage:
         if self._canaries >= 0:
             posix.open("canary", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self._canaries)
         else:
-            _content(self._request.canary[0])
+            files.read(self._request.canary[0], CANARY_SIZE)
 
     def _spawn(self) -> int:
         request = self._request
@@ -285,19 +285,3 @@ def _candidates(name: bytes, environment: list[bytes]) -> list[bytes]:
             continue
         found.append(candidate)
     return found
-
-
-def _content(path: str) -> bytes:
-    opened = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        return posix.read(opened, CANARY_SIZE)
-    finally:
-        posix.close(opened)
-
-
-def _write(path: str, data: bytes) -> None:
-    opened = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
-    try:
-        posix.write(opened, data)
-    finally:
-        posix.close(opened)

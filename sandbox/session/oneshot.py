@@ -13,7 +13,7 @@ import remit
 from remit.sandbox.audit.record import Record, ensure_directory, keep_plan, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
-from remit.sandbox.kernel import landlock
+from remit.sandbox.kernel import files, landlock
 from remit.sandbox.launch import assume, start
 from remit.sandbox.session.cache import Cache, key
 
@@ -187,7 +187,7 @@ def _material(invocation: Invocation) -> tuple[object, ...]:
         variables,
         (posix.geteuid(), posix.getegid()),
         (host.release, host.version, host.machine, landlock.abi()),
-        _cgroup(),
+        files.read("/proc/self/cgroup"),
         sys.executable,
     )
 
@@ -204,14 +204,6 @@ def _sources() -> tuple[int, ...]:
 
 
 _HERE = __file__.rpartition("/")[0].rpartition("/")[0]
-
-
-def _cgroup() -> bytes:
-    opened = posix.open("/proc/self/cgroup", posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        return posix.read(opened, 4096)
-    finally:
-        posix.close(opened)
 
 
 def _cache_directory() -> str:
@@ -291,7 +283,7 @@ def _report(invocation: Invocation, outcome: start.Outcome, status: int, identif
         _say(f"the {outcome.limit} limit ended the command")
     if status and outcome.denials and posix.isatty(2):
         actions = "1 action was" if outcome.denials == 1 else f"{outcome.denials} actions were"
-        _say(f"{actions} outside the grant: see {state_directory(posix.environ)}/sessions/{identifier}/events.jsonl")
+        _say(f"{actions} outside the grant: remit why {identifier} explains")
 
 
 def _say(line: str) -> None:

@@ -148,7 +148,7 @@ others = st.builds(
     loopback=st.booleans(),
     unix=_some(st.sampled_from(["/s", "/t"]), 3),
     syscalls=_some(st.sampled_from(["perf", "bpf"]), 3),
-    devices=_some(st.sampled_from(["/dev/kvm", "/dev/fuse"]), 3),
+    devices=_some(st.sampled_from(["kvm", "fuse"]), 3),
     environment=_some(st.tuples(st.sampled_from("EF"), st.sampled_from([None, "", "1"])), 3),
     limits=_some(st.tuples(st.sampled_from(["memory", "pids"]), st.integers(1, MOST - 1)), 3),
 )

