@@ -56,6 +56,7 @@ class Init:
         self._failure: tuple[object, ...] | None = None
         self._enforcement: dict[str, str] = {}
         self._early: dict[int, int] = {}
+        self._early_stops: dict[int, int] = {}
         self._listener = -1
         self._broker: Broker | None = None
         # Before the command's thread exists: a SIGCHLD that any thread does not block is lost to the descriptor.
@@ -143,6 +144,8 @@ class Init:
                 if self._broker is not None:
                     self._broker.before_exec = None
                 self._tell("started", self._command, self._enforcement)
+                if self._command in self._early_stops:
+                    self._tell("stopped", self._early_stops[self._command])
                 for number in self._held:
                     self._signal(number)
                 if self._command in self._early:
@@ -218,6 +221,8 @@ class Init:
             if posix.WIFSTOPPED(status):
                 if pid == self._command:
                     self._tell("stopped", posix.WSTOPSIG(status))
+                elif not self._command:
+                    self._early_stops[pid] = posix.WSTOPSIG(status)
             elif pid == self._command:
                 self._ended(status)
             elif not self._command:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import marshal
 import posix
 import select
+from errno import ECONNRESET
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import memory, process, sockets
@@ -193,7 +194,12 @@ class Session:
             self._relay = None
 
     def _report(self, poll: select.poll) -> None:
-        data, master = sockets.receive(self._control, _MESSAGE_SIZE)
+        try:
+            data, master = sockets.receive(self._control, _MESSAGE_SIZE)
+        except OSError as error:
+            if error.errno == ECONNRESET:
+                return  # it ended with a signal of ours unread; what it said before comes next
+            raise
         if not data:
             raise LaunchError(
                 "the session's first process died", hint="nothing inside survived it; 'remit doctor' may say why"
