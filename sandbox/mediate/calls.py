@@ -107,6 +107,10 @@ _DOTS = (b"", b".", b"..")
 _DEVICES = frozenset([b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/tty", b"/dev/random", b"/dev/urandom"])
 
 
+_ASKED_BY_LIBC = frozenset([b"/var/run/nscd/socket", b"/run/nscd/socket"])
+"""Where glibc asks for a cache of names at every look-up, wherever it runs: not an action of the program's."""
+
+
 class Calls:
     """Handlers of one session. ``denied`` makes (and counts) the error for an action outside the grant."""
 
@@ -786,7 +790,7 @@ class Calls:
                     self._creation(directory, place, name)
             else:
                 full = self.view.lexical(AT_FDCWD, path)
-                if full is not None:
+                if full is not None and full not in _ASKED_BY_LIBC:
                     self._outside(full, right)
         elif right == "connect" and family == 2 and len(raw) >= 8 and raw[4] != 127:
             self._outside(b"%d.%d.%d.%d:%d" % (*raw[4:8], int.from_bytes(raw[2:4], "big")), right)
