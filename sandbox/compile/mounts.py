@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from remit.sandbox.authority.model import Right
-from remit.sandbox.compile.paths import below, order, parent, parents, strictly_below
+from remit.sandbox.compile.paths import below, order, parents, strictly_below
 from remit.sandbox.compile.plan import Bind, Copy, Cover, Dev, Directory, Op, Proc, Symlink, Tmpfs
 from remit.sandbox.resolve.binding import Kind
 
@@ -193,5 +193,5 @@ def uncovered(tree: Tree) -> tuple[str, ...]:
 
 
 def in_etc(named: str) -> bool:
-    """A name directly in /etc."""
-    return parent(named) == "/etc"
+    """A name below /etc."""
+    return strictly_below(named, "/etc")

@@ -123,7 +123,6 @@ class Root:
             opened = self.open_source(f"/dev/{node}")
             tree = mount.clone_tree(opened, recursive=False)
             posix.close(opened)
-            mount.set_attributes(tree, mount.ATTR_NOSUID | mount.ATTR_NOEXEC)
             self._device_trees.append((node, tree))
         return -1
 
@@ -210,16 +209,14 @@ class Root:
         if directory:
             posix.mkdir(path, 0o755, dir_fd=self.descriptor)
         else:
-            flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
-            posix.close(posix.open(path, flags, 0o444, dir_fd=self.descriptor))
+            posix.mknod(path, S_IFREG | 0o444, dir_fd=self.descriptor)
 
     def _place_tmpfs(self, prepared: int, target: str, _size: int, _mode: int, _no_exec: bool) -> None:
         self._attach(prepared, target, "directory")
 
     def _place_dev(self, prepared: int, _nodes: tuple[str, ...], _shm_size: int) -> None:
-        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC
         for node, _ in self._device_trees:
-            posix.close(posix.open(node, flags, 0o666, dir_fd=prepared))
+            posix.mknod(node, S_IFREG | 0o666, dir_fd=prepared)
         for name in ("pts", "shm"):
             posix.mkdir(name, 0o755, dir_fd=prepared)
         for name, target in _DEV_LINKS:
@@ -252,6 +249,13 @@ class Root:
         posix.close(tree)
 
     # --- end ------------------------------------------------------------------------------------------------------
+
+    def hidden_file(self) -> int:
+        """A descriptor (O_PATH) of an empty file on the new root that has no name: what the Landlock canary tries to read."""
+        posix.mknod(".canary", S_IFREG | 0o444, dir_fd=self.descriptor)
+        opened = posix.open(".canary", _OPEN_SOURCE, dir_fd=self.descriptor)
+        posix.unlink(".canary", dir_fd=self.descriptor)
+        return opened
 
     def pivot(self, *, forbid_user_namespaces: bool) -> None:
         """Make it the root. The host's tree is gone; the root tmpfs and /proc/sys become read-only."""

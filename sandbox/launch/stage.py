@@ -46,7 +46,7 @@ class Stage:
         self._found: dict[str, Operation] = {op[0]: op for op in request.operations}
         self._descriptors = [0, 1, 2]
         self._terminal = -1
-        self._canaries = -1
+        self._canary = -1
         self._rulesets: dict[str, int] = {}
         self._root: Root | None = None
         self._enforcement: dict[str, str] = {}
@@ -115,14 +115,12 @@ class Stage:
         self._become_user()
         root.make_filesystems(request.operations)
         root.assemble(request.operations)
+        self._canary = root.hidden_file()
         root.pivot(forbid_user_namespaces=bool(self._found["pivot"][1]))
         if "net" in self._found["unshare"][1]:
             loopback.up()
-        # On a mount that is attached nowhere: no path leads to it, and it vanishes with its descriptor.
-        self._canaries = mount.new_filesystem(b"tmpfs", ((b"size", b"4096"),), 0)
-        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_CLOEXEC
-        posix.close(posix.open("canary", flags, 0o444, dir_fd=self._canaries))
-        posix.close(posix.open("canary", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self._canaries))
+        # It can be read now, by the very call that must fail later.
+        posix.close(posix.open(f"/proc/self/fd/{self._canary}", posix.O_RDONLY | posix.O_CLOEXEC))
 
     def _stay(self) -> None:
         """Without namespaces (degraded by name): the host's tree stays, and Landlock alone stands before it."""
@@ -221,12 +219,12 @@ class Stage:
                     "report this, with the output of 'remit doctor --json'",
                     125,
                 )
-        if self._canaries >= 0:
-            posix.close(self._canaries)
+        if self._canary >= 0:
+            posix.close(self._canary)
 
     def _read_behind_landlock(self) -> None:
-        if self._canaries >= 0:
-            posix.open("canary", posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self._canaries)
+        if self._canary >= 0:
+            posix.open(f"/proc/self/fd/{self._canary}", posix.O_RDONLY | posix.O_CLOEXEC)
         else:
             files.read(self._request.canary[0], CANARY_SIZE)
 
