@@ -84,6 +84,14 @@ MUTATIONS = (
     ),
     Mutation(
         1,
+        "shared-profile",
+        "a profile that others can write is used",
+        (("profiles/find.py", "if status.st_mode & 0o022 and not (", "if status.st_mode & 0 and not ("),),
+        START,
+        "invariant_1_a_profile_that_somebody",
+    ),
+    Mutation(
+        1,
         "poisoned-plan",
         "a cached plan is used whatever its digest",
         (
@@ -207,10 +215,16 @@ MUTATIONS = (
     Mutation(
         7,
         "stays-root",
-        "started as root, the session does not become the workspace's owner",
-        ((STAGE, "        if not request.self_map:\n", "        if request.uid < 0:\n"),),
+        "started as root, the session stays root rather than become the workspace's owner",
+        (
+            (
+                "sandbox/launch/identity.py",
+                "return Identity(status.st_uid, _group_of(status.st_uid), self_map",
+                "return Identity(0, 0, self_map",
+            ),
+        ),
         "test_run_root.py",
-        "invariant_7_a_users_workspace or invariant_7_files_of_root",
+        "invariant_7_a_users_workspace",
         ROOT,
     ),
     Mutation(
@@ -299,7 +313,13 @@ MUTATIONS = (
         12,
         "unheard",
         "the mediator tells nobody what it denied",
-        (("sandbox/mediate/broker.py", '        self._note("mediation"', '        str(("mediation"'),),
+        (
+            (
+                "sandbox/mediate/broker.py",
+                '        self._note("mediation", self._pid, self._nr, path, right, verdict, errno, rule)\n',
+                "        del path, right, verdict, errno, rule\n",
+            ),
+        ),
         START,
         "invariant_12",
     ),
@@ -315,7 +335,7 @@ class Copy:
         self.apply((_HANG,))
 
     def apply(self, edits: Sequence[Edit]) -> dict[Path, str]:
-        """Make the edits; returns what the files held. ValueError: a text to replace is not there any more."""
+        """Make the edits; returns what the files held. ValueError: a text to replace is not there any more. SyntaxError: what stands there is no Python."""
         before: dict[Path, str] = {}
         for name, old, new in edits:
             path = self.tree / name
@@ -323,7 +343,10 @@ class Copy:
             if old not in text:
                 raise ValueError(f"{name} has no {old!r}: the mutation is out of date")
             before.setdefault(path, text)
-            path.write_text(text.replace(old, new))
+            text = text.replace(old, new)
+            if path.suffix == ".py":
+                compile(text, name, "exec")  # a mutant that is no Python breaks everything and shows nothing
+            path.write_text(text)
         return before
 
     def install(self) -> None:
