@@ -138,6 +138,20 @@ MUTATIONS = (
         "invariant_3_a_suggestion",
     ),
     Mutation(
+        3,
+        "suggestion-plan",
+        "a suggestion in the workspace is accepted unasked",
+        (
+            (
+                "sandbox/session/assemble.py",
+                "            if request.accept_suggestion:\n                profile = load.accept",
+                "            if profile:\n                profile = load.accept",
+            ),
+        ),
+        "test_cli_explain.py",
+        "suggestion",
+    ),
+    Mutation(
         4,
         "deny-absent",
         "the mediator lets a denied name be",
@@ -335,7 +349,11 @@ class Copy:
         self.apply((_HANG,))
 
     def apply(self, edits: Sequence[Edit]) -> dict[Path, str]:
-        """Make the edits; returns what the files held. ValueError: a text to replace is not there any more. SyntaxError: what stands there is no Python."""
+        """Make the edits; returns what the files held.
+
+        Raises:
+            ValueError: a text to replace is not there any more; SyntaxError: what stands there instead is no Python.
+        """
         before: dict[Path, str] = {}
         for name, old, new in edits:
             path = self.tree / name
