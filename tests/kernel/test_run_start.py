@@ -120,10 +120,15 @@ def test_invariant_1_a_dead_mediator_is_an_end_not_a_permission(world: World) ->
 # --- invariant 3: grants never come from inside ------------------------------------------------------------------------
 
 
-def test_invariant_3_a_suggestion_in_the_workspace_grants_nothing(world: World, secret: Path) -> None:
-    (world.workspace / "remit.toml").write_text(f"format = 1\n[filesystem]\nread = ['{secret.parent}']\n")
+def test_invariant_3_a_suggestion_in_the_workspace_grants_nothing(world: World) -> None:
+    file = world.home / "plain" / "file"
+    file.parent.mkdir()
+    file.write_text("x")
+    suggestion = f"format = 1\nname = 'wishes'\n[filesystem]\nread = ['{file.parent}']\n"
+    (world.workspace / "remit.toml").write_text(suggestion)
 
-    assert world.probe(f"read('{secret}')") == "ENOENT"
+    assert world.probe(f"read('{file}')") == "ENOENT"
+    assert world.probe(f"read('{file}')", "--accept-suggestion") == "ok"
 
 
 def test_invariant_3_variables_of_the_command_change_nothing(world: World, secret: Path) -> None:
