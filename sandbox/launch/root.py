@@ -123,6 +123,7 @@ class Root:
             opened = self.open_source(f"/dev/{node}")
             tree = mount.clone_tree(opened, recursive=False)
             posix.close(opened)
+            mount.set_attributes(tree, mount.ATTR_NOSUID | mount.ATTR_NOEXEC, recursive=False)
             self._device_trees.append((node, tree))
         return -1
 
