@@ -13,10 +13,6 @@ import posix
 
 from remit.sandbox.kernel.numbers import TABLE
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 MACHINE: str = posix.uname().machine
 """The kernel's name of this machine's instruction set: ``x86_64`` or ``aarch64``."""
 
@@ -83,22 +79,19 @@ def address(buffer: bytes) -> int:
     return id(buffer) + _BYTES_HEADER
 
 
-_arrays: dict[int, Any] = {}
-
-
 class Buffer:
     """Writable memory of fixed size with an address that the kernel may fill."""
 
-    __slots__ = ("_array", "address", "size", "view")
+    __slots__ = ("_anchor", "address", "size", "view")
 
     def __init__(self, size: int) -> None:
-        kind = _arrays.get(size)
-        if kind is None:
-            kind = _arrays[size] = type("_Array", (_ctypes.Array,), {"_type_": _Byte, "_length_": size})
-        self._array: Any = kind()
-        self.address: int = _ctypes.addressof(self._array)
+        memory = bytearray(size)
+        # A one-byte object laid over the first byte tells the address and keeps the memory where it is; an array type of
+        # every size would have to be made first.
+        self._anchor = _Byte.from_buffer(memory)
+        self.address: int = _ctypes.addressof(self._anchor)
         self.size = size
-        self.view = memoryview(self._array).cast("B")
+        self.view = memoryview(memory)
 
 
 def libc_call(name: str, *arguments: int | bytes | None) -> int:
