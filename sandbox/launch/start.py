@@ -71,7 +71,6 @@ class Session:
             self._terminal = terminal.wanted()
         self._outcome: Outcome | None = None
         self._enforcement: Mapping[str, str] = {}
-        self._started = False
         _, _, workspace, degraded, _, operations = wire
         who = _identity(workspace, operations)
         outside, inside = sockets.packet_pair()
@@ -217,7 +216,6 @@ class Session:
             self._on_event(tuple(values))
         elif kind == "started":
             self._enforcement = values[1]
-            self._started = True
             self._on_start(self._enforcement)
         elif kind == "stopped":
             self._stop(values[0])
