@@ -116,15 +116,16 @@ class Calls:
 
     def __init__(
         self,
-        listener: Listener,
         rules: Rules,
         roots: tuple[bytes, ...],
         reads: tuple[bytes, ...],
+        outer: tuple[bytes, ...],
         denied: Denial,
         outside: Callable[[bytes, str], None],
         clock: Callable[[], float],
     ) -> None:
-        self.listener = listener
+        self.listener: Listener
+        """Where the call being handled came from: set for each."""
         self.rules = rules
         self.view = View()
         self.umasks = Umasks(clock)
@@ -141,6 +142,7 @@ class Calls:
                 continue
             self._roots.append((root, root + b"/", descriptor))
         self._reads = reads
+        self._outer = outer
         self._repository = Repository(rules, self.view, self._inside)
 
     # --- names
@@ -741,6 +743,9 @@ class Calls:
         except Foreign:
             raise failure(EACCES, "path") from None
         if not self._inside(full):
+            if any(under(full, place) for place in self._outer):
+                # Writable for the session and not for this call: neither a mount nor Landlock would refuse.
+                raise self._denied(WRITE, full, "nothing grants it", EACCES)
             return found
         self._refuse(full, WRITE)
         directory, _, name = full.rpartition(b"/")
