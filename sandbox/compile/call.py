@@ -169,7 +169,9 @@ def _taken(rule: PathRule, held: Authority) -> list[Violation]:
     ):
         for pattern in patterns:
             if covers(shape(pattern), path):
-                found += [Violation("filesystem", rule.path, right, f"the ceiling {verb} {pattern}") for right in rights]
+                found += [
+                    Violation("filesystem", rule.path, right, f"the ceiling {verb} {pattern}") for right in rights
+                ]
     return found
 
 
@@ -342,5 +344,3 @@ def _say_shared(job: Job, private: bool) -> None:
     job.says.slack.append(
         Line("filesystem", "names and metadata", "list", "stat shows what the session has and this call does not")
     )
-
-

@@ -128,11 +128,7 @@ def set_capabilities(mask: int, inheritable: int = 0) -> None:
     not ambient any more either."""
     header = _CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4)
     sets = b"".join(
-        [
-            (one >> shift & 0xFFFFFFFF).to_bytes(4, "little")
-            for shift in (0, 32)
-            for one in (mask, mask, inheritable)
-        ]
+        [(one >> shift & 0xFFFFFFFF).to_bytes(4, "little") for shift in (0, 32) for one in (mask, mask, inheritable)]
     )
     call(NR["capset"], header, sets)
 
@@ -192,16 +188,11 @@ def spawn(
     whose foreground group the new group becomes. ``new_session``: ``setsid(2)``; ``terminal`` is then the path of a
     terminal that becomes the new session's own, opened before the descriptors are placed.
     """
-    attributes, actions, signals = Buffer(_ATTRIBUTES_SIZE), Buffer(_ACTIONS_SIZE), Buffer(_SIGSET_SIZE)
-    pid = Buffer(_INT_SIZE)
-    check("posix_spawnattr_init", attributes.address)
+    flags = _SETSIGDEF | _SETSIGMASK | (_SETPGROUP if new_group else 0) | (_SETSID if new_session else 0)
+    attributes = _attributes(flags)
+    actions, pid = Buffer(_ACTIONS_SIZE), Buffer(_INT_SIZE)
     check("posix_spawn_file_actions_init", actions.address)
     try:
-        check("posix_spawnattr_setsigmask", attributes.address, signals.address)
-        signals.view[:] = b"\xff" * _SIGSET_SIZE
-        check("posix_spawnattr_setsigdefault", attributes.address, signals.address)
-        flags = _SETSIGDEF | _SETSIGMASK | (_SETPGROUP if new_group else 0) | (_SETSID if new_session else 0)
-        check("posix_spawnattr_setflags", attributes.address, flags)
         if foreground >= 0 and has_libc("posix_spawn_file_actions_addtcsetpgrp_np"):
             check("posix_spawn_file_actions_addtcsetpgrp_np", actions.address, foreground)
         if terminal:
@@ -214,8 +205,24 @@ def spawn(
         check("posix_spawn", pid.address, program, actions.address, attributes.address, address(argv), address(envp))
     finally:
         libc_call("posix_spawn_file_actions_destroy", actions.address)
-        libc_call("posix_spawnattr_destroy", attributes.address)
     return int.from_bytes(pid.view, "little")
+
+
+_made_attributes: dict[int, Buffer] = {}
+
+
+def _attributes(flags: int) -> Buffer:
+    """A ``posix_spawnattr_t`` with every signal at its default and none blocked; made once, only read afterwards."""
+    made = _made_attributes.get(flags)
+    if made is None:
+        made, signals = Buffer(_ATTRIBUTES_SIZE), Buffer(_SIGSET_SIZE)
+        check("posix_spawnattr_init", made.address)
+        check("posix_spawnattr_setsigmask", made.address, signals.address)
+        signals.view[:] = b"\xff" * _SIGSET_SIZE
+        check("posix_spawnattr_setsigdefault", made.address, signals.address)
+        check("posix_spawnattr_setflags", made.address, flags)
+        _made_attributes[flags] = made
+    return made
 
 
 def set_limit(pid: int, resource: int, soft: int, hard: int) -> None:

@@ -159,7 +159,7 @@ class Init:
         self._broker = Broker(plan, self._note)
 
     def _apply_limits(self, pid: int) -> None:
-        limits.apply(pid, self._limits)
+        limits.apply(pid, limits.prepared(self._limits))
 
     def _note(self, _source: Source, *event: Any) -> None:
         self._tell("event", *event)

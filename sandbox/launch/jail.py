@@ -156,12 +156,12 @@ class Jail(Source):
         self.pid = program.start(
             argv, environment, directory=directory, descriptors=descriptors, new_session=True, terminal=path
         )
+        # The limits are inherited from here on.
+        self.before_exec = None
         self._tell_main("taken")
         for descriptor in (*came[1:], slave):
             if descriptor >= 0:
                 posix.close(descriptor)
-        if self.limit:
-            self.kill(_SIGKILL)  # revoked while it started
         sockets.send(self.control, marshal.dumps(("began", self.call, self.pid, argv, self.policy.identifier, chain)))
         status, usage = self._wait()
         clean = self._alone()

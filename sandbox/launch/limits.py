@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 _RLIMITS = {"cpu-time": 0, "file-size": 1, "pids": 6, "files": 7}
 
 
-def apply(pid: int, limits: Iterable[Operation]) -> None:
-    """Set them for ``pid`` (0: this process). A limit of Remit's never raises the one that the caller has."""
+def prepared(limits: Iterable[Operation]) -> list[tuple[int, int, int]]:
+    """(resource, soft, hard) for ``process.set_limit``. A limit of Remit's never raises the one that the caller has."""
+    found: list[tuple[int, int, int]] = []
     for _, what, value, mechanism in limits:
         if mechanism not in ("rlimit", "nproc"):
             continue
@@ -24,4 +25,11 @@ def apply(pid: int, limits: Iterable[Operation]) -> None:
         # One second between the CPU limits: SIGXCPU tells what ended the command, SIGKILL ends what ignores it.
         hard = amount + 1 if what == "cpu-time" else amount
         inherited = process.hard_limit(_RLIMITS[str(what)])
-        process.set_limit(pid, _RLIMITS[str(what)], min(amount, inherited), min(hard, inherited))
+        found.append((_RLIMITS[str(what)], min(amount, inherited), min(hard, inherited)))
+    return found
+
+
+def apply(pid: int, limits: Iterable[tuple[int, int, int]]) -> None:
+    """Set them for ``pid`` (0: this process)."""
+    for resource, soft, hard in limits:
+        process.set_limit(pid, resource, soft, hard)

@@ -30,7 +30,7 @@ class Policy:
         self.program = program
         self.private = private
         self.freeze = freeze
-        self.limits = limit
+        self._limits = limits.prepared(limit)
         self.time_limit = 0.0
         self.memory_limit = 0
         for _, what, value, mechanism in limit:
@@ -59,7 +59,7 @@ class Policy:
 
     def apply_limits(self, pid: int) -> None:
         """While the call's first exec waits for the mediator."""
-        limits.apply(pid, self.limits)
+        limits.apply(pid, self._limits)
 
     def close(self) -> None:
         """No further call. Whoever waits for a request, or would send one, learns it."""

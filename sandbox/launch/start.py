@@ -13,8 +13,8 @@ from errno import ECONNRESET
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import memory, process, sockets
-from remit.sandbox.launch.request import Identity, Request
 from remit.sandbox.launch.descriptors import keep
+from remit.sandbox.launch.request import Identity, Request
 from remit.sandbox.launch.stage import Stage
 
 TYPE_CHECKING = False

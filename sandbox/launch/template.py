@@ -27,7 +27,6 @@ from remit.sandbox.launch.zygote import Zygote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from remit.sandbox.launch.request import Request
@@ -137,8 +136,15 @@ class Template:
             try:
                 record = Record(state, wire[1], about)
             except OSError as error:
-                self._say(client, "failed", token, "record", f"the session's record cannot be written: {error.strerror}",
-                          "a session without a record is not started: make the directory writable, or set XDG_STATE_HOME", 125)
+                self._say(
+                    client,
+                    "failed",
+                    token,
+                    "record",
+                    f"the session's record cannot be written: {error.strerror}",
+                    "a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
+                    125,
+                )
                 return
             child = Child(wire, _become_zygote, canary=record.canary)
         except RemitError as error:
@@ -205,7 +211,9 @@ class Template:
         self, running: Running, call: str, pid: int, argv: list[bytes], policy: int, chain: tuple[str, ...]
     ) -> None:
         words = [word.decode(errors="surrogateescape") for word in argv]
-        running.record.event({"kind": "call", "call": call, "pid": pid, "argv": words, "grants": chain, "policy": policy})
+        running.record.event(
+            {"kind": "call", "call": call, "pid": pid, "argv": words, "grants": chain, "policy": policy}
+        )
 
     def _on_finished(
         self, running: Running, call: str, status: int, limit: str, cpu: float, memory: int, denials: int

@@ -260,8 +260,7 @@ class Zygote:
         if kind == "policy":
             self._define(door, values[0], values[1], came[0])
         elif kind == "forget":
-            policy = self._policies.get(values[0])
-            if policy is not None and policy.door == door:
+            for policy in [one for one in self._policies.values() if (one.door, one.identifier) == (door, values[0])]:
                 self._drop(policy)
         elif kind == "revoke":
             self._revoke(door, values[0])
@@ -335,11 +334,12 @@ class Zygote:
             self._broken(number, values)
 
     def _taken(self, policy: Policy) -> None:
-        """One thread less is waiting: arm more than one where several were taken before the last one was armed."""
+        """One thread less is waiting. Arming another one now would compete with the call: it waits for its end, unless
+        this was the last."""
         policy.idle -= 1
         policy.busy += 1
         policy.wanted = min(_MOST_IDLE, max(policy.wanted, policy.busy))
-        while not policy.dropped and policy.idle < policy.wanted:
+        if not policy.idle and not policy.dropped:
             self._arm(policy)
 
     def _done(self, jail: Jail) -> None:
@@ -354,6 +354,8 @@ class Zygote:
             policy.busy -= 1
         else:
             policy.idle -= 1
+        while not policy.dropped and policy.idle < policy.wanted:
+            self._arm(policy)
 
     def _broken(self, number: int, failure: list[Any]) -> None:
         """A call could not be armed: whoever asks under this authority hears why, and nothing is started."""

@@ -775,8 +775,7 @@ class Calls:
         if full is None or full.startswith(b"/proc/") or self._grants(full, "exec"):
             return PROCEED
         # Not granted by this name: the object may be, by its own (/bin is a link on most systems).
-        _, full = self.view.object(descriptor, name, follow=True)
-        self._outside(full, "exec")
+        self._outside(self.view.object(descriptor, name, follow=True)[1], "exec")
         return PROCEED
 
     def connect(self, _descriptor: int, address: int, length: int, *_: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from remit.sandbox.authority import parse
 from remit.sandbox.authority.errors import GrantError, RemitError
@@ -27,6 +27,13 @@ def _paths(paths: Iterable[StrPath] | StrPath) -> tuple[str, ...]:
     if isinstance(paths, str | os.PathLike):
         raise GrantError(f"a list of paths, not {paths!r}", where=WHERE, hint=f"[{os.fspath(paths)!r}]")
     return tuple(os.fspath(path) for path in paths)
+
+
+def variables(env: Iterable[str] | Mapping[str, str]) -> tuple[str, ...]:
+    """Variables to pass, or to set, as the option ``--env`` has them."""
+    if isinstance(env, Mapping):
+        return tuple(f"{name}={value}" for name, value in cast("Mapping[str, str]", env).items())
+    return tuple(env)
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -84,7 +91,7 @@ class Grant:
                 ("connect", tuple(connect)),
                 ("listen", tuple(str(port) for port in listen)),
                 ("unix", _paths(unix)),
-                ("env", tuple(f"{k}={v}" for k, v in env.items()) if isinstance(env, Mapping) else tuple(env)),
+                ("env", variables(env)),
                 ("limit", tuple(f"{name}={value}" for name, value in (limits or {}).items())),
                 ("allow-syscalls", tuple(allow_syscalls)),
             )
@@ -127,5 +134,3 @@ def _grant_error(errors: list[RemitError]) -> GrantError:
     text = "; ".join(str(error).removeprefix("--") for error in errors)
     hint = next((error.hint for error in errors if error.hint), "")
     return GrantError(text, where=WHERE, hint=hint)
-
-

@@ -252,7 +252,9 @@ class Core:
         words = [os.fsencode(word) for word in args]
         if not words or any(b"\0" in word for word in words) or not words[0]:
             raise LaunchError(f"no command: {args!r}", hint="a list: a program and its arguments")
-        directory = os.fsencode(os.path.join(self.ceiling.workspace, cwd)) if cwd else os.fsencode(self.ceiling.directory)
+        directory = (
+            os.fsencode(os.path.join(self.ceiling.workspace, cwd)) if cwd else os.fsencode(self.ceiling.directory)
+        )
         environment = armed.environment if env is None else self._environment(armed.authority, env)
         deadline = 0.0
         grant = self.grant
@@ -400,5 +402,3 @@ class Core:
         kind, *values = message
         if kind == "refused":
             self.shared.refused[values[0]] = (values[1], values[2], values[3], values[4])
-
-

@@ -20,9 +20,7 @@ from remit.sandbox.session.result import SessionClosed
 if TYPE_CHECKING:
     from remit.sandbox.launch.wire import Wire
 
-_STARTER = (
-    "import sys; sys.path.append(sys.argv.pop(1)); from remit.sandbox.launch.template import main; main()"
-)
+_STARTER = "import sys; sys.path.append(sys.argv.pop(1)); from remit.sandbox.launch.template import main; main()"
 _SPARE = 10
 """Where a descriptor waits while the ones below it are put in place."""
 
@@ -165,9 +163,7 @@ class Link:
 
     def _receive(self) -> tuple[tuple[Any, ...], list[int]]:
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(
-                MESSAGE_SIZE, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, _, _ = self._socket.recvmsg(MESSAGE_SIZE, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
         except OSError:
             data, ancillary = b"", []
         if not data:

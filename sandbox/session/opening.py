@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from remit.sandbox.audit.record import ensure_directory, keep_plan, state_directory
 from remit.sandbox.authority.errors import LaunchError
-from remit.sandbox.compile.call import Ceiling
 from remit.sandbox.session import place
 from remit.sandbox.session.assemble import Assembled, assemble, describe
 from remit.sandbox.session.core import Core, Shared
@@ -39,7 +38,7 @@ def open_session(link: Link, wanted: Wanted, environ: Mapping[str, str]) -> tupl
 
     Raises RemitError: bad options or profile, Unenforceable, LaunchError.
     """
-    state = state_directory(os.environb)
+    state = state_directory(dict(os.environb))
     # Before names are resolved: what is not there then can be covered by no mount, and the first start makes it.
     ensure_directory(state)
     assembled = assemble(wanted, environ)
@@ -52,7 +51,11 @@ def open_session(link: Link, wanted: Wanted, environ: Mapping[str, str]) -> tupl
             where=state,
             hint="a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
         ) from None
-    about = {"workspace": plan.workspace, "degraded": list(plan.degraded), "grant": assembled.grant.id}
+    about: dict[str, object] = {
+        "workspace": plan.workspace,
+        "degraded": list(plan.degraded),
+        "grant": assembled.grant.id,
+    }
     wire = plan.wire()
     session, enforcement, door = link.open((*wire[:4], (), wire[5]), about, state)
     return core_of(assembled, session, environ), enforcement, door

@@ -10,11 +10,16 @@ Names are loaded when they are first used (PEP 562): ``remit run`` uses none of 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from remit.profiles.errors import ProfileError as ProfileError
+    from remit.sandbox.authority import errors
     from remit.sandbox.authority.errors import GrantError as GrantError
     from remit.sandbox.authority.errors import LaunchError as LaunchError
-    from remit.sandbox.authority.errors import RemitError as Error
     from remit.sandbox.authority.errors import Unenforceable as Unenforceable
     from remit.sandbox.session.asked import Grant as Grant
+    from remit.sandbox.session.call import DEVNULL as DEVNULL
+    from remit.sandbox.session.call import PIPE as PIPE
+    from remit.sandbox.session.call import STDOUT as STDOUT
+    from remit.sandbox.session.call import Popen as Popen
     from remit.sandbox.session.result import CalledProcessError as CalledProcessError
     from remit.sandbox.session.result import CompletedCall as CompletedCall
     from remit.sandbox.session.result import Denial as Denial
@@ -23,11 +28,9 @@ if TYPE_CHECKING:
     from remit.sandbox.session.result import SessionClosed as SessionClosed
     from remit.sandbox.session.result import TimeoutExpired as TimeoutExpired
     from remit.sandbox.session.result import Usage as Usage
-    from remit.sandbox.session.session import DEVNULL as DEVNULL
-    from remit.sandbox.session.session import PIPE as PIPE
-    from remit.sandbox.session.session import STDOUT as STDOUT
-    from remit.sandbox.session.session import Popen as Popen
     from remit.sandbox.session.session import Session as Session
+
+    Error = errors.RemitError
 
 __version__ = "0.1.0"
 
@@ -46,10 +49,10 @@ _HOMES = {
     "SessionClosed": "remit.sandbox.session.result",
     "TimeoutExpired": "remit.sandbox.session.result",
     "Usage": "remit.sandbox.session.result",
-    "DEVNULL": "remit.sandbox.session.session",
-    "PIPE": "remit.sandbox.session.session",
-    "STDOUT": "remit.sandbox.session.session",
-    "Popen": "remit.sandbox.session.session",
+    "DEVNULL": "remit.sandbox.session.call",
+    "PIPE": "remit.sandbox.session.call",
+    "STDOUT": "remit.sandbox.session.call",
+    "Popen": "remit.sandbox.session.call",
     "Session": "remit.sandbox.session.session",
 }
 
