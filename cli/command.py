@@ -69,28 +69,34 @@ def invocation(verb: str, values: dict[str, Any]) -> options.Invocation:
     """What click parsed, as the value that the hot path's parser gives for the same words."""
     grants: list[tuple[str, str]] = []
     for option in options.GRANT:
-        value = values[option.name.replace("-", "_")]
-        grants += [(option.name, one) for one in (value if option.repeatable else [value] if value else [])]
+        value = values.get(option.name.replace("-", "_"))
+        grants += [(option.name, one) for one in (value or [] if option.repeatable else [value] if value else [])]
     status = values.get("status_fd")
     return options.Invocation(
         verb,
-        tuple(values["command"]),
-        values["profile"] or "",
-        values["workspace"] or "",
-        values["chdir"] or "",
+        tuple(values.get("command") or ()),
+        values.get("profile") or "",
+        values.get("workspace") or "",
+        values.get("chdir") or "",
         tuple(grants),
         int(status) if status else -1,
-        values["accept_suggestion"],
+        values.get("accept_suggestion", False),
         values.get("json", False),
         values.get("plan", False),
     )
 
 
 class GrantCommand(click.Command):
-    """A command that takes the grant options: one callback with the ``Invocation``, and CMD left alone."""
+    """A command that takes the grant options: one callback with the ``Invocation``, and CMD left alone.
 
-    def __init__(self, verb: str, act: Callable[[options.Invocation], int], *, help: str, required: bool) -> None:
+    ``takes``: how CMD is shown, "" for a command that takes none.
+    """
+
+    def __init__(
+        self, verb: str, act: Callable[[options.Invocation], int], *, help: str, required: bool, takes: str = "[CMD...]"
+    ) -> None:
         self.verb = verb
+        self.takes = "CMD..." if required else takes
 
         def callback(**values: Any) -> int:
             return act(invocation(verb, values))
@@ -100,7 +106,11 @@ class GrantCommand(click.Command):
             context_settings={"allow_interspersed_args": False, "help_option_names": list(HELP_NAMES)},
             params=[
                 *parameters(verb),
-                click.Argument(["command"], nargs=-1, type=click.UNPROCESSED, required=required, metavar="CMD..."),
+                *(
+                    [click.Argument(["command"], nargs=-1, type=click.UNPROCESSED, required=required, metavar="CMD...")]
+                    if self.takes
+                    else []
+                ),
             ],
             callback=callback,
             help=help,
@@ -117,7 +127,7 @@ class GrantCommand(click.Command):
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return ["[OPTIONS]", "[--]", "CMD..." if self.verb == "run" else "[CMD...]"]
+        return ["[OPTIONS]", *(["[--]", self.takes] if self.takes else [])]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         granting = {option.name.replace("-", "_") for option in options.GRANT}

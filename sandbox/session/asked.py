@@ -16,6 +16,7 @@ from remit.sandbox.authority import parse
 from remit.sandbox.authority.errors import GrantError, RemitError
 from remit.sandbox.authority.lattice import normal
 from remit.sandbox.authority.model import Authority
+from remit.sandbox.session.errors import Several
 from remit.sandbox.session.granted import granted
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
@@ -58,6 +59,8 @@ class Grant:
     purpose: str
     task: str
     principal: str
+    base: str
+    """What relative paths are relative to; "" for the workspace."""
     _identity: object = field(default_factory=object, compare=False, repr=False)
 
     def __init__(
@@ -113,9 +116,25 @@ class Grant:
             ("purpose", purpose),
             ("task", task),
             ("principal", principal),
+            ("base", ""),
             ("_identity", object()),
         ):
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_options(cls, options: tuple[tuple[str, str], ...], cwd: str) -> Grant:
+        """From command line options, whose paths are relative to ``cwd``.
+
+        Raises:
+            RemitError: everything that is wrong with them; exit status 2.
+        """
+        made, errors = granted(options, cwd)
+        if errors:
+            raise errors[0] if len(errors) == 1 else Several(errors)
+        grant = cls(expires=made.expires / 1000 if made.expires else None, purpose=made.purpose)
+        object.__setattr__(grant, "options", options)
+        object.__setattr__(grant, "base", cwd)
+        return grant
 
     @property
     def identity(self) -> object:
@@ -124,7 +143,7 @@ class Grant:
 
     def authority(self, workspace: str) -> Authority:
         """What it denotes in ``workspace``, in normal form. Raises GrantError with everything that is malformed."""
-        made, errors = granted(self.options, workspace)
+        made, errors = granted(self.options, self.base or workspace)
         if errors:
             raise _grant_error(errors)
         return normal(made.authority)

@@ -33,8 +33,10 @@ class Wanted:
     command: tuple[str, ...] = ()
 
 
-def open_session(link: Link, wanted: Wanted, environ: Mapping[str, str]) -> tuple[Core, dict[str, str], socket.socket]:
-    """A new session through ``link``: its core, what its start proved, the socket to its first process.
+def open_session(
+    link: Link, wanted: Wanted, environ: Mapping[str, str]
+) -> tuple[Core, dict[str, str], socket.socket, tuple[str, ...]]:
+    """A new session through ``link``: its core, what its start proved, the socket to its first process, warnings.
 
     Raises RemitError: bad options or profile, Unenforceable, LaunchError.
     """
@@ -58,7 +60,7 @@ def open_session(link: Link, wanted: Wanted, environ: Mapping[str, str]) -> tupl
     }
     wire = plan.wire()
     session, enforcement, door = link.open((*wire[:4], (), wire[5]), about, state)
-    return core_of(assembled, session, environ), enforcement, door
+    return core_of(assembled, session, environ), enforcement, door, assembled.warnings
 
 
 def core_of(assembled: Assembled, session: str, environ: Mapping[str, str]) -> Core:
