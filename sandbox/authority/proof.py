@@ -1,9 +1,9 @@
 """What proves a grant that crossed a process boundary: a chain of signed grants, from a root down to the one in use.
 
-Each link is a grant and a signature over the digests of all grants from the root down to it. So nothing in a link, and
-nothing above it, can be changed, left out or exchanged. Three kinds of key may sign a link: a key that the reader trusts; the key that the
-link's grantor names (``key:HEX``: whoever the parent was given to as a key's holder); and the key that signed the parent, whose
-holder could have made the narrower grant directly. A root is signed by a trusted key.
+Each link is a grant and a signature over the digests of all grants from the root down to it: nothing in a link, and
+nothing above it, can be changed, left out or exchanged. Three kinds of key may sign a link: one that the reader trusts;
+the one that the link's grantor names (``key:HEX``: the parent was given to whoever holds it); and the one that signed the
+parent, whose holder could have made the narrower grant directly. A root is signed by a trusted key.
 
 This module does no I/O and knows no cryptography: ``Keys`` is asked. Algorithm: Ed25519 (RFC 8032).
 """
@@ -278,7 +278,7 @@ def parse(data: bytes) -> Chain:
         GrantError: anything else, down to a blank: a file that differs from what was written was changed by somebody.
     """
     try:
-        value: object = json.loads(data.decode("ascii"))
+        value = cast("object", json.loads(data.decode("ascii")))
     except UnicodeDecodeError:
         raise codec.wrong("grant file", "not ASCII", "a grant file is what `remit grant new` writes") from None
     except (ValueError, RecursionError) as error:

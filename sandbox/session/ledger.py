@@ -193,13 +193,14 @@ class Ledger:
         taken: dict[str, Plain] = {}
         for claim in claims:
             id, uses, _, expires, bound = claim
-            known = taken.setdefault(id, claim)
-            if known != claim:
+            if id in taken and taken[id] != claim:
                 raise GrantError(
                     "it is claimed as two different grants", where=f"grant {id}", hint="an id is never replayed"
                 )
             # Two grants out of one: who starts with both at once uses that one once.
-            if (uses is None and not bound) or known is not claim:
+            counted = (uses is not None or bound) and id not in taken
+            taken[id] = claim
+            if not counted:
                 continue
             old = state.used.get(id)
             count = (old.count if old is not None else 0) + 1
@@ -307,8 +308,7 @@ class Ledger:
                 posix.close(opened)
         except OSError as error:
             raise self._error(error) from None
-        facts = (*state.used.values(), *state.revoked.values())
-        kept = [one for one in facts if one.expires is None or one.expires >= now]
+        kept = [one for one in _ends(state) if one is None or one >= now]
         if size > COMPACT_SIZE and size > 2 * _LINE * len(kept):
             try:
                 self._compact(now)
@@ -340,8 +340,7 @@ class Ledger:
             state = self._parse(opened, posix.fstat(opened))
         finally:
             posix.close(opened)
-        over = [one.expires for one in (*state.used.values(), *state.revoked.values()) if one.expires is not None]
-        horizon = max([state.horizon, *[expires for expires in over if expires < now]])
+        horizon = max([state.horizon, *[one for one in _ends(state) if one is not None and one < now]])
         lines = [f"horizon {horizon!r}\n"]
         for id, used in state.used.items():
             if used.expires is None or used.expires > horizon:
@@ -379,6 +378,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     _Decision = Callable[[_State], list[str]]
+
+
+def _ends(state: _State) -> list[float | None]:
+    """When the grants that are known end."""
+    return [one.expires for one in state.used.values()] + [one.expires for one in state.revoked.values()]
 
 
 def _fact(state: _State, words: list[str]) -> None:

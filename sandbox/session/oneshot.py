@@ -10,7 +10,7 @@ import posix
 import sys
 
 import remit
-from remit.sandbox.audit.record import Record, ensure_directory, keep_plan, state_directory
+from remit.sandbox.audit.record import Record, keep_plan, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import files, landlock
@@ -192,11 +192,12 @@ def _no_record(error: OSError) -> LaunchError:
 
 def _compile(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, tuple[str, ...]]:
     libraries()
-    # Before names are resolved: what is not there then can be covered by no mount, and the first start makes it.
-    for directory in (state_directory(posix.environ), _cache_directory()):
-        ensure_directory(directory)
+    import os
+
+    from remit.sandbox.session import place
     from remit.sandbox.session.assemble import prepare
 
+    place.make_own_directories(os.environ)
     return prepare(invocation)
 
 
