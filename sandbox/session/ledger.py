@@ -442,5 +442,7 @@ def _check_claim(claim: Plain, session: str, now: float) -> None:
         raise GrantError(
             f"it belongs to session {bound}, not to {session}", where=where, hint="an id is never replayed"
         )
-    if (not_before is not None and now < not_before) or (expires is not None and now >= expires):
-        raise GrantError("it is not in force now", where=where, hint="ask the grantor for a new one")
+    if not_before is not None and now < not_before:
+        raise GrantError(f"it is not in force before {not_before}", where=where, hint="wait, or ask for a new one")
+    if expires is not None and now >= expires:
+        raise GrantError(f"it expired at {expires}", where=where, hint="ask the grantor for a new one")

@@ -97,6 +97,7 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
                 "argv": list(invocation.command),
                 **({"grants": [claim[0] for claim in prepared.claims]} if prepared.claims else {}),
             },
+            kept=_kept(prepared),
         )
     except FileNotFoundError:
         gone = LaunchError("the plan's record is gone", hint="start again")
@@ -140,6 +141,12 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
     return status
 
 
+def _kept(prepared: Prepared) -> str:
+    """The name under which the plan is kept with its description, which holds the proofs: other grants may give the same plan."""
+    digest = prepared.wire[1]
+    return key((digest, tuple([claim[0] for claim in prepared.claims]))) if prepared.claims else digest
+
+
 def _spend(prepared: Prepared, taken: Claims, session: str) -> None:
     """Take a use of every grant file's chain, before anything starts. Raises GrantError: spent, revoked, over."""
     if prepared.claims != taken:
@@ -163,16 +170,14 @@ def _prepare(invocation: Invocation, libraries: Callable[[], None], *, fresh: bo
             prepared = Prepared(*rest)
             prepared.cached = True
             return prepared
-    prepared, inputs = _compile(invocation, libraries)
+    prepared, inputs = _compile(invocation, libraries)  # no inputs: it is good for this start only
     try:
-        keep_plan(state_directory(posix.environ), prepared.wire[1], prepared.description)
+        keep_plan(state_directory(posix.environ), _kept(prepared), prepared.description)
     except OSError as error:
         raise _no_record(error) from None
-    cache.store(
-        name,
-        inputs,
-        (assume.checks(prepared.wire[4]), _without_assumptions(prepared.wire), prepared.warnings, prepared.claims),
-    )
+    if inputs:
+        wire = _without_assumptions(prepared.wire)
+        cache.store(name, inputs, (assume.checks(prepared.wire[4]), wire, prepared.warnings, prepared.claims))
     return prepared
 
 

@@ -100,7 +100,7 @@ def test_every_error_is_said_at_once(remit: Says) -> None:
                  status=2)  # fmt: skip
     for part in ("--read", "--uses", "--not-before", "--expires", "none: no such file", "--output"):
         assert part in said
-    said = remit("new", "--raed", "x", "--read", status=2)
+    said = remit("new", "--raed=x", "--read", status=2)
     assert "did you mean --read?" in said
     assert "--read needs a value" in said
     assert "unexpected argument: word" in remit("new", "-o", "x", "word", status=2)
@@ -258,7 +258,7 @@ def test_help_and_completion_know_the_options() -> None:
     text = CliRunner().invoke(cli.command, ["new", "--help"]).output
     for name in ("--from FILE", "--uses N", "--not-before TIME", "--read PATH", "-o, --output FILE", "--session ID"):
         assert name in text
-    assert not re.search(r"--(grant|degrade|status-fd|chdir)\b", text)
+    assert not re.search(r"^ +--(grant|degrade|status-fd|chdir)\b", text, re.MULTILINE)
     new = cli.command.commands["new"]
     context = new.make_context("new", [], resilient_parsing=True)
     assert "--principal" in [item.value for item in new.shell_complete(context, "--pr")]

@@ -101,8 +101,8 @@ def test_two_grants_out_of_one_at_one_start_use_it_once(state: str) -> None:
 
 def test_a_grant_out_of_its_period_is_not_used(state: str) -> None:
     claim = ((A, 1, 10.0, 20.0, ""),)
-    for now in (9.0, 20.0):
-        with pytest.raises(GrantError, match="not in force"):
+    for now, said in ((9.0, "not in force before 10"), (20.0, "expired at 20")):
+        with pytest.raises(GrantError, match=said):
             Ledger(state).spend(claim, SESSION, now=now)
     Ledger(state).spend(claim, SESSION, now=19.0)
     assert Ledger(state).used(A) == 1
