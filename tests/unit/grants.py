@@ -38,7 +38,8 @@ NARROW = replace(reads("/w/src"), listen=(80,), limits=(("pids", 5),))
 
 def root(authority: Authority = WIDE, **more: Any) -> Grant:
     """A grant from alice to agent."""
-    return Grant(**{"authority": authority, "grantor": "alice", "principal": "agent", **more})
+    fields: dict[str, Any] = {"authority": authority, "grantor": "alice", "principal": "agent", **more}
+    return Grant(**fields)
 
 
 def chain(*grants: Grant, keys: tuple[Own, ...] = ()) -> Chain:
@@ -52,7 +53,8 @@ def chain(*grants: Grant, keys: tuple[Own, ...] = ()) -> Chain:
 
 def three(**more: Any) -> Chain:
     """A root with one use after the other narrowed out of it."""
-    first = root(**{"not_before": NOW - 10, "expires": NOW + 100, "uses": 5, **more})
+    fields: dict[str, Any] = {"not_before": NOW - 10, "expires": NOW + 100, "uses": 5, **more}
+    first = root(**fields)
     second = first.narrow(NARROW, principal="tool", uses=3)
     return chain(first, second, second.narrow(reads_below(second), principal="helper", expires=NOW + 50, uses=1))
 
