@@ -283,8 +283,7 @@ def parse(data: bytes) -> Chain:
         raise codec.wrong("grant file", "not ASCII", "a grant file is what `remit grant new` writes") from None
     except (ValueError, RecursionError) as error:
         raise codec.wrong("grant file", f"not JSON: {error}", "a grant file is what `remit grant new` writes") from None
-    held = cast("dict[str, object]", value) if isinstance(value, dict) else {}
-    if held.get("schema") == GRANT_SCHEMA:
+    if _is_unsigned(value):
         raise codec.wrong("grant file", "the grant is not signed", "make a signed one: remit grant new ... -o FILE")
     made = codec.object_of(value, "grant file", ("schema", "links"))
     if made["schema"] != SCHEMA:
@@ -300,6 +299,10 @@ def parse(data: bytes) -> Chain:
             "ask for the file again, byte for byte",
         )
     return chain
+
+
+def _is_unsigned(value: object) -> bool:
+    return isinstance(value, dict) and cast("dict[str, object]", value).get("schema") == GRANT_SCHEMA
 
 
 def _link(value: object, where: str) -> Signed:

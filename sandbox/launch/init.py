@@ -14,7 +14,7 @@ from errno import ECHILD, ESRCH
 from fcntl import ioctl
 
 from remit.sandbox.kernel import process
-from remit.sandbox.launch import usage
+from remit.sandbox.launch import limits, usage
 from remit.sandbox.mediate.broker import Broker, Source
 
 TYPE_CHECKING = False
@@ -31,7 +31,6 @@ SIGXCPU = 24
 _GROUP_SIGNALS = (2, 3, 18, 19, 20)  # INT QUIT CONT STOP TSTP
 _WATCH_MS = 200
 _TCSBRK = 0x5409
-_RLIMITS = {"cpu-time": 0, "file-size": 1, "pids": 6, "files": 7}
 
 
 class Init:
@@ -160,17 +159,7 @@ class Init:
         self._broker = Broker(plan, self._note)
 
     def _apply_limits(self, pid: int) -> None:
-        for _, what, value, mechanism in self._limits:
-            if mechanism not in ("rlimit", "nproc"):
-                continue
-            amount = int(value)
-            if what == "cpu-time":
-                amount = max(1, -(-amount // 1000))  # the resource counts seconds
-            # One second between the CPU limits: SIGXCPU tells what ended the command, SIGKILL ends what ignores it.
-            hard = amount + 1 if what == "cpu-time" else amount
-            # A limit of Remit's never raises the one that the caller has.
-            inherited = process.hard_limit(_RLIMITS[str(what)])
-            process.set_limit(pid, _RLIMITS[str(what)], min(amount, inherited), min(hard, inherited))
+        limits.apply(pid, limits.prepared(self._limits))
 
     def _note(self, _source: Source, *event: Any) -> None:
         self._tell("event", *event)

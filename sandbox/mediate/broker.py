@@ -106,7 +106,7 @@ class Broker:
         readable = tuple([_bytes(root) for root in reads])
         rules = Rules(places, deny, protect, catalogue, opened)
         beyond = tuple([_bytes(root) for root in outer])
-        self._calls = Calls(rules, places, readable, beyond, self._denied, self._outside, monotonic)
+        self._calls = Calls(rules, places, readable, beyond, self._denied, self._outside, self._grants, monotonic)
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
         for call in MEDIATED + OBSERVED:
             if call in NR:
@@ -184,12 +184,15 @@ class Broker:
         self._tell(path, right, "denied", errno, rule)
         return Denied(errno, rule)
 
+    def _grants(self, path: bytes, right: str) -> bool:
+        """Something that is granted holds this."""
+        letter = _LETTERS[right]
+        return any([letter in letters and under(path, place) for place, letters in self._granted])
+
     def _outside(self, path: bytes, right: str) -> None:
         """Count what the kernel is about to refuse because nothing grants it."""
-        letter = _LETTERS[right]
-        for place, letters in self._granted:
-            if letter in letters and under(path, place):
-                return
+        if self._grants(path, right):
+            return
         if path.startswith(_PRIVATE) and not path.startswith(b"/proc/sys") and right != "exec":
             return
         self._source.denials += 1

@@ -122,6 +122,7 @@ class Calls:
         outer: tuple[bytes, ...],
         denied: Denial,
         outside: Callable[[bytes, str], None],
+        grants: Callable[[bytes, str], bool],
         clock: Callable[[], float],
     ) -> None:
         self.listener: Listener
@@ -134,6 +135,7 @@ class Calls:
         """Resolved and decided: from here on, an error is the call's own result."""
         self._denied = denied
         self._outside = outside
+        self._grants = grants
         self._roots: list[tuple[bytes, bytes, int]] = []
         for root in roots:
             try:
@@ -768,9 +770,12 @@ class Calls:
 
     def execveat(self, descriptor: int, path: int, *_: int) -> int:
         """``execveat(2)``: Landlock decides; a program that exists here and is not granted counts as a denial."""
-        full = self.view.lexical(descriptor, memory.read_string(self.view.pid, path))
-        if full is not None and not full.startswith(b"/proc/") and _exists(AT_FDCWD, full):
-            self._outside(full, "exec")
+        name = memory.read_string(self.view.pid, path)
+        full = self.view.lexical(descriptor, name)
+        if full is None or full.startswith(b"/proc/") or self._grants(full, "exec"):
+            return PROCEED
+        # Not granted by this name: the object may be, by its own (/bin is a link on most systems).
+        self._outside(self.view.object(descriptor, name, follow=True)[1], "exec")
         return PROCEED
 
     def connect(self, _descriptor: int, address: int, length: int, *_: int) -> int:

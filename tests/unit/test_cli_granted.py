@@ -165,7 +165,8 @@ def test_values_that_are_not_paths() -> None:
 def write_grant(path: Path, *, key: Own | None = None, **more: Any) -> Chain:
     """A signed grant to read /data in ``path``; signed by the user's own key, or by ``key``."""
     fields: dict[str, Any] = {"authority": reads("/data"), "grantor": "me", "principal": "agent", "purpose": "given"}
-    made = (key or keys.own({}, str(path.parent))).add(Grant(**fields, **more))
+    fields |= more
+    made = (key or keys.own({}, str(path.parent))).add(Grant(**fields))
     path.write_bytes(dump(made))
     path.chmod(0o600)
     return made
