@@ -163,13 +163,13 @@ class Ledger:
             GrantError: spent, revoked, bound to another session, known with another number of uses, or a ledger that
                 cannot be read or written. Nothing was counted then.
         """
-        self.spend(((grant_id, uses, None, expires, session if bound else ""),), session)
-        return self.used(grant_id) if uses is not None else 0
+        counts = self.spend(((grant_id, uses, None, expires, session if bound else ""),), session)
+        return counts[0] if uses is not None else 0
 
-    def spend(self, claims: Sequence[Plain], session: str, *, now: float | None = None) -> None:
-        """One use of every claim (a chain's: ``Chain.claims``), or of none.
+    def spend(self, claims: Sequence[Plain], session: str, *, now: float | None = None) -> tuple[int, ...]:
+        """One use of every claim (a chain's: ``Chain.claims``), or of none. Returns how many there are now of each.
 
-        ``now`` (Unix seconds; default: the wall clock) must lie in each one's period.
+        ``now`` (Unix seconds; default: the wall clock) must lie in each one's period. Of what is not counted, there are 0.
 
         Raises:
             GrantError: as ``consume``, and where a grant is not in force.
@@ -180,14 +180,16 @@ class Ledger:
             _check_claim(claim, session, now)
         if not any([uses is not None or bound for _, uses, _, _, bound in claims]):
             self._refuse(self._read(), claims, session)
-            return
+            return (0,) * len(claims)
+        counts: list[int] = []
         lock = self._lock()
         try:
-            self._append(lambda state: self._uses(state, claims, session), now)
+            self._append(lambda state: self._uses(state, claims, session, counts), now)
         finally:
             posix.close(lock)
+        return tuple(counts)
 
-    def _uses(self, state: _State, claims: Sequence[Plain], session: str) -> list[str]:
+    def _uses(self, state: _State, claims: Sequence[Plain], session: str, counts: list[int]) -> list[str]:
         self._refuse(state, claims, session)
         lines: list[str] = []
         taken: dict[str, Plain] = {}
@@ -197,13 +199,14 @@ class Ledger:
                 raise GrantError(
                     "it is claimed as two different grants", where=f"grant {id}", hint="an id is never replayed"
                 )
-            # Two grants out of one: who starts with both at once uses that one once.
-            counted = (uses is not None or bound) and id not in taken
             taken[id] = claim
-            if not counted:
+            if uses is None and not bound:
+                counts.append(0)
                 continue
+            # Two grants out of one: who starts with both at once uses that one once, so the same line twice says it once.
             old = state.used.get(id)
             count = (old.count if old is not None else 0) + 1
+            counts.append(count)
             held = bound or (old.session if old is not None else "")
             lines.append(_use_line(id, Used(count, uses or 0, expires, held)))
         return lines

@@ -138,6 +138,18 @@ def test_processes_that_make_a_key_at_once_get_one(home: str) -> None:
     assert sorted(path.name for path in place(home).iterdir()) == ["own.key", "own.pub"]
 
 
+def test_a_key_that_another_process_made_meanwhile_stays(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = keys._make_directory  # pyright: ignore[reportPrivateUsage]  # the moment between looking and making
+
+    def meanwhile(path: str) -> None:
+        make(path)
+        trust(Path(path), "own.key", f"ed25519-secret {'02' * 32}\n")
+
+    monkeypatch.setattr(keys, "_make_directory", meanwhile)
+    assert keys.own({}, home).public == BOB.public
+    assert [path.name for path in place(home).iterdir()] == ["own.key"]
+
+
 def test_trusted_keys_are_the_own_one_the_users_and_the_machines(home: str, tmp_path: Path) -> None:
     mine = keys.own({}, home).public
     trust(place(home) / "trusted", "bob.pub", f"# a colleague\ned25519 {BOB.public} bob@example.com\n")
