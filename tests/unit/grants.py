@@ -56,7 +56,7 @@ def three(**more: Any) -> Chain:
     fields: dict[str, Any] = {"not_before": NOW - 10, "expires": NOW + 100, "uses": 5, **more}
     first = root(**fields)
     second = first.narrow(NARROW, principal="tool", uses=3)
-    return chain(first, second, second.narrow(reads_below(second), principal="helper", expires=NOW + 50, uses=1))
+    return chain(first, second, second.narrow(reads_below(second), principal="assistant", expires=NOW + 50, uses=1))
 
 
 def reads_below(grant: Grant) -> Authority:
