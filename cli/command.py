@@ -86,32 +86,15 @@ def invocation(verb: str, values: dict[str, Any]) -> options.Invocation:
     )
 
 
-class GrantCommand(click.Command):
-    """A command that takes the grant options: one callback with the ``Invocation``, and CMD left alone.
+class OptionCommand(click.Command):
+    """A command with the table's options, grant options among them: every error at once, and help in two sections."""
 
-    ``takes``: how CMD is shown, "" for a command that takes none.
-    """
-
-    def __init__(
-        self, verb: str, act: Callable[[options.Invocation], int], *, help: str, required: bool, takes: str = "[CMD...]"
-    ) -> None:
+    def __init__(self, verb: str, callback: Callable[..., int], arguments: list[click.Parameter], *, help: str) -> None:
         self.verb = verb
-        self.takes = "CMD..." if required else takes
-
-        def callback(**values: Any) -> int:
-            return act(invocation(verb, values))
-
         super().__init__(
-            verb,
+            verb.rpartition(" ")[2],
             context_settings={"allow_interspersed_args": False, "help_option_names": list(HELP_NAMES)},
-            params=[
-                *parameters(verb),
-                *(
-                    [click.Argument(["command"], nargs=-1, type=click.UNPROCESSED, required=required, metavar="CMD...")]
-                    if self.takes
-                    else []
-                ),
-            ],
+            params=[*parameters(verb), *arguments],
             callback=callback,
             help=help,
         )
@@ -126,9 +109,6 @@ class GrantCommand(click.Command):
                 raise _failure(self.verb, parsed, errors)
         return super().parse_args(ctx, args)
 
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return ["[OPTIONS]", *(["[--]", self.takes] if self.takes else [])]
-
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         granting = {option.name.replace("-", "_") for option in options.GRANT}
         grants: list[tuple[str, str]] = []
@@ -141,6 +121,20 @@ class GrantCommand(click.Command):
             formatter.write_dl(others)
         with formatter.section("Grant options (repeatable; paths are relative to the current directory)"):
             formatter.write_dl(grants)
+
+
+class GrantCommand(OptionCommand):
+    """A command that takes the grant options: one callback with the ``Invocation``, and CMD left alone."""
+
+    def __init__(self, verb: str, act: Callable[[options.Invocation], int], *, help: str, required: bool) -> None:
+        def callback(**values: Any) -> int:
+            return act(invocation(verb, values))
+
+        command = click.Argument(["command"], nargs=-1, type=click.UNPROCESSED, required=required, metavar="CMD...")
+        super().__init__(verb, callback, [command], help=help)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["[OPTIONS]", "[--]", "CMD..." if self.verb in ("run", "exec") else "[CMD...]"]
 
 
 def _usage(verb: str, error: str) -> UsageError:

@@ -37,7 +37,7 @@ def _execute(invocation: Invocation, status: Status) -> int:
 
     session = standing.full(click.get_current_context().meta[_SESSION], os.environ)
     # Without a grant the call has what the session has.
-    asked = Grant.from_options(invocation.grants, os.getcwd()) if invocation.grants else None
+    asked = Grant.from_options(invocation.grants, os.getcwd(), session) if invocation.grants else None
     directory = absolute(invocation.chdir, os.getcwd()) if invocation.chdir else ""
     result = running.run(
         session, invocation.command, asked, os.environ, directory, lambda call: status.started(session, call)

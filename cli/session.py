@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from remit.cli import options, render
-from remit.cli.command import HELP_NAMES, GrantCommand
+from remit.cli.command import HELP_NAMES, OptionCommand, invocation
 from remit.sandbox.audit import sessions
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.session import standing
@@ -24,6 +24,10 @@ _json = click.option("--json", "as_json", is_flag=True, help=options.JSON.help)
 @click.group("session", context_settings=_HELP, no_args_is_help=False)
 def command() -> None:
     """Start sessions, list them, look at them, stop them. remit exec runs calls in them."""
+
+
+def _begin(**values: Any) -> int:
+    return _start(invocation("session start", values))
 
 
 def _start(invocation: Invocation) -> int:
@@ -45,11 +49,10 @@ def _start(invocation: Invocation) -> int:
 
 
 command.add_command(
-    GrantCommand(
-        "start",
-        _start,
-        required=False,
-        takes="",
+    OptionCommand(
+        "session start",
+        _begin,
+        [],
         help="""Start a session and print its id. It stands until it is stopped.
 
         The profile and the options are its ceiling: every call in it (remit exec) has that or less.

@@ -18,12 +18,15 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.model import Authority
 from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.session.asked import Grant as Asked
+from remit.sandbox.session.grantfile import plain
+from remit.sandbox.session.ledger import Ledger
 from remit.sandbox.session.result import (
     CompletedCall,
     Denial,
@@ -272,6 +275,9 @@ class Core:
                         where="grant",
                         hint="ask the grantor for a new one",
                     )
+                if asked.proofs:
+                    claims = [claim for chain in asked.proofs for claim in plain(chain)]
+                    Ledger(state_directory(dict(os.environb))).spend(claims, self.shared.session)
                 uses.used += 1
             grant = self._derive(asked, armed.authority, identifier, uses)
             if asked.expires is not None:

@@ -59,8 +59,8 @@ def running(world: World, session: str) -> Generator[tuple[subprocess.Popen[str]
             inside = [
                 pid for pid in every_pid() if cwd_of(pid) == world.workspace and command_of(pid) == ["sh", "-c", script]
             ]
-            assert len(inside) == 1
-            yield client, inside[0]
+            # The shell's child looks the same until it has executed sleep(1).
+            yield client, min(inside)
         finally:
             client.kill()
 
@@ -261,3 +261,30 @@ def test_a_runtime_directory_that_others_can_enter_is_refused(world: World) -> N
     place.chmod(0o700)
     with standing(world) as session:
         assert session
+
+
+def test_a_grant_file_is_a_calls_grant_for_as_often_as_it_says(world: World) -> None:
+    (world.workspace / "a").write_text("hello\n")
+    file = world.base / "home" / "reading.grant"
+    made = world.remit("grant", "new", "--read", "a", "--uses", "1", "-o", str(file))
+    assert made.status == 0, made.stderr
+    with standing(world) as session:
+        first = world.remit("exec", session, "--grant", str(file), "--", "sh", "-c", "cat a; echo x > b")
+        assert first.stdout == "hello\n"
+        assert "Permission denied" in first.stderr
+        assert not (world.workspace / "b").exists()
+        second = world.remit("exec", session, "--grant", str(file), "--", "cat", "a")
+        assert second.status == 2
+        assert second.stdout == ""
+        assert "use" in second.stderr
+
+
+def test_a_grant_file_for_another_session_is_refused(world: World) -> None:
+    file = world.base / "home" / "bound.grant"
+    with standing(world) as session, standing(world) as other:
+        made = world.remit("grant", "new", "--read", ".", "--session", session, "-o", str(file))
+        assert made.status == 0, made.stderr
+        assert world.remit("exec", session, "--grant", str(file), "--", "true").status == 0
+        refused = world.remit("exec", other, "--grant", str(file), "--", "true")
+        assert refused.status == 2
+        assert session in refused.stderr
