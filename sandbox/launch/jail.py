@@ -16,7 +16,7 @@ import time
 from errno import EINTR, EPIPE
 
 from remit.sandbox.kernel import landlock, notify, process, sockets
-from remit.sandbox.launch import program
+from remit.sandbox.launch import envelope, program
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.ground import HINT, Refused, told
 from remit.sandbox.mediate.broker import Source
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.ground import Ground
     from remit.sandbox.launch.policy import Policy
 
-REQUEST_SIZE = 1 << 18
-"""Bytes of one request: what a Unix socket's default buffer (``wmem_default``) carries in one message."""
+REQUEST_SIZE = envelope.LIMIT
+"""Bytes: each armed thread keeps a buffer for one. What is larger comes in an ``envelope``."""
 _REPORTED = 128
 """Denials that a reply names; all of them are counted, and all are in the record."""
 _SIGKILL = 9
@@ -133,9 +133,11 @@ class Jail(Source):
         self._tell_main("proven")
 
     def _serve(self) -> None:
-        data, came = sockets.receive(self.policy.requests, REQUEST_SIZE, 4)
+        data, came = sockets.receive(self.policy.requests, REQUEST_SIZE, 5)
         if not data:
             return  # the policy is forgotten, or the session ends
+        if data == envelope.MARK:
+            data = envelope.content(came.pop())
         self.reply = came[0]
         call, chain, argv, environment, directory, terminal, background, expires = marshal.loads(data)
         self.call, self.chain = call, chain
