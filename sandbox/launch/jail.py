@@ -33,6 +33,7 @@ REQUEST_SIZE = envelope.LIMIT
 """Bytes: each armed thread keeps a buffer for one. What is larger comes in an ``envelope``."""
 _REPORTED = 128
 """Denials that a reply names; all of them are counted, and all are in the record."""
+_RECORDED = 4096
 _SIGKILL = 9
 _LONGEST_WAIT_MS = 5000
 """poll(2) does not count suspended time, an expiry does: so it is looked at again this often."""
@@ -165,7 +166,7 @@ class Jail(Source):
         for descriptor in (*came[1:], slave):
             if descriptor >= 0:
                 posix.close(descriptor)
-        sockets.send(self.control, marshal.dumps(("began", self.call, self.pid, argv, self.policy.identifier, chain)))
+        sockets.send(self.control, marshal.dumps(("began", self.call, self.pid, _brief(argv), self.policy.identifier, chain)))
         status, usage = self._wait()
         clean = self._alone()
         if not background and not clean:
@@ -316,3 +317,15 @@ class Jail(Source):
                 posix.kill(-self.pid if group else self.pid, signal)
             except OSError:
                 pass  # it has just ended
+
+
+def _brief(argv: list[bytes]) -> list[bytes]:
+    """A command line for the record, which keeps 4 KiB of it."""
+    left = _RECORDED
+    kept: list[bytes] = []
+    for word in argv:
+        if len(word) + 1 > left:
+            return [*kept, word[:left], b"..."]
+        kept.append(word)
+        left -= len(word) + 1
+    return kept
