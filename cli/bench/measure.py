@@ -128,21 +128,22 @@ def interleave(
     rounds: int,
     *,
     must: Iterable[str] = (),
+    every: Mapping[str, int] | None = None,
     after: Callable[[str], None] | None = None,
     tell: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, list[T]], dict[str, str]]:
     """Run each variant once in each of ``rounds``, in an order that rotates, after one round that does not count.
 
-    ``after`` is told the name of what has just run (its output can be read then), in rounds that count; ``tell`` each
-    round's number before it. Returns the samples, and why others have none: a variant that fails once takes no further
-    part. BenchError where it is one of ``must``.
+    ``every`` lets a variant take part in every so many rounds only. ``after`` is told the name of what has just run (its
+    output can be read then), in rounds that count; ``tell`` each round's number before it. Returns the samples, and why
+    others have none: a variant that fails once takes no further part. BenchError where it is one of ``must``.
     """
     samples: dict[str, list[T]] = {name: [] for name in variants}
     failed: dict[str, str] = {}
     for turn in range(-1, rounds):
         if tell is not None:
             tell(turn + 1)
-        names = list(samples)
+        names = [name for name in samples if turn <= 0 or turn % (every or {}).get(name, 1) == 0]
         first = max(turn, 0) % len(names)
         for name in names[first:] + names[:first]:
             try:

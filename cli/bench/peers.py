@@ -130,13 +130,14 @@ def _container(setting: Setting, runtime: tuple[str, ...], name: str, workspace:
     }
     if user != 0:
         linux["namespaces"] = [{"type": space} for space in [*spaces, "user"]]
-        linux["uidMappings"] = [{"containerID": user, "hostID": user, "size": 1}]
-        linux["gidMappings"] = [{"containerID": group, "hostID": group, "size": 1}]
+        # As rootless containers are: runc wants a root inside, which this user is outside.
+        linux["uidMappings"] = [{"containerID": 0, "hostID": user, "size": 1}]
+        linux["gidMappings"] = [{"containerID": 0, "hostID": group, "size": 1}]
     configuration = {
         "ociVersion": "1.0.0",
         "process": {
             "terminal": False,
-            "user": {"uid": user, "gid": group},
+            "user": {"uid": 0, "gid": 0},
             "args": list(argv),
             "env": [f"{key}={value}" for key, value in setting.environment.items()],
             "cwd": workspace,

@@ -1,4 +1,4 @@
-"""A result as a picture: medians on a logarithmic axis, from the fastest start to the 99th percentile.
+"""A result as a picture: medians on a logarithmic axis, each with its minimum and 99th percentile.
 
 SVG by hand, because a plotting library would weigh more than Remit. Its colours follow the reader's scheme, light or dark,
 also where a page shows it as an image.
@@ -16,26 +16,29 @@ from xml.sax.saxutils import escape
 from remit.cli.bench.measure import BARE, BenchError
 from remit.sandbox.authority.errors import UsageError
 
-_WIDTH, _LEFT, _RIGHT = 760, 300, 96
+_WIDTH, _LEFT, _RIGHT = 760, 300, 76
 _LINE, _TOP, _GAP = 22, 44, 34
 _TICKS = (1, 2, 5)
-_CONVERTERS = (("rsvg-convert", "-z", "2", "-o"), ("inkscape", "-d", "192", "-o"), ("magick", "-density", "192"))
+_CONVERTERS = (
+    ("rsvg-convert", "-z", "2", "-b", "white", "-o", "{to}", "{from}"),
+    ("inkscape", "-d", "192", "--export-background=white", "-o", "{to}", "{from}"),
+    ("magick", "-density", "192", "-background", "white", "svg:{from}", "-flatten", "{to}"),
+)
+"""Programs that make a PNG of an SVG: twice the size, and on white, because a PNG follows no reader's scheme."""
 _STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #1f2328; }
+text { font: 13px system-ui, sans-serif; fill: #656d76; }
 .title { font-weight: 600; font-size: 14px; }
-.minor, .value { fill: #59636e; font-size: 12px; }
-.grid { stroke: #d1d9e0; stroke-width: 1; }
+.minor, .value { font-size: 12px; }
+.grid { stroke: #8c959f; stroke-opacity: 0.35; }
 .span { stroke: #8c959f; stroke-width: 2; }
 .dot { fill: #8c959f; }
-.ours .span { stroke: #0969da; } .ours .dot { fill: #0969da; } .ours text { font-weight: 600; }
-@media (prefers-color-scheme: dark) {
-text { fill: #e6edf3; }
-.minor, .value { fill: #9198a1; }
-.grid { stroke: #3d444d; }
-.span { stroke: #7d8590; } .dot { fill: #7d8590; }
-.ours .span { stroke: #58a6ff; } .ours .dot { fill: #58a6ff; }
-}
+.ours .span { stroke: #218bff; }
+.ours .dot { fill: #218bff; }
+.ours text { font-weight: 600; }
+@media (prefers-color-scheme: light) { text { fill: #1f2328; } .minor, .value { fill: #59636e; } }
+@media (prefers-color-scheme: dark) { text { fill: #e6edf3; } .minor, .value { fill: #9198a1; } }
 """
+"""Colours that can be read on light and on dark; clearer ones where the reader's choice is known."""
 
 Points = list[tuple[str, float, float, float]]
 """Label, minimum, median and 99th percentile, in milliseconds."""
@@ -55,10 +58,9 @@ def write(path: Path, result: dict[str, Any]) -> None:
             continue
         source = path.with_suffix(".svg.tmp")
         source.write_text(text, encoding="utf-8")
+        words = [word.replace("{to}", str(path)).replace("{from}", str(source)) for word in options]
         try:
-            words = [f"svg:{source}", *options] if program == "magick" else [*options]
-            last = [str(path)] if program == "magick" else [str(path), str(source)]
-            done = subprocess.run([found, *words, *last], capture_output=True, check=False)
+            done = subprocess.run([found, *words], capture_output=True, check=False)
         finally:
             source.unlink()
         if done.returncode != 0:
@@ -99,8 +101,8 @@ def _panels(rows: list[dict[str, Any]]) -> list[tuple[str, Points]]:
     starts = [row for row in rows if row["group"] == "start"]
     warm = [row for row in rows if row["group"] == "warm" and row["name"] == "output captured"]
     return [
-        ("Cold start of `true`, from a shell", _points(starts, "name")),
-        ("One call of `true` from a running Python program, output captured", _points(warm, "variant")),
+        ("Cold start of true, from a shell: milliseconds", _points(starts, "name")),
+        ("One call of true from a running Python program, its output captured: milliseconds", _points(warm, "variant")),
     ]
 
 
@@ -126,14 +128,14 @@ def _panel(title: str, points: Points, top: int) -> tuple[list[str], int]:
     for tick in _ticks(low, high):
         at = f"{x(tick):.1f}"
         out.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{top + _TOP - 10}" y2="{bottom - 6}"/>')
-        out.append(f'<text class="minor" text-anchor="middle" x="{at}" y="{bottom + 10}">{tick:g} ms</text>')
+        out.append(f'<text class="minor" text-anchor="middle" x="{at}" y="{bottom + 10}">{tick:g}</text>')
     for number, (name, minimum, median, p99) in enumerate(points):
         y = top + _TOP + _LINE * number
         out.append(f'<g class="{"ours" if name.startswith("remit") else "theirs"}">')
         out.append(f'<text text-anchor="end" x="{_LEFT - 14}" y="{y + 4}">{escape(name)}</text>')
         out.append(f'<line class="span" x1="{x(minimum):.1f}" x2="{x(p99):.1f}" y1="{y}" y2="{y}"/>')
         out.append(f'<circle class="dot" cx="{x(median):.1f}" cy="{y}" r="5"/>')
-        out.append(f'<text class="value" x="{_WIDTH - _RIGHT + 14}" y="{y + 4}">{_number(median)} ms</text></g>')
+        out.append(f'<text class="value" x="{_WIDTH - _RIGHT + 14}" y="{y + 4}">{_number(median)}</text></g>')
     return out, bottom + _GAP - top
 
 

@@ -6,18 +6,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from remit.cli.bench.measure import BARE, BWRAP, CALL, RUN, BenchError
+from remit.cli.bench.measure import BARE, BWRAP, CALL, RUN
+from remit.sandbox.authority.errors import UsageError
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 Rows = list[dict[str, Any]]
 
 
-def replace(page: Path, text: str) -> None:
-    """Put ``text`` between the marks of ``page``. BenchError where they are not there, once each, in order."""
-    whole = page.read_text(encoding="utf-8")
+def check(page: Path) -> str:
+    """The text of ``page``. UsageError where the marks are not in it, once each, in order."""
+    try:
+        whole = page.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot be read: {error}", where=str(page)) from None
     if whole.count(BEGIN) != 1 or whole.count(END) != 1 or whole.index(BEGIN) > whole.index(END):
-        raise BenchError(f"{page}: wants one '{BEGIN}' and, after it, one '{END}'")
+        raise UsageError(f"wants one '{BEGIN}' and, after it, one '{END}'", where=str(page))
+    return whole
+
+
+def replace(page: Path, text: str) -> None:
+    """Put ``text`` between the marks of ``page``. UsageError as for ``check``."""
+    whole = check(page)
     head, _, rest = whole.partition(BEGIN)
     page.write_text(f"{head}{BEGIN}\n{text}{END}{rest.partition(END)[2]}", encoding="utf-8")
 

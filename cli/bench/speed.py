@@ -81,8 +81,8 @@ def command(
     for path in paths:
         if path is not None and not path.parent.is_dir():
             raise UsageError("there is no such directory", where=str(path.parent))
-    if page is not None and not page.is_file():
-        raise UsageError("there is no such file", where=str(write))
+    if page is not None:
+        report.check(page)
     result = _read(from_json) if from_json else measured(rounds, only, directory or os.path.expanduser("~"))
     if as_json == "-":
         render.document(SCHEMA, {name: value for name, value in result.items() if name != "schema"})
@@ -107,13 +107,13 @@ def _known(only: tuple[str, ...]) -> None:
 def _read(name: str) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(Path(name).read_text(encoding="utf-8"))
-        known = result["schema"] == f"remit.{SCHEMA}/1"
+        schema: object = result["schema"]
     except (OSError, ValueError) as error:
         raise UsageError(f"no result can be read: {error}", where=name) from None
     except (KeyError, TypeError, IndexError):
-        known = False
-    if not known:
-        raise UsageError(f"this is no remit.{SCHEMA}/1", where=name)
+        raise UsageError("this is no result of remit bench speed", where=name) from None
+    if schema != f"remit.{SCHEMA}/1":
+        raise UsageError(f"{schema!r} is not remit.{SCHEMA}/1", where=name)
     return result
 
 

@@ -102,7 +102,6 @@ class Worker:
 
     def _action(self, output: str, kind: str) -> Action:
         """One run of ``true``. Whatever ends otherwise than with 0 raises."""
-        true = [self._true]
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL}
         if output == CAPTURED:
             streams.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -110,24 +109,27 @@ class Worker:
             streams.update(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if kind == SPAWN:
             return self._spawn
-        if kind == SUBPROCESS:
-            return lambda: subprocess.run(true, check=True, **streams)
-        if kind == RUN:
-            return lambda: subprocess.run(self._settings["remit"], check=True, **streams)
         if kind == BWRAP:
             return lambda: self._bubblewrapped(streams)
+        if kind in (SUBPROCESS, RUN):
+            return lambda: _subprocess([self._true] if kind == SUBPROCESS else self._settings["remit"], streams)
         return self._called(kind, streams)
 
     def _called(self, kind: str, streams: dict[str, Any]) -> Action:
         call: Callable[..., object] = self._sessions[0].run
         true = ["true"]
         grant: Callable[..., object] = getattr(import_module("remit"), "Grant")  # noqa: B009  (not in every version)
-        if kind == CALL:
-            return lambda: call(true, check=True, **streams)
-        if kind == SAME:
-            return lambda: call(true, check=True, grant=grant(read=["d0"]), **streams)
         numbers = count()
-        return lambda: call(true, check=True, grant=grant(read=[f"d{next(numbers) % DIRECTORIES}"]), **streams)
+
+        def act() -> None:
+            if kind == CALL:
+                call(true, check=True, **streams)
+            elif kind == SAME:
+                call(true, check=True, grant=grant(read=["d0"]), **streams)
+            else:
+                call(true, check=True, grant=grant(read=[f"d{next(numbers) % DIRECTORIES}"]), **streams)
+
+        return act
 
     def _spawn(self) -> None:
         actions = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
@@ -146,6 +148,10 @@ class Worker:
             )
         finally:
             os.close(descriptor)
+
+
+def _subprocess(argv: list[str], streams: dict[str, Any], **options: Any) -> None:
+    subprocess.run(argv, check=True, **streams, **options)
 
 
 def _timed(action: Action) -> Callable[[], int]:
