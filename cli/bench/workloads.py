@@ -64,7 +64,7 @@ print(json.dumps([root, sorted(sum(found.values(), []))]))
 """
 """Which files the named packages and what they need consist of, in the interpreter that runs this: those with one of the
 suffixes, and those without, where what names a version is."""
-_REAL, _SUITES = "jsonschema", ("types", "utils", "exceptions", "format", "validators")
+_REAL, _SUITES = "jsonschema", ("types", "utils", "format", "validators")
 """A package that ships its tests, and those of them that want nothing that it does not ship."""
 
 
@@ -300,6 +300,10 @@ def _pytest_real(setting: Setting, workspace: str) -> Workload:
     suites = [f"{library}/{_REAL}/tests/test_{name}.py" for name in _SUITES]
     if not all([os.path.exists(suite) for suite in suites]):
         raise Unavailable(f"{_REAL} is installed without its tests")
+    # It has compiled parts: those of the interpreter that runs this may be of another version than the one measured with.
+    imported = f"import sys; sys.path.insert(0, {library!r}); import {_REAL}"
+    if subprocess.run([setting.python, "-I", "-c", imported], capture_output=True, check=False).returncode != 0:
+        raise Unavailable(f"{setting.python} cannot use the {_REAL} of {sys.executable}")
     _write(f"{project}/pytest.ini", "[pytest]\n")
     return _tests(setting, library, project, (), "-p", "no:warnings", *suites)
 
@@ -337,6 +341,8 @@ WORKLOADS: dict[str, Callable[[Setting, str], Workload]] = {
 
 def measure(setting: Setting, rounds: int, wanted: Callable[[str], bool]) -> Iterable[Line]:
     """The rows of the workloads that are ``wanted``, each in a workspace of its own that is removed after it."""
+    if not setting.sessions and any([wanted(name) for name in WORKLOADS]):
+        yield NotMeasured(GROUP, CALL, NO_SESSIONS)
     for number, (name, make) in enumerate(WORKLOADS.items()):
         if not wanted(name):
             continue
@@ -367,8 +373,6 @@ def _rows(setting: Setting, workspace: str, name: str, work: Workload, rounds: i
                 runs[CALL + _TRUE] = client.called((setting.true,))
             except BenchError as error:
                 lines.append(NotMeasured(GROUP, f"{CALL}: {name}", str(error)))
-        else:
-            lines.append(NotMeasured(GROUP, f"{CALL}: {name}", NO_SESSIONS))
 
         def check(variant: str) -> None:
             if not variant.endswith(_TRUE) and not os.path.exists(work.makes):
