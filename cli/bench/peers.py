@@ -1,8 +1,7 @@
 """Other sandboxes, asked for the same: system directories to read, the workspace to write, no network, one command.
 
 Whoever has no way to be asked for some of that is asked for what comes nearest. No peer is installed by this, none gets a
-network, and none can read this user's settings of it where it takes another directory for them. nsjail and minijail0 are
-in no distribution that this was written on: their invocations follow their manuals.
+network, and none can read this user's settings of it where it takes another directory for them.
 """
 
 from __future__ import annotations
@@ -88,10 +87,18 @@ def _nsjail(setting: Setting, path: str) -> Wrap:
 
 
 def _minijail(setting: Setting, path: str) -> Wrap:
-    spaces = ("-U", "-m", "-M", "-p", "-r", "-e", "-l", "-N", "--uts")
+    # A change of root, not a pivot: without a /proc in sight the kernel lets no ordinary user mount another.
+    spaces = ("-T", "static", "-n", "-U", "-m", "-M", "-v", "-p", "-e", "-l", "--uts")
     tree = [word for directory in _SYSTEM if os.path.exists(directory) for word in ("-b", directory)]
-    head = (path, "-n", *spaces, "-P", "/var/empty", *tree, "-d", "-t", f"--seccomp-bpf-binary={setting.filter}")
-    return lambda workspace, argv: setting.command(workspace, *head, "-b", f"{workspace},{workspace},1", "--", *argv)
+
+    def wrap(workspace: str, argv: tuple[str, ...]) -> Command:
+        root = f"{setting.base}/minijail-{len(os.listdir(setting.base))}"
+        for directory in (*_SYSTEM, "/proc", "/tmp", workspace):
+            os.makedirs(root + directory)
+        own = (f"--seccomp-bpf-binary={setting.filter}", "-C", root, *tree, "-t", "-b", f"{workspace},{workspace},1")
+        return setting.command(workspace, path, *spaces, *own, "--", *argv)
+
+    return wrap
 
 
 def _crun(setting: Setting, path: str) -> Wrap:
