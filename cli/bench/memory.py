@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from remit.cli.bench import peers
 from remit.cli.bench.client import Client
 from remit.cli.bench.measure import RUN, BenchError, Command, Line, NotMeasured, row, spawn, tail
-from remit.cli.bench.setting import NO_SESSIONS, Setting
+from remit.cli.bench.setting import Setting
 
 GROUP = "memory"
 SESSIONS = (1, 10)
@@ -41,10 +41,7 @@ def measure(setting: Setting, rounds: int) -> list[Line]:
     lines: list[Line] = []
     for number in SESSIONS:
         name = f"remit, {number} idle session{'s' if number > 1 else ''}, each"
-        if setting.sessions:
-            lines.append(_line(setting, name, number, _idle(setting, workspace, number), rounds))
-        else:
-            lines.append(NotMeasured(GROUP, name, NO_SESSIONS))
+        lines.append(_line(setting, name, number, _idle(setting, workspace, number), rounds))
     found, missing = peers.find(setting)
     sleep = (setting.program("sleep") or "/bin/sleep", "1000")
     commands = {RUN: setting.command(workspace, *setting.confined(workspace, *sleep))}

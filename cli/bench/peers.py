@@ -78,7 +78,9 @@ def _firejail(setting: Setting, path: str) -> Wrap:
 
 def _nsjail(setting: Setting, path: str) -> Wrap:
     tree = [word for directory in (*_SYSTEM, *_DEVICES) if os.path.exists(directory) for word in ("-R", directory)]
-    refused = f"ERRNO(1) {{ {', '.join(_REFUSED)} }} DEFAULT ALLOW"
+    # Its language has no such name.
+    names = [name for name in _REFUSED if name != "umount2"]
+    refused = f"ERRNO(1) {{ {', '.join(names)} }} DEFAULT ALLOW"
     limits = ("--disable_rlimits", "-t", "0", "--seccomp_string", refused)
     head = (path, "-Mo", "-Q", "-e", *tree, "-T", "/tmp")
     return lambda workspace, argv: setting.command(

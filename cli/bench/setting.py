@@ -16,7 +16,6 @@ from remit.cli.fast import BUNDLE
 from remit.sandbox.compile.seccomp import build_filter
 
 PROFILE = "offline"
-NO_SESSIONS = "sessions are not in this version"
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,6 @@ class Setting:
     python: str
     bwrap: str | None
     filter: str
-    sessions: bool
     caveats: tuple[str, ...]
     tell: Callable[[str], None]
 
@@ -95,7 +93,6 @@ def make(base: str, tell: Callable[[str], None]) -> Setting:
         python=shutil.which("python3", path="/usr/bin:/bin") or os.path.realpath(sys.executable),
         bwrap=shutil.which("bwrap", path=path),
         filter=filter_file,
-        sessions=hasattr(remit, "Session"),
         caveats=tuple(_caveats()),
         tell=tell,
     )
@@ -107,6 +104,8 @@ def _caveats() -> list[str]:
         found.append("run as root, who takes another way through remit and bubblewrap than an ordinary user")
     if not (remit.__file__ or "").endswith("-packages/remit/__init__.py"):
         found.append("an editable install, which looks at its own sources at each start")
-    if not os.access(BUNDLE, os.R_OK) and not os.access(os.path.dirname(BUNDLE), os.W_OK):
-        found.append("no bundle of compiled modules, and this user cannot write one")
+    if not os.access(os.path.dirname(BUNDLE), os.W_OK):
+        found.append(
+            "the bundle of compiled modules is not this user's to make: it may be missing, or of older sources"
+        )
     return found

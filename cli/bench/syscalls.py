@@ -27,7 +27,7 @@ from remit.cli.bench.measure import (
     row,
     run,
 )
-from remit.cli.bench.setting import NO_SESSIONS, Setting
+from remit.cli.bench.setting import Setting
 
 GROUP = "syscall"
 COUNT = 1000
@@ -129,8 +129,6 @@ def _runner(command: Command, empty: str, output: str, errors: str) -> Callable[
 def _caller(
     setting: Setting, workspace: str, inside: tuple[str, ...], empty: str, output: str, stack: ExitStack
 ) -> Callable[[], Sample]:
-    if not setting.sessions:
-        raise BenchError(NO_SESSIONS)
     client = stack.enter_context(Client(setting, workspace))
     client.ask(do="open", sessions=1)
     call = client.called(inside, output)

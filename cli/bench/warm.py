@@ -11,7 +11,7 @@ from functools import partial
 from remit.cli.bench import worker
 from remit.cli.bench.client import Client
 from remit.cli.bench.measure import BARE, BWRAP, CALL, RUN, BenchError, Line, NotMeasured, interleave, row
-from remit.cli.bench.setting import NO_SESSIONS, Setting
+from remit.cli.bench.setting import Setting
 from remit.cli.bench.worker import CAPTURED, NEW, QUIET, SAME, SPAWN, SUBPROCESS
 
 START, WARM, RATE = "session", "warm", "rate"
@@ -21,8 +21,6 @@ FIRST, LATER, STOP = "first session of a program", "later session of a program",
 
 def starts(setting: Setting, rounds: int) -> list[Line]:
     """Starts of sessions, each first one in a program that has just begun."""
-    if not setting.sessions:
-        return [NotMeasured(START, "Session()", NO_SESSIONS)]
     workspace = setting.directory("session")
     taken: dict[str, list[float]] = {FIRST: [], LATER: [], STOP: []}
     for turn in range(-1, rounds):
@@ -48,7 +46,7 @@ def calls(setting: Setting, rounds: int) -> list[Line]:
     else:
         ways.append(BWRAP)
     with Client(setting, workspace) as client:
-        refused = _opened(setting, [client])
+        refused = _opened([client])
         if refused:
             lines.append(NotMeasured(WARM, CALL, refused))
         else:
@@ -79,7 +77,7 @@ def rates(setting: Setting, rounds: int, seconds: float) -> list[Line]:
         ways[BWRAP] = BWRAP
     with ExitStack() as stack:
         programs = [stack.enter_context(Client(setting, workspace)) for _ in range(max(CLIENTS))]
-        refused = _opened(setting, programs)
+        refused = _opened(programs)
         if refused:
             lines.append(NotMeasured(RATE, CALL, refused))
         else:
@@ -121,10 +119,8 @@ def _rate(programs: list[Client], **request: object) -> Callable[[], float]:
     return rate
 
 
-def _opened(setting: Setting, clients: list[Client]) -> str:
+def _opened(clients: list[Client]) -> str:
     """Start a session in each. Why there is none, or ``""``."""
-    if not setting.sessions:
-        return NO_SESSIONS
     try:
         for client in clients:
             client.ask(do="open", sessions=1)

@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib import import_module
 from itertools import count
 from typing import Any
 
+from remit import Grant, Session
 from remit.cli.bench.measure import BWRAP, CALL, RUN, BenchError, interleave
 
 SPAWN = "os.posix_spawn and wait"
@@ -38,16 +38,15 @@ class Worker:
         self._workspace: str = settings["workspace"]
         self._true: str = settings["true"]
         self._stack = ExitStack()
-        self._sessions: list[Any] = []
+        self._sessions: list[Session] = []
         self._environment = dict(os.environ)
 
     def open(self, sessions: int) -> dict[str, object]:
         """Start as many sessions. Replies how long each took until it could be called."""
-        session = getattr(import_module("remit"), "Session")  # noqa: B009  (not in every version)
         took: list[int] = []
         for _ in range(sessions):
             started = time.perf_counter_ns()
-            one = self._stack.enter_context(session(profile=self._settings["profile"], workspace=self._workspace))
+            one = self._stack.enter_context(Session(profile=self._settings["profile"], workspace=self._workspace))
             took.append(time.perf_counter_ns() - started)
             self._sessions.append(one)
         return {"ns": took}
@@ -118,16 +117,15 @@ class Worker:
     def _called(self, kind: str, streams: dict[str, Any]) -> Action:
         call: Callable[..., object] = self._sessions[0].run
         true = ["true"]
-        grant: Callable[..., object] = getattr(import_module("remit"), "Grant")  # noqa: B009  (not in every version)
         numbers = count()
 
         def act() -> None:
             if kind == CALL:
                 call(true, check=True, **streams)
             elif kind == SAME:
-                call(true, check=True, grant=grant(read=["d0"]), **streams)
+                call(true, check=True, grant=Grant(read=["d0"]), **streams)
             else:
-                call(true, check=True, grant=grant(read=[f"d{next(numbers) % DIRECTORIES}"]), **streams)
+                call(true, check=True, grant=Grant(read=[f"d{next(numbers) % DIRECTORIES}"]), **streams)
 
         return act
 

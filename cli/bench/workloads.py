@@ -29,7 +29,7 @@ from remit.cli.bench.measure import (
     row,
     run,
 )
-from remit.cli.bench.setting import NO_SESSIONS, Setting
+from remit.cli.bench.setting import Setting
 
 GROUP = "workload"
 _TRUE = ", true"
@@ -341,8 +341,6 @@ WORKLOADS: dict[str, Callable[[Setting, str], Workload]] = {
 
 def measure(setting: Setting, rounds: int, wanted: Callable[[str], bool]) -> Iterable[Line]:
     """The rows of the workloads that are ``wanted``, each in a workspace of its own that is removed after it."""
-    if not setting.sessions and any([wanted(name) for name in WORKLOADS]):
-        yield NotMeasured(GROUP, CALL, NO_SESSIONS)
     for number, (name, make) in enumerate(WORKLOADS.items()):
         if not wanted(name):
             continue
@@ -365,14 +363,13 @@ def _rows(setting: Setting, workspace: str, name: str, work: Workload, rounds: i
         for suffix, argv in (("", work.argv), (_TRUE, (setting.true,))):
             runs[BARE + suffix] = _starter(setting, workspace, argv)
             runs[RUN + suffix] = _starter(setting, workspace, setting.confined(workspace, *argv))
-        if setting.sessions:
-            client = stack.enter_context(Client(setting, workspace))
-            try:
-                client.ask(do="open", sessions=1)
-                runs[CALL] = client.called(work.argv)
-                runs[CALL + _TRUE] = client.called((setting.true,))
-            except BenchError as error:
-                lines.append(NotMeasured(GROUP, f"{CALL}: {name}", str(error)))
+        client = stack.enter_context(Client(setting, workspace))
+        try:
+            client.ask(do="open", sessions=1)
+            runs[CALL] = client.called(work.argv)
+            runs[CALL + _TRUE] = client.called((setting.true,))
+        except BenchError as error:
+            lines.append(NotMeasured(GROUP, f"{CALL}: {name}", str(error)))
 
         def check(variant: str) -> None:
             if not variant.endswith(_TRUE) and not os.path.exists(work.makes):

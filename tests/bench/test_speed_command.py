@@ -105,23 +105,38 @@ def test_peers_are_told_to_confine(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_other_groups(tmp_path: Path) -> None:
-    wanted = [word for group in ("warm", "rate", "memory", "syscall") for word in ("--only", group)]
+    wanted = [word for group in ("session", "warm", "rate", "memory", "syscall") for word in ("--only", group)]
     found = bench(tmp_path, *wanted, "--only", "git status")
 
+    assert {"first session of a program", "later session of a program"} <= {name for name, _ in named(found, "session")}
     warm = named(found, "warm")
     for output in ("output to /dev/null", "output captured"):
         assert warm[output, "subprocess.run"]["ratio"] == 1
         assert warm[output, "bubblewrap + seccomp"]["n"] == 10
+        for grant in ("in a session", "with a narrower grant, the same", "with a narrower grant, another"):
+            assert any(name == output and way.startswith(f"remit, call {grant}") for name, way in warm), missing(found)
     rates = named(found, "rate")
     for shape in ("2 threads of one program", "2 programs", "16 threads of one program", "16 programs"):
-        assert {(shape, "bare"), (shape, "remit run"), (shape, "bubblewrap + seccomp")} <= rates.keys(), missing(found)
-    assert named(found, "memory")["bubblewrap + seccomp", ""]["extra"]["processes"] == 2
+        assert {
+            (shape, "bare"),
+            (shape, "remit, call in a session"),
+            (shape, "bubblewrap + seccomp"),
+        } <= rates.keys(), missing(found)
+    held = named(found, "memory")
+    assert held["bubblewrap + seccomp", ""]["extra"]["processes"] == 2
+    for sessions in ("remit, 1 idle session, each", "remit, 10 idle sessions, each"):
+        # Nothing may trace a session's process: an ordinary user is told so, and root gets the figure.
+        if os.geteuid() == 0:
+            assert held[sessions, ""]["median"] > 0
+        else:
+            assert "show their PSS to root only" in missing(found)["memory", sessions]
     if os.access("/usr/bin/gcc", os.X_OK):
         calls = named(found, "syscall")
         assert {name for name, _ in calls} >= {"connect to a closed port of the own loopback", "getppid", "rename"}
-        assert ("rename", "remit run") in calls
+        assert {("rename", "remit run"), ("rename", "remit, call in a session")} <= calls.keys()
     (name,) = [name for name in workloads.WORKLOADS if name.startswith("git status")]
-    assert (name, "remit run") in named(found, "workload"), missing(found)
+    work = named(found, "workload")
+    assert {(name, "remit run"), (name, "remit, call in a session")} <= work.keys(), missing(found)
     assert {name for name, _ in named(found, "workload")} == {name}
 
 
