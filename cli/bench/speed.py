@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -120,6 +121,8 @@ def _read(name: str) -> dict[str, Any]:
 def measured(rounds: int, only: tuple[str, ...], parent: str) -> dict[str, Any]:
     """Measure in a new directory of ``parent``, which is removed again. The document."""
     where = os.getcwd()
+    # Else nothing of what follows is cleaned up: not the directory, not the sessions.
+    before_that = signal.signal(signal.SIGTERM, _terminated)
     try:
         base = tempfile.mkdtemp(prefix="remit-bench-", dir=os.path.realpath(parent))
     except OSError as error:
@@ -149,8 +152,13 @@ def measured(rounds: int, only: tuple[str, ...], parent: str) -> dict[str, Any]:
             "not_measured": [vars(line) for line in lines if isinstance(line, NotMeasured)],
         }
     finally:
+        signal.signal(signal.SIGTERM, before_that)
         os.chdir(where)
         shutil.rmtree(base, ignore_errors=True)
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _lines(here: setting.Setting, rounds: int, only: tuple[str, ...]) -> Iterable[Line]:
