@@ -121,14 +121,14 @@ def _read(name: str) -> dict[str, Any]:
 def measured(rounds: int, only: tuple[str, ...], parent: str) -> dict[str, Any]:
     """Measure in a new directory of ``parent``, which is removed again. The document."""
     where = os.getcwd()
-    # Else nothing of what follows is cleaned up: not the directory, not the sessions.
-    before_that = signal.signal(signal.SIGTERM, _terminated)
     try:
         base = tempfile.mkdtemp(prefix="remit-bench-", dir=os.path.realpath(parent))
     except OSError as error:
         raise UsageError(
             f"no directory can be made here: {error.strerror}", where=parent, hint="--directory DIR"
         ) from None
+    # Else nothing of what follows is cleaned up: not the directory, not the sessions.
+    before_that = signal.signal(signal.SIGTERM, _terminated)
     try:
         with render.Progress() as progress:
             before = os.getloadavg()
