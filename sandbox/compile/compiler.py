@@ -501,11 +501,12 @@ class Job:
         canonical = self.name(path).canonical
         return parent(canonical), (canonical.rpartition("/")[2],), False, text
 
-    def filter(self, layers: Layers, brokered_reads: bool) -> Seccomp:
+    def filter(self, layers: Layers, brokered_reads: bool, *, metadata: bool = False) -> Seccomp:
         program = build_filter(
             self.authority.syscalls,
             notify=layers.mediation,
             brokered_reads=brokered_reads,
+            metadata=metadata,
             machine=self.facts.machine,
         )
         return Seccomp(program, layers.mediation)

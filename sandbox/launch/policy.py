@@ -8,6 +8,7 @@ from remit.sandbox.kernel import landlock, sockets
 from remit.sandbox.launch import limits
 from remit.sandbox.launch.ground import Refused, open_inside
 from remit.sandbox.mediate.broker import Broker
+from remit.sandbox.mediate.metadata import Metadata
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Policy:
         accesses = dict(own)
         self._own = tuple([accesses.get(place, 0) for place in places])
         self.broker = Broker(mediation, note)
+        self.broker.perform(Metadata(self.broker.calls).handlers())
 
     def allow(self, cell: Cell) -> None:
         """The cell's own file systems, which no rule about the session's can mean."""
