@@ -70,7 +70,7 @@ class Zygote:
         self._queue: list[tuple[Policy, int]] = []
         self._arming: dict[int, Policy] = {}
         self._cells: list[Cell | OSError] = []
-        self._wanted: list[bool] = []
+        self._revoked: set[str] = set()
 
     def run(self) -> None:
         """Ends the process. A failure of the start is told to the template."""
@@ -172,7 +172,7 @@ class Zygote:
                 continue
             try:
                 policy.allow(cell)
-                jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms)
+                jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms, self._revoked)
             except OSError as error:
                 cell.close()
                 cell.end()
@@ -285,6 +285,8 @@ class Zygote:
         policy.close()
 
     def _revoke(self, door: int, grant: str) -> None:
+        # Before looking at the calls: one whose request is on its way looks here after it can be seen.
+        self._revoked.add(grant)
         stopped: list[str] = []
         for jail in [*self._listeners.values()]:
             if jail.call and grant in jail.chain:

@@ -52,8 +52,6 @@ class Armed:
     identifier: int
     plan: CallPlan
     requests: Any
-    authority: Authority
-    environment: tuple[bytes, ...]
 
 
 @dataclass(slots=True)
@@ -116,7 +114,7 @@ class Core:
         self.chain = (*chain, grant.id)
         """The ids of the grants that this one came out of, the session's first, and its own."""
         self._environ = environ
-        self._plans: dict[Asked | None, tuple[str, CallPlan, Authority]] = {}
+        self._plans: dict[Asked | None, tuple[str, CallPlan, Authority, tuple[bytes, ...]]] = {}
 
     # --- grants --------------------------------------------------------------------------------------------------------
 
@@ -200,8 +198,9 @@ class Core:
 
     # --- calls ---------------------------------------------------------------------------------------------------------
 
-    def plan(self, asked: Asked | None) -> tuple[str, CallPlan, Authority]:
-        """The compiled authority of calls under ``asked`` (None: everything that this session has), and its key."""
+    def plan(self, asked: Asked | None) -> tuple[str, CallPlan, Authority, tuple[bytes, ...]]:
+        """Of calls under ``asked`` (None: everything that this session has): what they have in common with others that
+        can be armed alike, by its key; and what is theirs alone, their authority and environment."""
         found = self._plans.get(asked)
         if found is not None:
             return found
@@ -210,7 +209,7 @@ class Core:
         else:
             authority, names = self._inside(asked)
         plan = compile_call(authority, self.ceiling, names)
-        found = (plan.digest, plan, authority)
+        found = (plan.digest, plan, authority, self._environment(authority, None))
         with self.shared.lock:
             # A grant that is used again means the objects that it meant the first time.
             self._plans[asked] = found
@@ -221,7 +220,7 @@ class Core:
 
         ``pair()`` makes two connected packet sockets: ours and the session's.
         """
-        key, plan, authority = self.plan(asked)
+        key, plan, _, _ = self.plan(asked)
         with self.shared.lock:
             policies = self.shared.policies
             known = policies.get(key)
@@ -230,7 +229,7 @@ class Core:
                 return known, None, []
             ours, theirs = pair()
             identifier = next(self.shared.numbers)
-            made = Armed(identifier, plan, ours, authority, self._environment(authority, None))
+            made = Armed(identifier, plan, ours)
             policies[key] = made
             dropped: list[Armed] = []
             while len(policies) > POLICIES:
@@ -255,7 +254,10 @@ class Core:
         directory = (
             os.fsencode(os.path.join(self.ceiling.workspace, cwd)) if cwd else os.fsencode(self.ceiling.directory)
         )
-        environment = armed.environment if env is None else self._environment(armed.authority, env)
+        # Not the armed thread's: two grants that differ in variables alone share their threads.
+        _, _, authority, environment = self.plan(asked)
+        if env is not None:
+            environment = self._environment(authority, env)
         deadline = 0.0
         grant = self.grant
         chain = self.chain
@@ -272,7 +274,7 @@ class Core:
                         hint="ask the grantor for a new one",
                     )
                 uses.used += 1
-            grant = self._derive(asked, armed.authority, identifier, uses)
+            grant = self._derive(asked, authority, identifier, uses)
             if asked.expires is not None:
                 deadline = uses.boot + asked.expires
         else:
