@@ -202,6 +202,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     denied, protected = session.taken_away(all_grants)
     all_grants = _left(session, all_grants, denied, protected)
     tree = session.tree(all_grants, denied, protected)
+    covered = tuple(denied)
     session_roots = _roots(all_grants)
 
     job = ceiling.job(authority, names)
@@ -210,7 +211,8 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     grants = _left(job, grants, denied, protected)
     scratch = tuple(path for path in _OWN_PLACES if isinstance(tree.entries.get(path), Tmpfs))
     roots = landlock.mediated(_roots(grants), scratch)
-    brokered = job.unheld_reads(grants, denied, layers)
+    uncovered = [path for path in denied if not any(below(path, cover) for cover in covered)]
+    brokered = job.unheld_reads(grants, denied, layers, uncovered)
     private = _narrower_network(authority, ceiling.authority)
     whole = normal(authority) == normal(ceiling.authority)
     if whole:

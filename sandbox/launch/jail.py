@@ -15,6 +15,10 @@ import select
 import time
 from errno import EINTR, EPIPE
 
+# wait4(2) of ``posix`` would import it, in a confined thread, holding the interpreter; and where every open asks the
+# mediator, the mediator's thread would wait for the interpreter for ever.
+from resource import struct_rusage
+
 from remit.sandbox.kernel import landlock, notify, process, sockets
 from remit.sandbox.launch import program
 from remit.sandbox.launch.descriptors import keep
@@ -183,7 +187,7 @@ class Jail(Source):
         if background and not clean:
             self._linger()
 
-    def _wait(self) -> tuple[int, Any]:
+    def _wait(self) -> tuple[int, struct_rusage]:
         """Until the command has ended: listen to the client meanwhile, and watch the clock."""
         watched = process.pidfd_open(self.pid)
         poll = select.poll()
@@ -281,7 +285,7 @@ class Jail(Source):
                 if not data or data[:1] == b"k":
                     return
 
-    def _answer(self, status: int, usage: Any) -> None:
+    def _answer(self, status: int, usage: struct_rusage) -> None:
         cpu = usage.ru_utime + usage.ru_stime
         self._reply("exited", status, self.limit, cpu, usage.ru_maxrss, self.denials, self.events[:_REPORTED])
         message = ("finished", self.call, status, self.limit, cpu, usage.ru_maxrss, self.denials)

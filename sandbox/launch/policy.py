@@ -51,6 +51,7 @@ class Policy:
         accesses = dict(own)
         self._own = tuple([accesses.get(place, 0) for place in places])
         self.broker = Broker(mediation, note)
+        self.broker.calls.view.copies = True
         self.broker.perform(Metadata(self.broker.calls).handlers())
 
     def allow(self, cell: Cell) -> None:

@@ -269,8 +269,9 @@ class Zygote:
         try:
             policy = Policy(identifier, wire, requests, self._note, self._maker.places)
         except Exception as error:
-            posix.close(requests)
+            # Said before the socket closes: whoever sees its end asks here why.
             self._say(door, "refused", identifier, *told(error))
+            posix.close(requests)
             return
         policy.door = door
         self._number += 1

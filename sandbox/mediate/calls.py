@@ -302,6 +302,9 @@ class Calls:
         return self._give(found, flags)
 
     def _give(self, descriptor: int, flags: int) -> int:
+        if self.view.copies and not flags & O_ACCMODE and posix.fstat(descriptor).st_mode & _S_IFMT == _S_IFDIR:
+            # From a directory of this process's mounts, "../../proc" would lead to the session's.
+            descriptor = self.view.directory_there(descriptor)
         self.listener.give(self.id, descriptor, cloexec=bool(flags & O_CLOEXEC))
         return ANSWERED
 

@@ -43,6 +43,7 @@ POLICIES = 32
 """Authorities for which calls are kept armed at a time; the least recently used one is given up."""
 _WINDOW = (24).to_bytes(2, "little") + (80).to_bytes(2, "little") + bytes(4)
 _ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
+_HAS = {"expired": "has expired", "revoked": "was revoked"}
 
 
 @dataclass(slots=True)
@@ -374,11 +375,7 @@ class Core:
     ) -> CompletedCall[Any]:
         """The result of a call that ran. Raises GrantExpired, GrantRevoked where that ended it."""
         _, status, limit, cpu, memory, denied, events = message
-        if limit in _ENDED:
-            raise _ENDED[limit](
-                f"grant {ticket.grant.id} {'has expired' if limit == 'expired' else 'was revoked'}; the call was ended",
-                hint="ask the grantor for a new one",
-            )
+        self.raise_ended(ticket, limit)
         denials = tuple(
             Denial(os.fsdecode(path), right, errno, rule, pid)
             for _, pid, _nr, path, right, verdict, errno, rule in events
@@ -398,6 +395,11 @@ class Core:
             stdout_lost=lost[0],
             stderr_lost=lost[1],
         )
+
+    def raise_ended(self, ticket: Ticket, why: str, what: str = "the call was ended") -> None:
+        """Raises GrantExpired, GrantRevoked where that is ``why`` a call ended (or was stopped)."""
+        if why in _ENDED:
+            raise _ENDED[why](f"grant {ticket.grant.id} {_HAS[why]}; {what}", hint="ask the grantor for a new one")
 
     def heard(self, message: tuple[Any, ...]) -> None:
         """A message from the session's first process that is about no call in particular."""
