@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import posix
 
-from remit.sandbox.kernel.call import NR, call
+from _struct import Struct
+
+from remit.sandbox.kernel.call import NR, quick
 
 O_PATH = 0o10000000
 RESOLVE_NO_XDEV = 0x01
@@ -13,37 +15,39 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 RESOLVE_CACHED = 0x20
+_OPENAT2 = NR.get("openat2", -1)
+_how = Struct("=QQQ").pack
+_PIECE = 1 << 14
 
 
 def openat2(directory: int, path: bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """``openat2(2)`` (Linux 5.6). Returns a descriptor; raises OSError."""
-    how = flags.to_bytes(8, "little") + mode.to_bytes(8, "little") + resolve.to_bytes(8, "little")
-    return call(NR["openat2"], directory, path, how, 24)
+    return quick(_OPENAT2, directory, path, _how(flags, mode, resolve), 24)
 
 
 def renameat2(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int) -> None:
     """``renameat2(2)``."""
-    call(NR["renameat2"], old_directory, old, new_directory, new, flags)
+    quick(NR["renameat2"], old_directory, old, new_directory, new, flags)
 
 
 def linkat(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int) -> None:
     """``linkat(2)``."""
-    call(NR["linkat"], old_directory, old, new_directory, new, flags)
+    quick(NR["linkat"], old_directory, old, new_directory, new, flags)
 
 
 def mknodat(directory: int, path: bytes, mode: int, device: int) -> None:
     """``mknodat(2)``."""
-    call(NR["mknodat"], directory, path, mode, device)
+    quick(NR["mknodat"], directory, path, mode, device)
 
 
 def fchmodat(directory: int, path: bytes, mode: int) -> None:
     """``fchmodat(2)``, which follows links (it has no flags; ``fchmodat2`` came with Linux 6.6)."""
-    call(NR["fchmodat"], directory, path, mode)
+    quick(NR["fchmodat"], directory, path, mode)
 
 
 def fchownat(directory: int, path: bytes, uid: int, gid: int, flags: int) -> None:
     """``fchownat(2)``; -1 leaves a number as it is."""
-    call(NR["fchownat"], directory, path, uid, gid, flags)
+    quick(NR["fchownat"], directory, path, uid, gid, flags)
 
 
 def write(path: str, data: bytes) -> None:
@@ -59,8 +63,9 @@ def read(path: str, size: int = 1 << 20) -> bytes:
     """Up to ``size`` bytes of a file, to its end where it is shorter. Raises OSError."""
     opened = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
+        # Piece by piece: a buffer of a megabyte costs three system calls of its own, and most files are small.
         data = b""
-        while len(data) < size and (piece := posix.read(opened, size - len(data))):
+        while len(data) < size and (piece := posix.read(opened, min(_PIECE, size - len(data)))):
             data += piece
         return data
     finally:
