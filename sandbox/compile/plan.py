@@ -320,6 +320,9 @@ class Mediate(Op):
     """(path, letters of ``r``, ``w``, ``x``): everything granted, for the verdict on observed calls."""
     brokered_reads: tuple[str, ...] = ()
     refuse: tuple[tuple[str, int, tuple[tuple[int, int, int], ...]], ...] = ()
+    outer: tuple[str, ...] = ()
+    """Subtrees that the session may write and this call may not: modes and owners there are refused, since neither a mount
+    nor Landlock would."""
 
     def describe(self) -> str:
         roots = ", ".join(self.roots) or "nothing writable"
