@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from remit.cli.loader import Entry
 
+
 class _Lean(ast.NodeTransformer):
     """Without annotations, what only type checkers read, and ``__future__``, whose one use here is those annotations."""
 

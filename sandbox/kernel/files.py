@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import posix
-
 from _struct import Struct
+from errno import ENOSYS
 
-from remit.sandbox.kernel.call import NR, quick
+from remit.sandbox.kernel.call import AT_EMPTY_PATH, AT_FDCWD, NR, quick
 
 O_PATH = 0o10000000
 RESOLVE_NO_XDEV = 0x01
@@ -16,6 +16,7 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 RESOLVE_CACHED = 0x20
 _OPENAT2 = NR.get("openat2", -1)
+_FCHMODAT2 = NR.get("fchmodat2", -1)
 _how = Struct("=QQQ").pack
 _PIECE = 1 << 14
 
@@ -40,9 +41,14 @@ def mknodat(directory: int, path: bytes, mode: int, device: int) -> None:
     quick(NR["mknodat"], directory, path, mode, device)
 
 
-def fchmodat(directory: int, path: bytes, mode: int) -> None:
-    """``fchmodat(2)``, which follows links (it has no flags; ``fchmodat2`` came with Linux 6.6)."""
-    quick(NR["fchmodat"], directory, path, mode)
+def change_mode(descriptor: int, mode: int) -> None:
+    """``chmod(2)`` of what a descriptor, which O_PATH will do for, refers to: ``fchmodat2`` (Linux 6.6), or by its magic link."""
+    try:
+        quick(_FCHMODAT2, descriptor, b"", mode, AT_EMPTY_PATH)
+    except OSError as error:
+        if error.errno != ENOSYS:
+            raise
+        quick(NR["fchmodat"], AT_FDCWD, b"/proc/self/fd/%d" % descriptor, mode)
 
 
 def fchownat(directory: int, path: bytes, uid: int, gid: int, flags: int) -> None:

@@ -15,6 +15,8 @@ _ARG_START = 48 - 3
 _ENV_END = 51 - 3
 _buffer = Buffer(_PAGE)
 _vectors = Buffer(32)
+_MOST = 256
+"""Bytes read first of a string: most paths are shorter, and what is read is copied twice."""
 _READV = NR.get("process_vm_readv", -1)
 _bytes_at = _buffer.view
 # One ``iovec`` for each side. What never changes from call to call is converted once.
@@ -40,8 +42,9 @@ def read_string(pid: int, where: int, limit: int = _PAGE) -> bytes:
     Reads stop at page ends: the string's last page may be the last one that is mapped.
     """
     result = b""
+    most = _MOST
     while True:
-        size = min(_PAGE - (where & (_PAGE - 1)), limit - len(result))
+        size = min(_PAGE - (where & (_PAGE - 1)), limit - len(result), most)
         got = _read_into(pid, where, size)
         piece = bytes(_bytes_at[:got])
         end = piece.find(0)
@@ -51,6 +54,7 @@ def read_string(pid: int, where: int, limit: int = _PAGE) -> bytes:
             raise failure(EFAULT, "process_vm_readv")
         result += piece
         where += got
+        most = _PAGE
         if len(result) >= limit:
             raise failure(ENAMETOOLONG, "path")
 

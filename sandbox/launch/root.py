@@ -12,7 +12,6 @@ import posix
 from _stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, S_IFSOCK  # stat would be a file to load
 from errno import EEXIST, ENOENT
 
-
 from remit.sandbox.kernel import files, mount
 
 O_PATH = files.O_PATH

@@ -65,6 +65,7 @@ class Zygote:
         self._number = 0
         self._deadline = 0.0
         self._memory_limit = 0
+        self._look_again = 0.0
         self._jobs_read, self._jobs = -1, -1
         self._arms_read, self._arms = -1, -1
         self._queue: list[tuple[Policy, int]] = []
@@ -208,6 +209,10 @@ class Zygote:
         return None
 
     def _watch_memory(self) -> None:
+        # Not at every event: it reads a file of every process, which would be most of what a mediated call costs.
+        if time.monotonic() < self._look_again:
+            return
+        self._look_again = time.monotonic() + _WATCH_MS / 1000
         if self._memory_limit and usage.memory_exceeds(self._memory_limit):
             self._end("memory")
         for jail in [*self._listeners.values()]:
