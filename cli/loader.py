@@ -14,7 +14,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType, ModuleType
+    from types import CodeType
 
     Entry = tuple[str, str, bool, int, int, CodeType]
     """(module name, source, whether it is a package, the source's mtime in ns and size, its code)."""
@@ -34,8 +34,8 @@ def read(path: str) -> "Content | None":
         status = posix.fstat(opened)
         if status.st_uid not in (0, posix.geteuid()) or status.st_mode & _WRITABLE_BY_OTHERS:
             return None
-        _, content = marshal.loads(posix.read(opened, status.st_size))
-    except (OSError, ValueError, EOFError, TypeError):
+        content: Content = marshal.loads(posix.read(opened, status.st_size))[1]
+    except (OSError, ValueError, EOFError, TypeError, LookupError):
         return None
     finally:
         posix.close(opened)
@@ -56,7 +56,7 @@ def install(content: "Content | None") -> bool:
     except OSError:
         return False
     modules = sys.modules
-    new: type[ModuleType] = type(sys)
+    new = modules["sys"].__class__
     made: list[str] = []
     try:
         if "_ctypes" not in modules:
