@@ -41,8 +41,7 @@ MAX_DEPTH = 8
 """How many times a session can be narrowed, one out of the other."""
 POLICIES = 32
 """Authorities for which calls are kept armed at a time; the least recently used one is given up."""
-_WINDOW = (24).to_bytes(2, "little") + (80).to_bytes(2, "little") + bytes(4)
-_ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
+_ENDED: dict[str, type[GrantError]] = {"expired": GrantExpired, "revoked": GrantRevoked}
 
 
 @dataclass(slots=True)
@@ -54,6 +53,8 @@ class Armed:
     requests: Any
     authority: Authority
     environment: tuple[bytes, ...]
+    held: int = 0
+    """Calls that were sent there, or are about to be, and have not answered: it is not given up under them."""
 
 
 @dataclass(slots=True)
@@ -219,23 +220,43 @@ class Core:
     def armed(self, asked: Asked | None, pair: Any) -> tuple[Armed, tuple[int, CallWire, Any] | None, list[Armed]]:
         """Where to send a request under ``asked``; a definition to send first, if it is new; what is given up for it.
 
-        ``pair()`` makes two connected packet sockets: ours and the session's.
+        It is held for the request until ``release``. ``pair()`` makes two connected packet sockets: ours and the session's.
         """
         key, plan, authority = self.plan(asked)
         with self.shared.lock:
-            policies = self.shared.policies
-            known = policies.get(key)
-            if known is not None and known.identifier not in self.shared.refused:
-                policies.move_to_end(key)
+            known = self._hold(key)
+            if known is not None:
                 return known, None, []
+            policies = self.shared.policies
             ours, theirs = pair()
             identifier = next(self.shared.numbers)
-            made = Armed(identifier, plan, ours, authority, self._environment(authority, None))
+            made = Armed(identifier, plan, ours, authority, self._environment(authority, None), held=1)
             policies[key] = made
-            dropped: list[Armed] = []
-            while len(policies) > POLICIES:
-                dropped.append(policies.popitem(last=False)[1])
+            # A request that waits under an authority which is given up would be lost, and look like a dead session.
+            idle = [one for one, armed in policies.items() if not armed.held]
+            dropped = [policies.pop(one) for one in idle[: max(0, len(policies) - POLICIES)]]
             return made, (identifier, plan.wire(), theirs), dropped
+
+    def ready(self, asked: Asked | None) -> Armed | None:
+        """Where to send a request under ``asked``, if that is known already: nothing is resolved or compiled."""
+        found = self._plans.get(asked)
+        if found is None:
+            return None
+        with self.shared.lock:
+            return self._hold(found[0])
+
+    def _hold(self, key: str) -> Armed | None:
+        known = self.shared.policies.get(key)
+        if known is None or known.identifier in self.shared.refused:
+            return None
+        self.shared.policies.move_to_end(key)
+        known.held += 1
+        return known
+
+    def release(self, armed: Armed) -> None:
+        """A call has answered, or will not be sent: once for each time that ``armed`` or ``ready`` gave it."""
+        with self.shared.lock:
+            armed.held -= 1
 
     def ticket(
         self,
@@ -373,10 +394,7 @@ class Core:
         """The result of a call that ran. Raises GrantExpired, GrantRevoked where that ended it."""
         _, status, limit, cpu, memory, denied, events = message
         if limit in _ENDED:
-            raise _ENDED[limit](
-                f"grant {ticket.grant.id} {'has expired' if limit == 'expired' else 'was revoked'}; the call was ended",
-                hint="ask the grantor for a new one",
-            )
+            raise self.ended(ticket, limit, "the call was ended")
         denials = tuple(
             Denial(os.fsdecode(path), right, errno, rule, pid)
             for _, pid, _nr, path, right, verdict, errno, rule in events
@@ -396,6 +414,11 @@ class Core:
             stdout_lost=lost[0],
             stderr_lost=lost[1],
         )
+
+    def ended(self, ticket: Ticket, why: str, what: str) -> GrantError:
+        """The error of a call whose grant ended (``expired``, ``revoked``) before it did; ``what`` became of it."""
+        verb = "has expired" if why == "expired" else "was revoked"
+        return _ENDED[why](f"grant {ticket.grant.id} {verb}; {what}", hint="ask the grantor for a new one")
 
     def heard(self, message: tuple[Any, ...]) -> None:
         """A message from the session's first process that is about no call in particular."""
