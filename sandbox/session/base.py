@@ -7,7 +7,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from remit.sandbox.authority.errors import LaunchError
@@ -66,12 +66,15 @@ class Opened:
     enforcement: dict[str, str]
     link: Link | None
     owner: bool
+    process: int = field(default_factory=os.getpid)
 
     def stop(self) -> None:
         """End it, or take the narrower one's grant back. Blocks until it has ended. Twice is once."""
         shared = self.core.shared
         if shared.closed:
             return
+        if self.process != os.getpid():
+            raise SessionClosed("a forked process cannot end its parent's session")
         if self.core.depth:
             self.door.revoke(self.core.revoke())
             return
@@ -143,16 +146,34 @@ def request(
 class Base:
     """A session's (or narrower session's) values, and the steps of a call that do not wait."""
 
-    _opened: Opened
+    _opened: Opened | None = None
 
     def _begin(self, opened: Opened) -> None:
         self._opened = opened
-        self._core = opened.core
-        self._door = opened.door
-        self._pid = os.getpid()
-        self.enforcement = opened.enforcement
-        """What the start proved, layer by layer."""
         _sessions.add(self)
+
+    def _begun(self) -> Opened:
+        if self._opened is None:
+            raise SessionClosed("the session has not begun", hint="'async with' begins it, or 'await'")
+        return self._opened
+
+    @property
+    def _core(self) -> Core:
+        return self._begun().core
+
+    @property
+    def _door(self) -> Door:
+        return self._begun().door
+
+    @property
+    def enforcement(self) -> dict[str, str]:
+        """What the start proved, layer by layer."""
+        return self._begun().enforcement
+
+    def __repr__(self) -> str:
+        if self._opened is None:
+            return f"<{type(self).__name__} that has not begun>"
+        return f"<{type(self).__name__} {self.id}{' closed' if self._core.shared.closed else ''}>"
 
     def abandon(self) -> None:
         """In a forked child: it is the parent's."""
@@ -183,7 +204,7 @@ class Base:
 
     def _narrowed(self, grant: Grant, principal: str, task: str, purpose: str) -> Opened:
         core = self._core.narrow(grant, principal=principal, task=task, purpose=purpose)
-        return Opened(core, self._door, self.enforcement, self._opened.link, owner=False)
+        return replace(self._begun(), core=core, owner=False)
 
     def _taken_back(self, grant: Held | CompletedCall[Any] | Handle | str | None) -> str:
         """From now on nothing starts under it; what runs is the door's to end."""

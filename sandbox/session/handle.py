@@ -157,7 +157,10 @@ class Exchange:
         """Do what can be done now. Raises what made the call impossible."""
         for descriptor, events in ready:
             if descriptor in self._open:
-                data = os.read(descriptor, CHUNK)
+                try:
+                    data = os.read(descriptor, CHUNK)
+                except BlockingIOError:
+                    continue  # somebody else has read it
                 if data:
                     self._captures[descriptor].add(data)
                 else:

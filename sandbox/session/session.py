@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -13,7 +12,7 @@ from remit.sandbox.session.asked import Grant, StrPath
 from remit.sandbox.session.base import Base, begin, reply_pair, request
 from remit.sandbox.session.call import Popen
 from remit.sandbox.session.handle import Handle
-from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed
+from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall
 from remit.sandbox.session.streams import PIPE, Decode, Stream, Streams, decoder, encoded
 
 
@@ -69,9 +68,6 @@ class Session(Base):
         )
         self._begin(begin(wanted))
 
-    def __repr__(self) -> str:
-        return f"<Session {self.id}{' closed' if self._core.shared.closed else ''}>"
-
     def __enter__(self) -> Session:
         return self
 
@@ -82,9 +78,7 @@ class Session(Base):
 
     def close(self) -> None:
         """End the session and everything in it. A narrowed session: take its grant back. Twice is once."""
-        if not self._core.shared.closed and self._pid != os.getpid():
-            raise SessionClosed("a forked process cannot end its parent's session")
-        self._opened.stop()
+        self._begun().stop()
 
     def narrow(self, grant: Grant, *, principal: str = "", task: str = "", purpose: str = "") -> Session:
         """A session in this one whose ceiling is ``grant``: for a sub-agent. Closing it takes the grant back.

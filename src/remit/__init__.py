@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from remit.sandbox.authority.errors import GrantError as GrantError
     from remit.sandbox.authority.errors import LaunchError as LaunchError
     from remit.sandbox.authority.errors import Unenforceable as Unenforceable
+    from remit.sandbox.session.aio import AsyncPopen as AsyncPopen
+    from remit.sandbox.session.aio import AsyncSession as AsyncSession
     from remit.sandbox.session.asked import Grant as Grant
     from remit.sandbox.session.call import Popen as Popen
     from remit.sandbox.session.result import CalledProcessError as CalledProcessError
@@ -54,6 +56,8 @@ _HOMES = {
     "STDOUT": "remit.sandbox.session.streams",
     "Popen": "remit.sandbox.session.call",
     "Session": "remit.sandbox.session.session",
+    "AsyncPopen": "remit.sandbox.session.aio",
+    "AsyncSession": "remit.sandbox.session.aio",
 }
 
 
