@@ -128,7 +128,7 @@ class AsyncSession(Base):
         identifier = self._taken_back(grant)
         ended: list[str] = []
         with anyio.CancelScope(shield=True):
-            ended = await anyio.to_thread.run_sync(self._door.revoke, identifier, limiter=self._limiter)
+            ended += await anyio.to_thread.run_sync(self._door.revoke, identifier, limiter=self._limiter)
         return ended
 
     @overload
@@ -482,18 +482,22 @@ class AsyncPopen(Handle):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if kind is None and not self._background:
+            if kind is not None:
+                await self._end()
+            elif not self._background:
                 await self._await_end()
         except anyio.get_cancelled_exc_class():
             await self._end()
             raise
         finally:
-            if kind is not None:
-                await self._end()
-            await self.close()
+            # Even where asyncio cancels a second time: then the call is ended by what it sees, and nobody waits for it.
+            self._let_go()
 
     async def close(self) -> None:
         """Let go of the call: what still runs of it is ended."""
+        self._let_go()
+
+    def _let_go(self) -> None:
         for end in self._ends:
             if end is not None:
                 end.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import threading
@@ -54,7 +55,14 @@ def _after_fork() -> None:
         session.abandon()
 
 
+def _at_exit() -> None:
+    """The sessions end with this process; a development mode's interpreter wants to see the socket closed."""
+    for link in _links.values():
+        link.abandon()
+
+
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
 
 
 @dataclass(frozen=True, slots=True)
