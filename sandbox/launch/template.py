@@ -111,7 +111,9 @@ class Template:
         elif kind == "stop":
             running = self._find(values[0])
             if running is not None:
-                self._close(running, "stopped")
+                why = self._close(running, "stopped")
+                if client != running.client:
+                    self._say(client, "closed", values[0], why)
 
     def _gone(self, client: int) -> None:
         self._clients.discard(client)
@@ -227,7 +229,7 @@ class Template:
     def _on_broken(self, running: Running, policy: str, phase: str, message: str, hint: str, status: int) -> None:
         running.record.event({"kind": "refused", "policy": policy, "phase": phase, "message": message})
 
-    def _close(self, running: Running, why: str) -> None:
+    def _close(self, running: Running, why: str) -> str:
         control = running.child.control
         del self._sessions[control]
         self._poll.unregister(control)
@@ -238,6 +240,7 @@ class Template:
         why = "the memory limit" if memory else why
         running.record.ended({"why": why})
         self._say(running.client, "closed", running.record.identifier, why)
+        return why
 
 
 def main() -> None:
@@ -245,6 +248,7 @@ def main() -> None:
     status = 1
     try:
         process.set_name(b"remit-template")
+        posix.chdir("/")
         arguments = posix.fstat(LISTENER) if _is_open(LISTENER) else None
         gc.collect()
         gc.freeze()

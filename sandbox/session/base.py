@@ -74,6 +74,7 @@ class Opened:
     enforcement: dict[str, str]
     link: Link | None
     owner: bool
+    warnings: tuple[str, ...] = ()
     process: int = field(default_factory=os.getpid)
 
     def stop(self) -> None:
@@ -103,8 +104,8 @@ class Opened:
 def begin(wanted: opening.Wanted) -> Opened:
     """Open a session. Blocks; raises RemitError."""
     link = _template()
-    core, enforcement, door = opening.open_session(link, wanted, os.environ)
-    return Opened(core, Door(door), dict(enforcement), link, owner=True)
+    core, enforcement, door, warnings = opening.open_session(link, wanted, os.environ)
+    return Opened(core, Door(door), dict(enforcement), link, owner=True, warnings=warnings)
 
 
 def request(
@@ -178,6 +179,11 @@ class Base:
         """What the start proved, layer by layer."""
         return self._begun().enforcement
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should hear, such as a suggestion in the workspace that was not applied."""
+        return self._begun().warnings
+
     def __repr__(self) -> str:
         if self._opened is None:
             return f"<{type(self).__name__} that has not begun>"
@@ -212,7 +218,7 @@ class Base:
 
     def _narrowed(self, grant: Grant, principal: str, task: str, purpose: str) -> Opened:
         core = self._core.narrow(grant, principal=principal, task=task, purpose=purpose)
-        return replace(self._begun(), core=core, owner=False)
+        return replace(self._begun(), core=core, owner=False, warnings=())
 
     def _taken_back(self, grant: Held | CompletedCall[Any] | Handle | str | None) -> str:
         """From now on nothing starts under it; what runs is the door's to end."""
@@ -248,7 +254,7 @@ class Base:
         background: bool,
     ) -> Ticket:
         words: Sequence[Any] = ["/bin/sh", "-c", args] if shell else [args] if isinstance(args, str) else list(args)
-        terminal = window(*_WINDOW) if pty else None
+        terminal = (window(*_WINDOW), (True, True, True)) if pty else None
         return self._core.ticket(armed, grant, words, cwd=cwd, env=env, terminal=terminal, background=background)
 
     def _send(self, ticket: Ticket, theirs: socket.socket, streams: Streams, flags: int = 0) -> float | None:

@@ -18,12 +18,15 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.model import Authority
 from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.session.asked import Grant as Asked
+from remit.sandbox.session.grantfile import plain
+from remit.sandbox.session.ledger import Ledger
 from remit.sandbox.session.result import (
     CompletedCall,
     Denial,
@@ -41,6 +44,8 @@ MAX_DEPTH = 8
 """How many times a session can be narrowed, one out of the other."""
 POLICIES = 32
 """Authorities for which calls are kept armed at a time; the least recently used one is given up."""
+Terminal = tuple[bytes, tuple[bool, bool, bool]]
+"""A pseudo-terminal for a call: its ``struct winsize``, and which of its three streams it is."""
 _ENDED: dict[str, type[GrantError]] = {"expired": GrantExpired, "revoked": GrantRevoked}
 
 
@@ -266,7 +271,7 @@ class Core:
         *,
         cwd: str | os.PathLike[str] | None,
         env: Mapping[str, str] | None,
-        terminal: bytes | None,
+        terminal: Terminal | None,
         background: bool,
     ) -> Ticket:
         """A call that may start now, counted as a use of its grant. Raises RemitError."""
@@ -292,6 +297,9 @@ class Core:
                         where="grant",
                         hint="ask the grantor for a new one",
                     )
+                if asked.proofs:
+                    claims = [claim for chain in asked.proofs for claim in plain(chain)]
+                    Ledger(state_directory(dict(os.environb))).spend(claims, self.shared.session)
                 uses.used += 1
             grant = self._derive(asked, armed.authority, identifier, uses)
             if asked.expires is not None:
