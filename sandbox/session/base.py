@@ -26,6 +26,8 @@ _WINDOW = (24, 80)
 _TOO_MANY_IN_FLIGHT = 109
 """ETOOMANYREFS: an ordinary user may have as many descriptors in messages that nobody has received yet as a process may have
 open."""
+_REQUEST = 200_000
+"""Bytes of a request: the session's first process tells its words again, by a socket with a buffer of the default size."""
 PAUSE = 0.002
 """Seconds until a request is tried again that met with ETOOMANYREFS: nothing tells when descriptors have been received."""
 
@@ -262,6 +264,8 @@ class Base:
         try (0: until the socket is writable, with ``flags`` MSG_DONTWAIT). Raises RemitError.
         """
         try:
+            if len(ticket.data) > _REQUEST:
+                raise OSError(TOO_LARGE[0], "too large")
             socket.send_fds(ticket.requests, [ticket.data], [theirs.fileno(), *streams.theirs], flags)
         except BlockingIOError:
             return 0
