@@ -11,14 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session import opening
 from remit.sandbox.session.asked import Grant, StrPath, variables
 from remit.sandbox.session.core import Armed, Core, Ticket
-from remit.sandbox.session.door import TOO_LARGE, Door
+from remit.sandbox.session.door import Door
 from remit.sandbox.session.handle import Conversation, Handle, window
-from remit.sandbox.session.link import Link
+from remit.sandbox.session.link import Link, send
 from remit.sandbox.session.result import CompletedCall, SessionClosed
 from remit.sandbox.session.streams import Decode, Streams
 
@@ -26,8 +25,6 @@ _WINDOW = (24, 80)
 _TOO_MANY_IN_FLIGHT = 109
 """ETOOMANYREFS: an ordinary user may have as many descriptors in messages that nobody has received yet as a process may have
 open."""
-_REQUEST = 200_000
-"""Bytes of a request: the session's first process tells its words again, by a socket with a buffer of the default size."""
 PAUSE = 0.002
 """Seconds until a request is tried again that met with ETOOMANYREFS: nothing tells when descriptors have been received."""
 
@@ -264,19 +261,12 @@ class Base:
         try (0: until the socket is writable, with ``flags`` MSG_DONTWAIT). Raises RemitError.
         """
         try:
-            if len(ticket.data) > _REQUEST:
-                raise OSError(TOO_LARGE[0], "too large")
-            socket.send_fds(ticket.requests, [ticket.data], [theirs.fileno(), *streams.theirs], flags)
+            send(ticket.requests, ticket.data, [theirs.fileno(), *streams.theirs], flags)
         except BlockingIOError:
             return 0
         except OSError as error:
             if error.errno == _TOO_MANY_IN_FLIGHT:
                 return PAUSE
-            if error.errno in TOO_LARGE:
-                raise LaunchError(
-                    f"arguments and environment take {len(ticket.data)} bytes, more than a request carries",
-                    hint="pass large data through stdin or a file",
-                ) from None
             self._door.drain(self._core)
             raise self._core.failure(ticket, None) from None
         return None
@@ -302,7 +292,6 @@ def reply_pair() -> tuple[socket.socket, socket.socket]:
 
 def _packet_pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
     return ours, theirs
 
 

@@ -23,6 +23,7 @@ from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.model import Authority
 from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside
+from remit.sandbox.launch.envelope import LARGEST
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.session.asked import Grant as Asked
 from remit.sandbox.session.grantfile import plain
@@ -315,6 +316,10 @@ class Core:
         call = f"{self.shared.prefix}-{next(self.shared.numbers)}"
         request = (call, chain, words, list(environment), directory, terminal, background, deadline)
         data = marshal.dumps(request)
+        if len(data) > LARGEST:
+            raise LaunchError(
+                f"arguments and environment take {len(data)} bytes", hint="pass large data through stdin or a file"
+            )
         return Ticket(call, data, armed.requests, armed, grant, args, time.monotonic())
 
     def _derive(self, asked: Asked, authority: Authority, identifier: str, uses: Uses) -> Grant:

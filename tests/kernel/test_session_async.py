@@ -215,7 +215,7 @@ def test_errors_are_the_blocking_session_s(backend: str, workspace: Path) -> Non
         "slow": (remit.TimeoutExpired, {"args": ["sleep", "1000"], "timeout": 0.1}),
         "absent": (remit.LaunchError, {"args": ["no-such-program"]}),
         "empty": (remit.LaunchError, {"args": []}),
-        "large": (remit.LaunchError, {"args": ["true", "x" * (1 << 19)]}),
+        "large": (remit.LaunchError, {"args": ["true", "x" * (1 << 25)]}),
         "variable": (remit.GrantError, {"args": ["true"], "env": {"SECRET": "x"}}),
         "old": (remit.GrantExpired, {"args": ["sleep", "1000"], "grant": Grant(expires=0.2)}),
     }
