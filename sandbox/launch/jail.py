@@ -59,12 +59,15 @@ class Jail(Source):
         "pid",
         "policy",
         "reply",
+        "revoked",
         "separated",
         "wake",
         "woken",
     )
 
-    def __init__(self, identifier: int, policy: Policy, cell: Cell, ground: Ground, control: int, arms: int) -> None:
+    def __init__(
+        self, identifier: int, policy: Policy, cell: Cell, ground: Ground, control: int, arms: int, revoked: set[str]
+    ) -> None:
         super().__init__(before_exec=policy.apply_limits)
         self.identifier = identifier
         self.policy = policy
@@ -72,6 +75,8 @@ class Jail(Source):
         self.ground = ground
         self.control = control
         self.arms = arms
+        self.revoked = revoked
+        """Grants that were taken back: the mediator's thread adds to it, then looks for calls that run under them."""
         self.separated = _thread.allocate_lock()
         """Held until the thread's descriptor table is its own."""
         self.separated.acquire()
@@ -144,7 +149,8 @@ class Jail(Source):
         self.call, self.chain = call, chain
         if expires and time.clock_gettime(time.CLOCK_BOOTTIME) >= expires:
             raise Refused("grant", "the grant has expired", "ask the grantor for a new one", 125)
-        if self.limit:
+        # A request may have waited while its grant was taken back. The call's chain is set before this looks.
+        if self.limit or not self.revoked.isdisjoint(chain):
             raise Refused("grant", "the grant was revoked", "ask the grantor for a new one", 125)
         self.deadline = expires
         program.enter(directory)

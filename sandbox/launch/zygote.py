@@ -61,6 +61,7 @@ class Zygote:
         self._policies: dict[int, Policy] = {}
         self._jails: dict[int, Jail] = {}
         self._listeners: dict[int, Jail] = {}
+        self._revoked: set[str] = set()
         self._number = 0
         self._deadline = 0.0
         self._memory_limit = 0
@@ -175,7 +176,7 @@ class Zygote:
                 continue
             try:
                 policy.allow(cell)
-                jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms)
+                jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms, self._revoked)
             except OSError as error:
                 cell.close()
                 cell.end()
@@ -295,6 +296,7 @@ class Zygote:
         policy.close()
 
     def _revoke(self, door: int, grant: str) -> None:
+        self._revoked.add(grant)
         stopped: list[str] = []
         for jail in [*self._listeners.values()]:
             if jail.call and grant in jail.chain:

@@ -484,7 +484,9 @@ class AsyncPopen(Handle):
         try:
             if kind is not None:
                 await self._end()
-            elif not self._background:
+            elif not self._background and self._conversation.answer is None:
+                # As subprocess does: or a command that reads to the end, or writes much, would be waited for in vain.
+                self._close_streams()
                 await self._await_end()
         except anyio.get_cancelled_exc_class():
             await self._end()
@@ -498,11 +500,14 @@ class AsyncPopen(Handle):
         self._let_go()
 
     def _let_go(self) -> None:
+        self._close_streams()
+        self._conversation.close()
+
+    def _close_streams(self) -> None:
         for end in self._ends:
             if end is not None:
                 end.close()
         self._streams.close()
-        self._conversation.close()
 
     async def wait(self, timeout: float | None = None) -> int:
         """Wait for the command to end. Raises TimeoutExpired (it goes on running), GrantExpired, GrantRevoked."""
@@ -548,7 +553,7 @@ class AsyncPopen(Handle):
     async def _end(self) -> None:
         """End it and, unless it is a background call, wait until it has ended, whoever is cancelled."""
         self.kill()
-        if not self._background:
+        if not self._background and self._conversation.answer is None:
             with anyio.CancelScope(shield=True):
                 try:
                     await self._await_end()

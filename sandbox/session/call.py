@@ -41,7 +41,9 @@ class Popen(Handle):
         try:
             if kind is not None:
                 self.kill()
-            if not self._background:
+            # As subprocess does: or a command that reads to the end, or writes much, would be waited for in vain.
+            self._close_streams()
+            if not self._background and self._conversation.answer is None:
                 self._await_end(None)
         except RemitError:
             if kind is None:
@@ -51,6 +53,10 @@ class Popen(Handle):
 
     def close(self) -> None:
         """Let go of the call: what still runs of it is ended."""
+        self._close_streams()
+        self._conversation.close()
+
+    def _close_streams(self) -> None:
         for file in (self.stdin, self.stdout, self.stderr):
             if file is not None:
                 try:
@@ -58,7 +64,6 @@ class Popen(Handle):
                 except OSError:
                     pass  # a broken pipe on the last flush
         self._streams.close()
-        self._conversation.close()
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the command to end. Raises TimeoutExpired (it goes on running), GrantExpired, GrantRevoked."""

@@ -113,7 +113,11 @@ class _Running:
 
     def _listen(self, watch: select.poll) -> None:
         try:
-            data, ancillary, _, _ = self._reply.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
+            try:
+                data, ancillary, _, _ = self._reply.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
+            except ConnectionResetError:
+                # A signal that was sent as the command ended was not read: that is told before the answer.
+                data, ancillary, _, _ = self._reply.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
         except OSError:
             data, ancillary = b"", []
         message: tuple[Any, ...] | None = marshal.loads(data) if data else None

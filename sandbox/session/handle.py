@@ -62,11 +62,9 @@ class Conversation:
             if self.answer is not None:
                 return
             try:
-                data = self.connection.recv(_REPLY, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                data = self._look()
             except BlockingIOError:
                 return  # another one has heard it
-            except ConnectionResetError:
-                data = b""
             message: tuple[Any, ...] = marshal.loads(data) if data else ("lost",)
             if message[0] not in ("lost", *_FINAL):
                 _, ancillary, _, _ = self.connection.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
@@ -81,6 +79,16 @@ class Conversation:
             self._door.drain(self.core)
         if message[0] != "exited":
             raise self._failure()
+
+    def _look(self) -> bytes:
+        for _ in range(2):
+            try:
+                return self.connection.recv(_REPLY, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except ConnectionResetError:
+                # Once, before what there is to read: the other end closed without reading all that was said to it, such
+                # as a signal for a command that had just ended.
+                continue
+        return b""
 
     def settled(self) -> bool:
         """Whether the call has ended. Raises where it could not run, or stands frozen."""

@@ -312,6 +312,23 @@ def test_streams(backend: str, workspace: Path) -> None:
     in_session(backend, body)
 
 
+def test_leaving_the_block_closes_the_streams_and_waits(backend: str, workspace: Path) -> None:
+    async def body(session: AsyncSession) -> None:
+        async with await session.popen(["cat"], stdin=remit.PIPE) as reads:
+            pass
+        async with await session.popen(["cat", "/dev/zero"]) as writes:
+            pass
+        assert (reads.returncode, writes.returncode) == (0, -13)
+
+    in_session(backend, body)
+    with Session("offline", ".") as session:
+        with session.popen(["cat"], stdin=remit.PIPE) as reads:
+            pass
+        with session.popen(["cat", "/dev/zero"]) as writes:
+            pass
+        assert (reads.returncode, writes.returncode) == (0, -13)
+
+
 def test_more_than_a_pipe_holds_goes_both_ways(backend: str, workspace: Path) -> None:
     big = os.urandom(1 << 20)
 
@@ -410,7 +427,7 @@ def test_a_cancelled_run_ends_with_all_that_it_started(backend: str, workspace: 
 def test_a_timeout_ends_all_that_was_started(backend: str, workspace: Path, lifeline: Lifeline) -> None:
     async def body(session: AsyncSession) -> None:
         with pytest.raises(remit.TimeoutExpired):
-            await session.run(lifeline.command, shell=True, timeout=1)
+            await session.run(lifeline.command, shell=True, timeout=3)
         await lifeline.up()
         await lifeline.down()
         # One that never stops talking, too.
@@ -445,7 +462,7 @@ def test_a_popen_whose_block_is_cancelled_ends(backend: str, workspace: Path, li
 def test_asyncio_s_own_cancellation(workspace: Path, lifeline: Lifeline) -> None:
     async def body(session: AsyncSession) -> None:
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(session.run(lifeline.command, shell=True), 1)
+            await asyncio.wait_for(session.run(lifeline.command, shell=True), 3)
         await lifeline.up()
         await lifeline.down()
         task = asyncio.create_task(session.run(lifeline.command, shell=True))
@@ -613,3 +630,28 @@ def test_narrowing_and_taking_back(backend: str, workspace: Path, lifeline: Life
         assert (await session.run(["echo", "on"])).stdout == b"on\n"
 
     in_session(backend, body)
+
+
+def test_a_call_whose_grant_is_taken_back_before_it_starts_never_starts(workspace: Path) -> None:
+    (workspace / "out").mkdir()
+    (workspace / "out").chmod(0o777)
+    with Session("offline", ".") as session:
+        for number in range(20):
+            # A new authority each time: its first call waits until there is a thread for it.
+            grant = Grant(read=["."], write=["out"], limits={"files": 100 + number})
+            with session.popen(f"echo x >out/{number}; sleep 1000", shell=True, grant=grant) as call:
+                session.revoke(call)
+                with pytest.raises(remit.GrantRevoked):
+                    call.result()
+        assert session.run(["true"]).returncode == 0
+
+
+def test_what_is_said_to_a_call_that_has_just_ended_ends_no_session(workspace: Path) -> None:
+    with Session("offline", ".") as session:
+        for _ in range(20):
+            with session.popen(["sleep", "1000"]) as call:
+                # The first ends it; the others are not read any more.
+                for _ in range(50):
+                    call.kill()
+                assert call.wait() == -9
+        assert session.run(["true"]).returncode == 0
