@@ -513,6 +513,7 @@ class AsyncPopen(Handle):
         """Wait for the command to end. Raises TimeoutExpired (it goes on running), GrantExpired, GrantRevoked."""
         with anyio.move_on_after(timeout):
             await self._await_end()
+        self._conversation.raise_ended()
         status = self.returncode
         if status is None:
             assert timeout is not None

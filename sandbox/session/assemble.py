@@ -268,6 +268,7 @@ def assemble(
             secret=secret,
             own_code=code,
             matches=matches,
+            freeze=asked.expanded.on_expiry == "freeze",
         ),
     )
 

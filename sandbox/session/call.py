@@ -70,6 +70,7 @@ class Popen(Handle):
         if not self._await_end(timeout):
             assert timeout is not None
             raise TimeoutExpired(self.args, timeout)
+        self._conversation.raise_ended()
         status = self.returncode
         assert status is not None
         return status

@@ -94,15 +94,18 @@ class Conversation:
         """Whether the call has ended. Raises where it could not run, or stands frozen."""
         if self.answer is None:
             if self.frozen:
-                raise self.core.ended(
-                    self.ticket, self.frozen, "it is stopped where it stood: kill() or the session's end ends it"
-                )
+                self.core.raise_ended(self.ticket, self.frozen, "the call is stopped where it stood (kill() ends it)")
             if self.connection.fileno() < 0:
                 raise ValueError("the call was let go of")
             return False
         if self.answer[0] != "exited":
             raise self._failure()
         return True
+
+    def raise_ended(self) -> None:
+        """Raises GrantExpired, GrantRevoked where that ended the call."""
+        if self.answer is not None and self.answer[0] == "exited":
+            self.core.raise_ended(self.ticket, self.answer[2])
 
     def completed(self, stdout: Any, stderr: Any, lost: tuple[int, int] = (0, 0)) -> CompletedCall[Any]:
         """The result of a call that has ended. Raises where its grant's end ended it."""
