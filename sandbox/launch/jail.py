@@ -196,8 +196,7 @@ class Jail(Source):
         self._tell_main("taken")
         while came:
             posix.close(came.pop())
-        began = ("began", call, self.pid, _brief(argv), self.policy.identifier, chain)
-        sockets.send(self.control, marshal.dumps(began))
+        self._tell_template("began", call, self.pid, _brief(argv), self.policy.identifier, chain)
         status, usage = self._wait()
         clean = self._alone()
         if not background and not clean:
@@ -333,8 +332,7 @@ class Jail(Source):
     def _answer(self, status: int, usage: struct_rusage) -> None:
         cpu = usage.ru_utime + usage.ru_stime
         self._reply("exited", status, self.limit, cpu, usage.ru_maxrss, self.denials, self.events[:_REPORTED])
-        message = ("finished", self.call, status, self.limit, cpu, usage.ru_maxrss, self.denials)
-        sockets.send(self.control, marshal.dumps(message))
+        self._tell_template("finished", self.call, status, self.limit, cpu, usage.ru_maxrss, self.denials)
 
     def _fail(self, error: Exception) -> None:
         failure = told(error)
@@ -343,7 +341,7 @@ class Jail(Source):
         if self.reply >= 0:
             self._reply("failed", *failure)
         if self.call:
-            sockets.send(self.control, marshal.dumps(("refused", self.call, *failure)))
+            self._tell_template("refused", self.call, *failure)
 
     def _reply(self, *message: Any) -> None:
         try:
@@ -364,6 +362,15 @@ class Jail(Source):
 
     def _tell_main(self, *message: Any, descriptors: tuple[int, ...] = ()) -> None:
         sockets.send(self.arms, marshal.dumps((self.identifier, *message)), descriptors)
+
+    def _tell_template(self, *message: Any) -> None:
+        try:
+            sockets.send(self.control, marshal.dumps(message))
+        except OSError as error:
+            if error.errno != EPIPE:
+                raise
+            # The session is being ended, and nothing else may be told as the reason of that.
+            process.leave(0)
 
     # --- for the mediator's thread too ---------------------------------------------------------------------------------
 

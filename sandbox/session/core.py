@@ -58,6 +58,8 @@ class Armed:
     identifier: int
     plan: CallPlan
     requests: Any
+    held: int = 0
+    """Calls that were sent there, or are about to be, and have not answered: it is not given up under them."""
 
 
 @dataclass(slots=True)
@@ -224,23 +226,43 @@ class Core:
     def armed(self, asked: Asked | None, pair: Any) -> tuple[Armed, tuple[int, CallWire, Any] | None, list[Armed]]:
         """Where to send a request under ``asked``; a definition to send first, if it is new; what is given up for it.
 
-        ``pair()`` makes two connected packet sockets: ours and the session's.
+        It is held for the request until ``release``. ``pair()`` makes two connected packet sockets: ours and the session's.
         """
         key, plan, _, _ = self.plan(asked)
         with self.shared.lock:
-            policies = self.shared.policies
-            known = policies.get(key)
-            if known is not None and known.identifier not in self.shared.refused:
-                policies.move_to_end(key)
+            known = self._hold(key)
+            if known is not None:
                 return known, None, []
+            policies = self.shared.policies
             ours, theirs = pair()
             identifier = next(self.shared.numbers)
-            made = Armed(identifier, plan, ours)
+            made = Armed(identifier, plan, ours, held=1)
             policies[key] = made
-            dropped: list[Armed] = []
-            while len(policies) > POLICIES:
-                dropped.append(policies.popitem(last=False)[1])
+            # A request that waits under an authority which is given up would be lost, and look like a dead session.
+            idle = [one for one, armed in policies.items() if not armed.held]
+            dropped = [policies.pop(one) for one in idle[: max(0, len(policies) - POLICIES)]]
             return made, (identifier, plan.wire(), theirs), dropped
+
+    def ready(self, asked: Asked | None) -> Armed | None:
+        """Where to send a request under ``asked``, if that is known already: nothing is resolved or compiled."""
+        found = self._plans.get(asked)
+        if found is None:
+            return None
+        with self.shared.lock:
+            return self._hold(found[0])
+
+    def _hold(self, key: str) -> Armed | None:
+        known = self.shared.policies.get(key)
+        if known is None or known.identifier in self.shared.refused:
+            return None
+        self.shared.policies.move_to_end(key)
+        known.held += 1
+        return known
+
+    def release(self, armed: Armed) -> None:
+        """A call has answered, or will not be sent: once for each time that ``armed`` or ``ready`` gave it."""
+        with self.shared.lock:
+            armed.held -= 1
 
     def ticket(
         self,
