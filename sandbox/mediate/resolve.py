@@ -103,6 +103,23 @@ class View:
             path = b"/" + b"/".join([part for part in path.split(b"/") if part not in (b"", b".")])
         return path
 
+    def spelled(self, descriptor: int, path: bytes) -> bytes | None:
+        """What the words say where no file can tell: for the record, never for a decision. None without a base."""
+        if path[:1] != b"/":
+            number = signed(descriptor)
+            try:
+                name = b"/proc/%d/cwd" % self.pid if number == AT_FDCWD else b"/proc/%d/fd/%d" % (self.pid, number)
+                path = posix.readlink(name) + b"/" + path
+            except OSError:
+                return None
+        parts: list[bytes] = []
+        for part in path.split(b"/"):
+            if part == b"..":
+                del parts[-1:]
+            elif part not in (b"", b"."):
+                parts.append(part)
+        return b"/" + b"/".join(parts)
+
     def plain(self, path: bytes) -> bool:
         """No component of the absolute ``path`` is a link, as far as it exists."""
         try:

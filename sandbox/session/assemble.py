@@ -226,6 +226,8 @@ def assemble(
         deny_paths_of_remit=secret,
         own_code=code,
         matches=search.matches(authority, asked.expanded.floor, names, uid=asked.uid),
+        audit=asked.expanded.audit,
+        audit_on_full=asked.expanded.audit_on_full,
     )
     now = time.time()
     grant = Grant(
