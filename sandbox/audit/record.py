@@ -94,6 +94,8 @@ class Record:
         make_directory(self.path)
         posix.link(_plan_path(state, plan), f"{self.path}/plan.json")
         self._events = posix.open(f"{self.path}/events.jsonl", _CREATE | posix.O_APPEND, 0o600)
+        # Held for as long as this process lives: readers can tell a session that runs from one that was killed.
+        posix.lockf(self._events, posix.F_TLOCK, 0)
         self._sequence = self._size = 0
         self._head = chain(b"", f"{SCHEMA} {self.identifier}".encode())
         self._lines = lines
@@ -181,6 +183,18 @@ class Record:
         self._size += len(data)
         self._head, self._sequence = head, sequence
         return data
+
+    def granted(self, grant: dict[str, object]) -> None:
+        """A grant of a single call (``authority.grant.Grant.to_json``), before the call that names it."""
+        self.event({"kind": "grant", "grant": grant})
+
+    def called(self, call: str, grant: str, argv: Iterable[str]) -> None:
+        """A call begins, under the grant of that id (empty: the session's own)."""
+        self.event({"kind": "call", "call": call, "grant": grant or self.identifier, "argv": list(argv)})
+
+    def returned(self, call: str, result: dict[str, object]) -> None:
+        """A call has ended: ``status``, ``limit`` and what else is to be kept."""
+        self.event({"kind": "returned", "call": call, **result})
 
     def ended(self, result: dict[str, object]) -> None:
         """How the session ended. The record is complete."""
