@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from remit.cli.options import Invocation
     from remit.sandbox.launch.wire import Wire
+    from remit.sandbox.session.ledger import Plain
+
+    Claims = tuple[Plain, ...]
 
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
@@ -34,16 +37,19 @@ _ROOMS = ("authority", "compile", "resolve", "session", "../profiles")
 class Prepared:
     """A plan in its wire form, with what the user has to hear at each start.
 
+    ``claims`` is what each start has to ask of the ledger for the grant files in it (``authority.proof.Claim.plain``).
     ``description`` is JSON for the record: the plan, the grant, the lowering. It is kept once and is not in the cache.
     """
 
-    __slots__ = ("cached", "description", "warnings", "wire")
+    __slots__ = ("cached", "claims", "description", "taken", "warnings", "wire")
 
-    def __init__(self, wire: Wire, warnings: tuple[str, ...], description: str = "") -> None:
+    def __init__(self, wire: Wire, warnings: tuple[str, ...], claims: Claims = (), description: str = "") -> None:
         self.wire = wire
         self.warnings = warnings
+        self.claims = claims
         self.description = description
         self.cached = False
+        self.taken: Claims = ()
 
 
 def run(invocation: Invocation, libraries: Callable[[], None]) -> int:
@@ -71,10 +77,12 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
         if error.phase != "changed" or not prepared.cached:
             raise
     # The cached plan named something that is not there any more: only a start could tell.
-    return _attempt(invocation, _prepare(invocation, libraries, fresh=True))
+    again = _prepare(invocation, libraries, fresh=True)
+    # What the first try took of the ledger serves the second one: nothing ran.
+    return _attempt(invocation, again, taken=prepared.taken)
 
 
-def _attempt(invocation: Invocation, prepared: Prepared) -> int:
+def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> int:
     for warning in prepared.warnings:
         _say(warning)
     _, digest, workspace, degraded, _, operations = prepared.wire
@@ -88,6 +96,7 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
                 "degraded": degraded,
                 "argv": list(invocation.command),
                 "audit": level,
+                **({"grants": [claim[0] for claim in prepared.claims]} if prepared.claims else {}),
             },
             lines,
         )
@@ -116,6 +125,8 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
                 session.hold(False)
 
     try:
+        if prepared.claims:
+            _spend(prepared, taken, record.identifier)
         session = start.Session(
             prepared.wire,
             argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
@@ -152,6 +163,15 @@ def _complete(record: Record, result: dict[str, object]) -> None:
         raise _no_record(error) from None
 
 
+def _spend(prepared: Prepared, taken: Claims, session: str) -> None:
+    """Take a use of every grant file's chain, before anything starts. Raises GrantError: spent, revoked, over."""
+    if prepared.claims != taken:
+        from remit.sandbox.session.ledger import Ledger
+
+        Ledger(state_directory(posix.environ)).spend(prepared.claims, session)
+    prepared.taken = prepared.claims
+
+
 # --- preparation -----------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +191,11 @@ def _prepare(invocation: Invocation, libraries: Callable[[], None], *, fresh: bo
         keep_plan(state_directory(posix.environ), prepared.wire[1], prepared.description)
     except OSError as error:
         raise _no_record(error) from None
-    cache.store(name, inputs, (assume.checks(prepared.wire[4]), _without_assumptions(prepared.wire), prepared.warnings))
+    cache.store(
+        name,
+        inputs,
+        (assume.checks(prepared.wire[4]), _without_assumptions(prepared.wire), prepared.warnings, prepared.claims),
+    )
     return prepared
 
 
