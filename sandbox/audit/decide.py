@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from remit.sandbox.events.event import Event
 
 AUTO_EXEC = "auto_exec "
-_OWN = ("/dev", "/tmp", "/proc", "/run", "/var/tmp")
+_OWN = ("/dev/", "/proc/")
+_SCRATCH = ("/tmp/", "/run/", "/var/tmp/")
 _RIGHTS = {"read": Right.READ, "write": Right.WRITE, "remove": Right.WRITE, "setuid": Right.WRITE, "exec": Right.EXEC}
 _LOOPBACK = ("127.", "[0:0:0:0:0:0:0:1]:")
 
@@ -86,7 +87,7 @@ class Decider:
         if event.axis == "network":
             return self.endpoint(event.object, event.right)
         if event.axis == "ipc":
-            return self.socket(event.object, event.right)
+            return self.socket(event.object)
         if event.right == "setuid":
             return Decision(False, "refused", event.rule.text)
         content = event.rule.text if event.rule.text.startswith(AUTO_EXEC) else ""
@@ -102,9 +103,8 @@ class Decider:
         if isinstance(line, PathPattern):
             return Decision(False, "deny" if line in self.authority.deny else "protect", str(line), line.source)
         if not allowed:
-            if right != "exec" and any(path == own or path.startswith(f"{own}/") for own in _OWN):
-                if not path.startswith("/proc/sys"):
-                    return Decision(True, "private", PRIVATE)
+            if right != "exec" and self._private(f"{path}/"):
+                return Decision(True, "private", PRIVATE)
             return Decision(False, "ungranted", UNGRANTED)
         if right in ("write", "remove") and self.authority.auto_exec is AutoExec.PROTECT and not self._opened(path):
             rule = content or ("" if known else self.catalogued(path, right))
@@ -112,6 +112,16 @@ class Decider:
                 return Decision(False, "auto-exec", rule)
         assert isinstance(line, PathRule)
         return Decision(True, "granted", line.path, line.source)
+
+    def _private(self, slashed: str) -> bool:
+        if slashed.startswith("/proc/sys/"):
+            return False
+        if slashed.startswith(_OWN):
+            return True
+        # What is granted below /tmp is the host's.
+        return slashed.startswith(_SCRATCH) and not any(
+            slashed.startswith(f"{rule.path}/") for rule in self.authority.paths
+        )
 
     def _opened(self, path: str) -> bool:
         return any(path == one or path.startswith(f"{one}/") for one in self.authority.opened)
@@ -154,13 +164,13 @@ class Decider:
             return Decision(allowed, "ungranted", UNGRANTED)
         return Decision(allowed, "granted", str(line), line.source)
 
-    def socket(self, path: str, right: str) -> Decision:
+    def socket(self, path: str) -> Decision:
         """A Unix socket, by path or (``@NAME``) abstract name: those are of the session's own network."""
         if path[:1] == "@":
             return Decision(True, "private", PRIVATE)
         if path in self.authority.unix:
             return Decision(True, "granted", path)
-        return self.path(path, "write") if right == "connect" else self.path(path, "write")
+        return self.path(path, "write")
 
     def _call(self, event: Event) -> Decision:
         if event.rule.text == HELD:

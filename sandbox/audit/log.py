@@ -149,7 +149,8 @@ def read(state: str, identifier: str) -> Log:
     lost, ended = 0, False
     number = 0
     try:
-        for number, line in enumerate(lines, 1):
+        for line in lines:
+            number += 1
             kind = line["kind"]
             if kind == "action":
                 events.append(Event.from_json(line))

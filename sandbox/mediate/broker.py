@@ -156,6 +156,7 @@ class Broker:
             elif answer != ANSWERED:
                 listener.reply(identifier, answer)
             # After the answer: the caller need not wait for its record.
+            calls.look()
             if calls.touched:
                 self._observer.done(source, pid, nr, calls.touched, self._errno, answer != PROCEED)
         finally:
@@ -174,7 +175,8 @@ class Broker:
                     if nr in self._modes and not arguments[self._modes[nr]] & _S_ISUID:
                         continue
                     names = self._observer.names(nr, arguments, self._calls.view)
-                    raise self._denied("call", names[0][0] if names else b"", f"system call {nr} is refused", errno)
+                    right, path = ("setuid", names[0][0]) if names else ("call", b"")
+                    raise self._denied(right, path, f"system call {nr} is refused", errno)
         found = self._handlers.get(nr)
         if found is None:
             raise self._denied("call", b"", f"system call {nr} is not mediated", ENOSYS)

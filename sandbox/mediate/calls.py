@@ -138,6 +138,7 @@ class Calls:
         """``outside`` hears of every action elsewhere, too."""
         self.watches_reads = False
         """It hears of opens for reading, too."""
+        self.later: tuple[int, bytes, bytes | None] | None = None
         self._denied = denied
         self._outside = outside
         self._roots: list[tuple[bytes, bytes, int]] = []
@@ -295,9 +296,18 @@ class Calls:
             return None
 
     def _read(self, descriptor: int, where: int) -> int:
-        """Only watched: the kernel opens, and reads its own copy of the name."""
+        """Only watched: the kernel opens, and reads its own copy of the name. ``look`` says afterwards what it was."""
         path = memory.read_string(self.view.pid, where)
-        full = self.view.lexical(descriptor, path)
+        self.later = (descriptor, path, self.view.lexical(descriptor, path))
+        return PROCEED
+
+    def look(self) -> None:
+        """Tell of the open that ``_read`` let go on. The caller does not wait for this; its name may mean something else by
+        now, which changes what is recorded and nothing that is decided."""
+        if self.later is None:
+            return
+        descriptor, path, full = self.later
+        self.later = None
         if full is None or not self.view.plain(full):
             try:
                 _, full = self.view.object(descriptor, path, follow=True)
@@ -305,7 +315,6 @@ class Calls:
                 full = self.view.spelled(descriptor, path)
         if full is not None and not full.startswith(b"/proc/"):
             self._outside(full, READ)
-        return PROCEED
 
     def _perform_open(self, directory: int, name: bytes, flags: int, mode: int, resolve: int) -> int:
         """Open and hand over. Never blocks: what exists is opened O_NONBLOCK, which a FIFO or a lease needs."""

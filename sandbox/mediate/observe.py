@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from remit.sandbox.mediate.resolve import View
 
 OFF, WRITES, FULL = "off", "writes", "full"
-_PRIVATE = (b"/dev", b"/tmp", b"/proc", b"/run", b"/var/tmp")
+_OWN = (b"/dev/", b"/proc/")
+_SCRATCH = (b"/tmp/", b"/run/", b"/var/tmp/")
 _LETTERS = {"read": "r", "write": "w", "remove": "w", "setuid": "w", "exec": "x", "connect": "w", "bind": "w"}
 _FOREVER = 1.0
 _CACHED_AT_MOST = 256
@@ -83,8 +84,11 @@ class Observer:
                     return True, place.decode(errors="surrogateescape"), ""
                 visible = True
             place = place[: place.rfind(b"/")] if place.rfind(b"/") > 0 else b""
-        if path.startswith(_PRIVATE) and not path.startswith(b"/proc/sys") and right != "exec":
-            return True, PRIVATE, ""
+        if right != "exec" and not path.startswith(b"/proc/sys/"):
+            # What is granted below /tmp is the host's.
+            slashed = path + b"/"
+            if slashed.startswith(_OWN) or (not visible and slashed.startswith(_SCRATCH)):
+                return True, PRIVATE, ""
         return False, UNGRANTED, "landlock" if visible else "namespaces"
 
     # --- telling
@@ -137,6 +141,8 @@ class Observer:
         rule: str,
     ) -> None:
         start, exe = self._who_calls
+        if start < 0:
+            return  # a thread that will execute the command, and tries the layers before
         self._note(source, monotonic(), pid, start, exe, nr, path, right, verdict, certainty, layer, errno, rule)
 
     # --- who and what
@@ -150,7 +156,7 @@ class Observer:
             self._who.clear()
             self._since = now
         if pid not in self._who:
-            self._who[pid] = (_started(pid), _program(pid))
+            self._who[pid] = (-1, b"") if _own_thread(pid) else (_started(pid), _program(pid))
         self._who_calls = self._who[pid]
 
     def executes(self, pid: int) -> None:
@@ -169,6 +175,14 @@ class Observer:
             if full is not None:
                 found.append((full, right))
         return found
+
+
+def _own_thread(pid: int) -> bool:
+    try:
+        posix.stat(b"/proc/self/task/%d" % pid)
+    except OSError:
+        return False
+    return True
 
 
 def _program(pid: int) -> bytes:
