@@ -207,8 +207,11 @@ class Broker:
         self._observer.denied(self._source, self._pid, self._nr, path, right, layer, errno, rule)
         return Denied(errno, rule)
 
-    def _outside(self, path: bytes, right: str) -> None:
-        """The kernel is about to decide, by mounts and Landlock: count what it will refuse, because nothing grants it."""
+    def _outside(self, path: bytes, right: str, errno: int = 0) -> None:
+        """The kernel is about to decide, by mounts and Landlock: count what it will refuse, because nothing grants it.
+
+        ``errno``: what it will say where something does.
+        """
         if right in ("signal", "trace"):
             known = path.startswith(b"own ")
             path = path.removeprefix(b"own ")
@@ -221,6 +224,9 @@ class Broker:
             allowed, rule, layer = self._observer.verdict(path, right)
             if not allowed and right != "read":
                 self._source.denials += 1
+        if allowed and errno:
+            self._observer.done(self._source, self._pid, self._nr, [(path, right)], errno, performed=False)
+            return
         self._observer.proceeding(
             self._source, self._pid, self._nr, path, right, allowed=allowed, layer=layer, rule=rule
         )

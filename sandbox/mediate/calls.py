@@ -121,7 +121,7 @@ class Calls:
         reads: tuple[bytes, ...],
         outer: tuple[bytes, ...],
         denied: Denial,
-        outside: Callable[[bytes, str], None],
+        outside: Callable[..., None],
         clock: Callable[[], float],
     ) -> None:
         self.listener: Listener
@@ -308,13 +308,17 @@ class Calls:
             return
         descriptor, path, full = self.later
         self.later = None
-        if full is None or not self.view.plain(full):
+        errno = self.view.missing(full) if full is not None else ELOOP
+        if errno == ELOOP:
             try:
                 _, full = self.view.object(descriptor, path, follow=True)
-            except (OSError, Foreign):
-                full = self.view.spelled(descriptor, path)
+                errno = 0
+            except OSError as error:
+                full, errno = self.view.spelled(descriptor, path), error.errno or 0
+            except Foreign:
+                return
         if full is not None and not full.startswith(b"/proc/"):
-            self._outside(full, READ)
+            self._outside(full, READ, errno)
 
     def _perform_open(self, directory: int, name: bytes, flags: int, mode: int, resolve: int) -> int:
         """Open and hand over. Never blocks: what exists is opened O_NONBLOCK, which a FIFO or a lease needs."""

@@ -122,11 +122,15 @@ class View:
 
     def plain(self, path: bytes) -> bool:
         """No component of the absolute ``path`` is a link, as far as it exists."""
+        return self.missing(path) != ELOOP
+
+    def missing(self, path: bytes) -> int:
+        """0 where the absolute ``path`` leads to something without crossing a link, else the errno: ELOOP for a link."""
         try:
             posix.close(openat2(AT_FDCWD, path, _ENTRY & ~posix.O_NOFOLLOW, 0, RESOLVE_NO_SYMLINKS))
         except OSError as error:
-            return error.errno != ELOOP
-        return True
+            return error.errno or ENOENT
+        return 0
 
     def parent(self, descriptor: int, path: bytes) -> tuple[int, bytes, bytes, bool]:
         """(parent descriptor, last name, canonical parent, trailing slash). Raises OSError as the kernel would, Foreign."""
