@@ -37,12 +37,12 @@ code, .mono { font-family: ui-monospace, monospace; font-size: .87em; }
 .numbers li.bad b { color: var(--bad); } .numbers li.good b { color: var(--good); }
 table { border-collapse: collapse; width: 100%; } th { text-align: left; color: var(--dim); font-weight: 600; }
 th, td { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number {
-  font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tag { border-radius: 4px; padding: 0 .4rem; white-space: nowrap; font-size: .85em; }
 .used, .exercised { background: var(--good-back); color: var(--good); }
 .denied { background: var(--bad-back); color: var(--bad); }
-.unused { background: var(--idle-back); color: var(--idle); } .moot, .unknown { border: 1px solid var(--line); color: var(--dim); }
+.unused { background: var(--idle-back); color: var(--idle); }
+.moot, .unknown { border: 1px solid var(--line); color: var(--dim); }
 .track { position: relative; height: .8rem; background: var(--card); border-radius: 4px; min-width: 6rem; }
 .track i { position: absolute; top: 0; bottom: 0; background: var(--bar); border-radius: 4px; min-width: 3px; }
 ul.tree, ul.tree ul { list-style: none; margin: 0; padding-left: 1rem; border-left: 1px solid var(--line); }
@@ -161,7 +161,7 @@ def _calls(made: dict[str, Any]) -> str:
     begin = min(call["started"] for call in calls)
     end = max([call["ended"] or call["started"] for call in calls] + times)
     span = max(end - begin, 1e-6)
-    rows = []
+    rows: list[str] = []
     for call in calls:
         left = 100 * (call["started"] - begin) / span
         width = 100 * ((call["ended"] or end) - call["started"]) / span
@@ -264,7 +264,7 @@ def _programs(atom: dict[str, Any]) -> str:
 def _actions(made: dict[str, Any]) -> str:
     order = {"denied": 0, "exercised": 1, "moot": 2}
     atoms = sorted(made["atoms"], key=lambda atom: (order[atom["outcome"]], atom["time"]))
-    rows = []
+    rows: list[str] = []
     for atom in atoms:
         more = shlex.join(atom["missing"])
         decided = _text(atom["source"] or atom["line"])

@@ -240,7 +240,7 @@ def _tell_would(what: str, decider: Decider, whose: str, as_json: bool, *, nothi
         answers += [
             ("exec" if right == "exec" else "filesystem", right, decider.path(name, right)) for right in _RIGHTS
         ]
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for axis, right, decision in answers:
         grant: tuple[str, ...] = ()
         note, source = "", str(decision.source) if decision.source else ""
@@ -275,8 +275,6 @@ def _tell_would(what: str, decider: Decider, whose: str, as_json: bool, *, nothi
     for row in rows:
         line = f"{row['right']}: {'allowed' if row['allowed'] else 'denied'} ({row['rule'] or row['kind']})"
         render.text(line)
-        grant_words = row["grant"]
-        assert isinstance(grant_words, list)
-        more = [("line", row["source"]), ("grant", shlex.join(map(str, grant_words))), ("note", row["note"])]
+        more = [("line", row["source"]), ("grant", shlex.join(row["grant"])), ("note", row["note"])]
         render.listing(f"{label:<9}{value}" for label, value in more if value)
     return 0

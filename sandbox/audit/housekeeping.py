@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from remit.sandbox.audit import log, seal
 from remit.sandbox.authority.errors import RemitError, UsageError
@@ -49,10 +49,10 @@ def keep(environ: dict[str, str]) -> Keep:
     except (ValueError, tomli.TOMLDecodeError) as error:
         raise UsageError(f"malformed: {error}", where=path) from None
     found = Keep()
-    entries = table.get("keep", {})
-    if set(table) - {"keep"} or not isinstance(entries, dict):
+    kept = table.get("keep", {})
+    if set(table) - {"keep"} or not isinstance(kept, dict):
         raise UsageError("only a table [keep] is known", where=path)
-    for name, value in entries.items():
+    for name, value in cast("dict[str, object]", kept).items():
         if (
             name not in ("sessions", "bytes", "days")
             or isinstance(value, bool)

@@ -155,7 +155,9 @@ def read(state: str, identifier: str) -> Log:
             if kind == "action":
                 events.append(Event.from_json(line))
             elif kind == "started":
-                started = line
+                started = {**line, "time": float(line["time"])}
+                if "argv" in line:
+                    started["argv"] = list(map(str, line["argv"]))
             elif kind == "enforced":
                 enforcement = dict(line["enforcement"])
             elif kind == "grant":

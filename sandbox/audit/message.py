@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from remit.sandbox.audit.why import UNGRANTED
+from remit.sandbox.events.action import UNGRANTED
 
 if TYPE_CHECKING:
     from remit.sandbox.audit.why import Explanation

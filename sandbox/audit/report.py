@@ -175,11 +175,11 @@ def _lines(decider: Decider, atoms: list[Atom], level: str) -> list[GrantLine]:
             state = (right.value, rule.path) in used if known else None
             found.append(GrantLine(axis, right.value, rule.path, str(rule.source), state))
     for endpoint in decider.authority.connect:
-        known = None if level == "off" else ("connect", str(endpoint)) in used
-        found.append(GrantLine("network", "connect", str(endpoint), str(endpoint.source), known))
+        tried = None if level == "off" else ("connect", str(endpoint)) in used
+        found.append(GrantLine("network", "connect", str(endpoint), str(endpoint.source), tried))
     for path in decider.authority.unix:
-        known = None if level == "off" else ("connect", path) in used
-        found.append(GrantLine("ipc", "connect", path, "", known))
+        tried = None if level == "off" else ("connect", path) in used
+        found.append(GrantLine("ipc", "connect", path, "", tried))
     return found
 
 

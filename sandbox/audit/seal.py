@@ -12,7 +12,7 @@ import json
 import os
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from remit.sandbox.audit import log
 
@@ -136,7 +136,7 @@ def _seals(directory: str) -> list[dict[str, Any]]:
             made = json.loads(line)
         except (ValueError, RecursionError):
             made = {}
-        found.append(made if isinstance(made, dict) else {})
+        found.append(cast("dict[str, Any]", made) if isinstance(made, dict) else {})
     return found
 
 

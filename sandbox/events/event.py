@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+Document: TypeAlias = dict[str, Any]
+"""JSON (``object`` is a field here)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class Event:
             source=_text(made["source"]),
         )
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Document:
         """What ``from_json`` reads."""
         rule = self.rule
         return {

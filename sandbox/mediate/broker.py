@@ -95,7 +95,8 @@ class Broker:
 
     def __init__(self, spec: tuple[Any, ...], note: Note) -> None:
         name, roots, deny, protect, catalogue, opened, granted, *rest = spec
-        reads, refuse, outer, level = (*rest, *((), (), (), WRITES)[len(rest) :])
+        defaults: tuple[Any, ...] = ((), (), (), WRITES)
+        reads, refuse, outer, level = (*rest, *defaults[len(rest) :])
         if name != "mediate":
             raise ValueError(f"not a mediation: {name!r}")
         self.held = False
