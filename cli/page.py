@@ -22,9 +22,10 @@ _STYLE = """
   --idle-back: #383114; --bar: #7ba2f0; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1320px; padding: 1rem; background: var(--back); color: var(--text);
-  font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+  font: 15px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.25rem; margin: 0 0 .25rem; } h2 { font-size: 1.05rem; margin: 1.75rem 0 .5rem; }
-code, .mono { font-family: ui-monospace, monospace; font-size: .87em; }
+code, .mono { font-family: ui-monospace, monospace; font-size: .87em; overflow-wrap: anywhere; }
+td:last-child, p { overflow-wrap: anywhere; } th { white-space: nowrap; }
 .dim { color: var(--dim); }
 .alarm { background: var(--bad-back); color: var(--bad); padding: .5rem .75rem; border-radius: 6px; }
 .note { background: var(--idle-back); color: var(--idle); padding: .35rem .75rem; border-radius: 6px;
