@@ -14,7 +14,7 @@ import click
 
 from remit.cli import options, render
 from remit.cli.command import HELP_NAMES
-from remit.sandbox.audit import housekeeping, log, message, why
+from remit.sandbox.audit import housekeeping, log, message, report, why
 from remit.sandbox.audit.decide import Decider, Decision
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import RemitError, UsageError
@@ -78,15 +78,12 @@ def command(what: str | None, last: bool, profile: str | None, workspace: str | 
 def explanations(found: log.Log, events: list[Event]) -> list[Explanation]:
     """Each distinct denial among ``events``, explained under the grant that it happened under."""
     layers = frozenset(str(one.get("layer")) for one in _plan(found)["operations"])
-    deciders: dict[str, Decider] = {}
-    explained: list[Explanation] = []
-    for equal in why.grouped(events):
-        grant = equal[0].grant
-        if grant not in deciders:
-            own = found.grants.get(grant)
-            deciders[grant] = _decider(found, {"grant": own, "plan": found.plan["plan"]} if own else found.plan)
-        explained.append(why.explain(equal, deciders[grant], layers, os.path.lexists))
-    return explained
+    session = _decider(found, found.plan)
+    deciders = report.deciders_of(found, session)
+    return [
+        why.explain(equal, deciders.get(equal[0].call, session), layers, os.path.lexists)
+        for equal in why.grouped(events)
+    ]
 
 
 def _plan(found: log.Log) -> dict[str, Any]:

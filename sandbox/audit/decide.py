@@ -77,6 +77,11 @@ class Decider:
         names = {str(one["path"]): str(one["canonical"]) for one in plan["plan"].get("assumptions", ())}
         return cls(authority, names)
 
+    @classmethod
+    def of_call(cls, authority: Mapping[str, Any], plan: Mapping[str, Any]) -> Decider:
+        """From the authority that a record has of a call, in the session that ran under ``plan``. Raises as ``of_plan``."""
+        return cls.of_plan({"grant": {"authority": authority}, "plan": plan["plan"]})
+
     def event(self, event: Event) -> Decision:
         """What this authority says of a recorded action, whatever was decided then."""
         if event.axis == "syscalls":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from remit.sandbox.audit.chain import MARK, SIZE, chain
@@ -30,7 +30,10 @@ class RecordError(RemitError):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One execution in a session. ``status`` is None while it runs, or where its session was killed."""
+    """One execution in a session. ``status`` is a wait status, None while it runs or where its session was killed.
+
+    ``policy`` is the key of its authority in ``Log.authorities``, empty for the session's own.
+    """
 
     identifier: str
     argv: tuple[str, ...]
@@ -39,13 +42,14 @@ class Call:
     ended: float | None = None
     status: int | None = None
     limit: str | None = None
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
     """What a record says. ``torn``: the last line is not whole. ``ended``: the record is complete.
 
-    ``lost``: actions that could not be written. ``grants``: those of single calls, by id, as JSON. ``plan``: the content
+    ``lost``: actions that could not be written. ``authorities``: those of calls, by policy, as JSON. ``plan``: the content
     of ``plan.json``.
     """
 
@@ -55,7 +59,7 @@ class Log:
     enforcement: dict[str, str]
     events: tuple[Event, ...]
     calls: tuple[Call, ...]
-    grants: dict[str, dict[str, Any]]
+    authorities: dict[str, dict[str, Any]]
     lost: int
     ended: bool
     torn: bool
@@ -145,7 +149,7 @@ def read(state: str, identifier: str) -> Log:
     enforcement: dict[str, str] = {}
     events: list[Event] = []
     calls: dict[str, Call] = {}
-    grants: dict[str, dict[str, Any]] = {}
+    authorities: dict[str, dict[str, Any]] = {}
     lost, ended = 0, False
     number = 0
     try:
@@ -160,11 +164,17 @@ def read(state: str, identifier: str) -> Log:
                     started["argv"] = list(map(str, line["argv"]))
             elif kind == "enforced":
                 enforcement = dict(line["enforcement"])
-            elif kind == "grant":
-                grants[str(line["grant"]["id"])] = dict(line["grant"])
+            elif kind == "policy":
+                authorities[str(line["policy"])] = dict(line["authority"])
             elif kind == "call":
-                one = Call(str(line["call"]), tuple(map(str, line["argv"])), str(line["grant"]), float(line["time"]))
-                calls[one.identifier] = one
+                chain = [str(grant) for grant in line["grants"]]
+                calls[str(line["call"])] = Call(
+                    str(line["call"]),
+                    tuple(map(str, line["argv"])),
+                    chain[-1] if chain else identifier,
+                    float(line["time"]),
+                    policy=str(line["policy"]),
+                )
             elif kind == "returned":
                 calls[str(line["call"])] = _returned(calls[str(line["call"])], line)
             elif kind == "gap":
@@ -184,7 +194,7 @@ def read(state: str, identifier: str) -> Log:
         enforcement,
         tuple(events),
         tuple(calls.values()),
-        grants,
+        authorities,
         lost,
         ended,
         torn,
@@ -200,14 +210,11 @@ def _only(started: dict[str, Any], identifier: str) -> Call:
 def _returned(call: Call, line: dict[str, Any]) -> Call:
     status = line.get("status")
     limit = line.get("limit")
-    return Call(
-        call.identifier,
-        call.argv,
-        call.grant,
-        call.started,
-        float(line["time"]),
-        None if status is None else int(status),
-        None if limit is None else str(limit),
+    return replace(
+        call,
+        ended=float(line["time"]),
+        status=None if status is None else int(status),
+        limit=None if limit is None else str(limit),
     )
 
 

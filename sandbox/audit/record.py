@@ -184,18 +184,6 @@ class Record:
         self._head, self._sequence = head, sequence
         return data
 
-    def granted(self, grant: dict[str, object]) -> None:
-        """A grant of a single call (``authority.grant.Grant.to_json``), before the call that names it."""
-        self.event({"kind": "grant", "grant": grant})
-
-    def called(self, call: str, grant: str, argv: Iterable[str]) -> None:
-        """A call begins, under the grant of that id (empty: the session's own)."""
-        self.event({"kind": "call", "call": call, "grant": grant or self.identifier, "argv": list(argv)})
-
-    def returned(self, call: str, result: dict[str, object]) -> None:
-        """A call has ended: ``status``, ``limit`` and what else is to be kept."""
-        self.event({"kind": "returned", "call": call, **result})
-
     def ended(self, result: dict[str, object]) -> None:
         """How the session ended. The record is complete."""
         if self.lost:

@@ -60,9 +60,7 @@ class GrantLine:
 def build(log: Log, checked: dict[str, Any], exists: Callable[[str], bool] = os.path.lexists) -> dict[str, Any]:
     """The report's document. ``checked`` says what became of the chain (``verify``'s document for one session)."""
     session = Decider.of_plan(log.plan)
-    deciders = {log.identifier: session}
-    for identifier, grant in log.grants.items():
-        deciders[identifier] = Decider.of_plan({"grant": grant, "plan": log.plan["plan"]})
+    deciders = deciders_of(log, session)
     atoms = _atoms(log.events, deciders, session)
     level = str(log.plan.get("audit", "writes"))
     layers = frozenset(str(one.get("layer")) for one in log.plan["plan"]["operations"])
@@ -83,8 +81,10 @@ def build(log: Log, checked: dict[str, Any], exists: Callable[[str], bool] = os.
         "enforcement": dict(log.enforcement),
         "degraded": list(log.started.get("degraded", ())),
         "totals": metrics(atoms, lines),
-        "calls": [_call(call, atoms, lines if call.grant == log.identifier else []) for call in log.calls],
-        "atoms": [_atom(atom, deciders.get(_grant(atom), session), layers, exists) for atom in atoms],
+        "calls": [
+            _call(call, atoms, _lines(deciders[call.identifier], atoms, level, call.identifier)) for call in log.calls
+        ],
+        "atoms": [_atom(atom, deciders.get(atom.call, session), layers, exists) for atom in atoms],
         "grant_lines": [
             {"axis": one.axis, "right": one.right, "object": one.object, "source": one.source, "used": one.used}
             for one in lines
@@ -99,8 +99,10 @@ def build(log: Log, checked: dict[str, Any], exists: Callable[[str], bool] = os.
     }
 
 
-def _grant(atom: Atom) -> str:
-    return atom.events[0].grant
+def deciders_of(log: Log, session: Decider) -> dict[str, Decider]:
+    """By call, for those that had an authority of their own. Raises as ``Decider.of_plan``."""
+    made = {policy: Decider.of_call(authority, log.plan) for policy, authority in log.authorities.items()}
+    return {call.identifier: made.get(call.policy, session) for call in log.calls}
 
 
 def _atoms(events: Iterable[Event], deciders: dict[str, Decider], session: Decider) -> list[Atom]:
@@ -111,7 +113,7 @@ def _atoms(events: Iterable[Event], deciders: dict[str, Decider], session: Decid
         key = (event.call, event.axis, event.right, event.object)
         atom = found.get(key)
         if atom is None:
-            decider = deciders.get(event.grant, session)
+            decider = deciders.get(event.call, session)
             atom = found[key] = Atom(*key, decider.event(event))
         atom.events.append(event)
     return list(found.values())
@@ -153,14 +155,16 @@ def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _lines(decider: Decider, atoms: list[Atom], level: str) -> list[GrantLine]:
+def _lines(decider: Decider, atoms: list[Atom], level: str, call: str = "") -> list[GrantLine]:
     """Every right that was granted by name beyond the floor, and whether an exercised action rests on it.
 
     Reads are not recorded unless the level is ``full``; the rights that a program starts with (environment, limits) are
-    not actions.
+    not actions. ``call``: only that call's actions count.
     """
     used: set[tuple[str, str]] = set()
     for atom in atoms:
+        if call and atom.call != call:
+            continue
         if atom.outcome == EXERCISED and atom.decision.kind == "granted":
             used.add((_right(atom.right), atom.decision.line))
     found: list[GrantLine] = []

@@ -79,7 +79,7 @@ def compile_session(
 
     Unenforceable: with every reason, each with its fix.
     """
-    job = _Job(
+    job = Job(
         authority,
         floor,
         names,
@@ -101,7 +101,7 @@ def compile_session(
 
 
 @dataclass(slots=True)
-class _Job:
+class Job:
     """One compilation: its inputs, and what it has to say so far."""
 
     authority: Authority

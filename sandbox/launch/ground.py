@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posix
 from errno import ENOENT, ENOTDIR
+from stat import S_IFREG
 
 from remit.sandbox.audit.record import CANARY_SIZE
 from remit.sandbox.kernel import files, landlock, memory, mount, process
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
 NOT_HERE = (ENOENT, ENOTDIR)
 HINT = "'remit doctor' says what this host lacks"
+_CANARY = "canary"
 _OPEN = files.O_PATH | posix.O_CLOEXEC
 
 
@@ -59,6 +61,8 @@ class Ground:
         self.terminal = -1
         self.canary = -1
         """A file (O_PATH) that no Landlock domain of a command grants; -1 where the host's tree stays."""
+        self.place = -1
+        """The same for threads that no /proc shows: a directory (of a mount that is nowhere) with such a file in it."""
         self.rulesets: dict[str, int] = {}
         self.enforcement: dict[str, str] = {}
         self._root: Root | None = None
@@ -145,6 +149,13 @@ class Ground:
             posix.close(descriptor)
         self.close_root()
 
+    def hide_place(self) -> None:
+        """Make ``place``: to be called while this thread may still do everything."""
+        quiet = mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC
+        self.place = mount.new_filesystem(b"tmpfs", ((b"size", b"4096"),), quiet)
+        posix.mknod(_CANARY, S_IFREG | 0o444, dir_fd=self.place)
+        posix.close(posix.open(_CANARY, posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self.place))
+
     def close_root(self) -> None:
         """Give up the descriptors that the new root was built with."""
         if self._root is not None:
@@ -176,6 +187,8 @@ class Ground:
     def _probe(self, layer: str) -> None:
         if layer == "seccomp":
             landlock.version()
+        elif layer == "landlock" and self.place >= 0:
+            posix.open(_CANARY, posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self.place)
         elif layer == "landlock" and self.canary >= 0:
             posix.open(f"/proc/self/fd/{self.canary}", posix.O_RDONLY | posix.O_CLOEXEC)
         else:

@@ -15,8 +15,9 @@ from fcntl import ioctl
 
 from remit.sandbox.events.action import DENIED
 from remit.sandbox.kernel import process
-from remit.sandbox.launch import usage
+from remit.sandbox.launch import limits, usage
 from remit.sandbox.mediate.broker import Broker, Source
+from remit.sandbox.mediate.observe import GATHER_MS, GATHERED_AT_MOST, GATHERED_SIZE, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,12 +32,7 @@ SIGKILL = 9
 SIGXCPU = 24
 _GROUP_SIGNALS = (2, 3, 18, 19, 20)  # INT QUIT CONT STOP TSTP
 _WATCH_MS = 200
-_GATHER_MS = 5
-_GATHERED_AT_MOST = 64
-_MESSAGE_AT_MOST = 8000
-_ACTION_SIZE = 160
 _TCSBRK = 0x5409
-_RLIMITS = {"cpu-time": 0, "file-size": 1, "pids": 6, "files": 7}
 
 
 class Init:
@@ -141,7 +137,7 @@ class Init:
 
     def _timeout(self) -> int | None:
         if self._noted:
-            return _GATHER_MS
+            return GATHER_MS
         if self._memory_limit:
             return _WATCH_MS
         if self._deadline:
@@ -172,23 +168,13 @@ class Init:
         self._broker = Broker(plan, self._note)
 
     def _apply_limits(self, pid: int) -> None:
-        for _, what, value, mechanism in self._limits:
-            if mechanism not in ("rlimit", "nproc"):
-                continue
-            amount = int(value)
-            if what == "cpu-time":
-                amount = max(1, -(-amount // 1000))  # the resource counts seconds
-            # One second between the CPU limits: SIGXCPU tells what ended the command, SIGKILL ends what ignores it.
-            hard = amount + 1 if what == "cpu-time" else amount
-            # A limit of Remit's never raises the one that the caller has.
-            inherited = process.hard_limit(_RLIMITS[str(what)])
-            process.set_limit(pid, _RLIMITS[str(what)], min(amount, inherited), min(hard, inherited))
+        limits.apply(pid, limits.prepared(self._limits))
 
     def _note(self, _source: Source, *action: Any) -> None:
         """Actions go to the launcher by the dozen, when nothing happens for a moment; denials at once."""
         self._noted.append(action)
-        self._noted_size += _ACTION_SIZE + len(action[3]) + len(action[5]) + len(action[11])
-        if action[7] == DENIED or len(self._noted) >= _GATHERED_AT_MOST or self._noted_size > _MESSAGE_AT_MOST:
+        self._noted_size += size_of(action)
+        if action[7] == DENIED or len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
             self._tell_noted()
 
     def _tell_noted(self) -> None:

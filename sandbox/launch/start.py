@@ -13,6 +13,7 @@ from errno import ECONNRESET
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import memory, process, sockets
+from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.request import Identity, Request
 from remit.sandbox.launch.stage import Stage
 
@@ -46,8 +47,99 @@ class Outcome:
         self.enforcement = enforcement
 
 
+class Child:
+    """A session's first process, made from a plan, seen from its parent.
+
+    ``body`` is what it does, in the child: it gets the ``Request``. Raises LaunchError.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        body: Callable[[Request], None],
+        *,
+        canary: tuple[str, bytes],
+        argv: list[bytes] | None = None,
+        environment: list[bytes] | None = None,
+        directory: str = "/",
+        terminal: Terminal | None = None,
+    ) -> None:
+        _, _, workspace, degraded, _, operations = wire
+        who = _identity(workspace, operations)
+        self.control, inside = sockets.packet_pair()
+        request = Request(
+            operations=operations,
+            idmapped=who.idmapped,
+            control=inside,
+            uid=who.uid,
+            gid=who.gid,
+            self_map=who.self_map,
+            stack_strings=memory.own_strings(),
+            canary=canary,
+            argv=argv or [],
+            environment=environment or [],
+            directory=directory.encode(errors="surrogateescape"),
+            terminal=terminal,
+            degraded=degraded,
+        )
+        flags = 0
+        for operation in operations:
+            if operation[0] == "unshare":
+                for kind in operation[1]:
+                    flags |= process.NAMESPACES[kind]
+        self.groups: Groups | None = None
+        if any([op[0] == "limit" and op[3] == "cgroup" for op in operations]):
+            from remit.sandbox.launch import cgroups
+
+            self.groups = cgroups.make([op for op in operations if op[0] == "limit"])
+        ready = who.self_map and self.groups is None
+        if ready:
+            posix.write(self.control, _GO)  # nothing is left to do from outside: the child need not wait for it
+        try:
+            self.pid = process.clone3(flags)
+        except OSError as error:
+            raise LaunchError(
+                f"no new namespaces: {error.strerror}",
+                hint="'remit doctor' says what refuses them and how to allow them",
+            ) from None
+        if self.pid == 0:
+            _run(request, inside, body)
+        posix.close(inside)
+        for descriptor in who.idmapped.values():
+            posix.close(descriptor)
+        if ready:
+            return
+        try:
+            if not who.self_map and flags & process.CLONE_NEWUSER:
+                who.write_maps(self.pid)
+            if self.groups is not None:
+                self.groups.add(self.pid)
+        except OSError as error:
+            self.kill()
+            raise LaunchError(
+                f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'"
+            ) from None
+        posix.write(self.control, _GO)
+
+    def kill(self) -> None:
+        """End everything inside, now."""
+        posix.kill(self.pid, SIGKILL)
+
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed something inside for the session's memory limit."""
+        return self.groups is not None and self.groups.out_of_memory()
+
+    def close(self) -> int:
+        """Wait until everything inside is gone, and take away what was made outside for it. The wait status."""
+        posix.close(self.control)  # a first process that still waits for its launcher ends now
+        _, status = posix.waitpid(self.pid, 0)
+        if self.groups is not None:
+            self.groups.remove()
+        return status
+
+
 class Session:
-    """A running session, seen from its parent."""
+    """A session of one command, seen from its parent."""
 
     def __init__(
         self,
@@ -59,82 +151,34 @@ class Session:
         canary: tuple[str, bytes],
         on_event: Callable[[tuple[tuple[object, ...], ...]], None],
         on_start: Callable[[Mapping[str, str]], None],
-        pty: bool = True,
     ) -> None:
         self._on_event = on_event
         self._on_start = on_start
         self._terminal: Terminal | None = None
         self._relay: Relay | None = None
-        if pty and (posix.isatty(0) or posix.isatty(1) or posix.isatty(2)):
+        if posix.isatty(0) or posix.isatty(1) or posix.isatty(2):
             from remit.sandbox.launch import terminal
 
             self._terminal = terminal.wanted()
         self._outcome: Outcome | None = None
         self._enforcement: Mapping[str, str] = {}
-        _, _, workspace, degraded, _, operations = wire
-        who = _identity(workspace, operations)
-        outside, inside = sockets.packet_pair()
-        self._control = outside
         # Blocked before the fork: a signal that came between would end a launcher whose child nobody waits for.
         process.block_signals(FORWARDED)
         self._signals = process.signalfd(FORWARDED)
-        request = Request(
-            operations=operations,
-            idmapped=who.idmapped,
-            control=inside,
-            uid=who.uid,
-            gid=who.gid,
-            self_map=who.self_map,
-            stack_strings=memory.own_strings(),
+        self._child = Child(
+            wire,
+            _stage,
             canary=canary,
             argv=argv,
             environment=environment,
-            directory=directory.encode(errors="surrogateescape"),
+            directory=directory,
             terminal=self._terminal,
-            degraded=degraded,
         )
-        flags = 0
-        for operation in operations:
-            if operation[0] == "unshare":
-                for kind in operation[1]:
-                    flags |= process.NAMESPACES[kind]
-        self._groups: Groups | None = None
-        if any([op[0] == "limit" and op[3] == "cgroup" for op in operations]):
-            from remit.sandbox.launch import cgroups
-
-            self._groups = cgroups.make([op for op in operations if op[0] == "limit"])
-        ready = who.self_map and self._groups is None
-        if ready:
-            posix.write(self._control, _GO)  # nothing is left to do from outside: the child need not wait for it
-        try:
-            self.pid = process.clone3(flags)
-        except OSError as error:
-            raise LaunchError(
-                f"no new namespaces: {error.strerror}",
-                hint="'remit doctor' says what refuses them and how to allow them",
-            ) from None
-        if self.pid == 0:
-            _run_stage(request, inside)
-        posix.close(inside)
-        for descriptor in who.idmapped.values():
-            posix.close(descriptor)
-        if ready:
-            return
-        try:
-            if not who.self_map and flags & process.CLONE_NEWUSER:
-                who.write_maps(self.pid)
-            if self._groups is not None:
-                self._groups.add(self.pid)
-        except OSError as error:
-            self.kill()
-            raise LaunchError(
-                f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'"
-            ) from None
-        posix.write(self._control, _GO)
+        self._control = self._child.control
 
     def kill(self) -> None:
         """End everything inside, now."""
-        posix.kill(self.pid, SIGKILL)
+        self._child.kill()
 
     def hold(self, on: bool) -> None:
         """Refuse every action that would be recorded, or no longer: the record cannot be written."""
@@ -168,16 +212,13 @@ class Session:
                 while self._relay.output() and self._readable(self._relay.master):
                     pass
                 self._relay.suspend()
-        if self._groups is not None and not self._outcome.limit and self._groups.out_of_memory():
+        if not self._outcome.limit and self._child.out_of_memory():
             self._outcome.limit = "memory"
         return self._outcome
 
     def close(self) -> None:
         """Wait until everything inside is gone, and take away what was made outside for it."""
-        posix.close(self._control)  # a first process that still waits for its launcher ends now
-        posix.waitpid(self.pid, 0)
-        if self._groups is not None:
-            self._groups.remove()
+        self._child.close()
 
     @staticmethod
     def _readable(descriptor: int) -> bool:
@@ -198,7 +239,7 @@ class Session:
 
     def _report(self, poll: select.poll) -> None:
         try:
-            data, master = sockets.receive(self._control, _MESSAGE_SIZE)
+            data, came = sockets.receive(self._control, _MESSAGE_SIZE)
         except OSError as error:
             if error.errno == ECONNRESET:
                 return  # it ended with a signal of ours unread; what it said before comes next
@@ -207,11 +248,11 @@ class Session:
             raise LaunchError(
                 "the session's first process died", hint="nothing inside survived it; 'remit doctor' may say why"
             )
-        if master >= 0:
+        if came:
             assert self._terminal is not None
             from remit.sandbox.launch.terminal import Relay
 
-            self._relay = Relay(self._terminal, master)
+            self._relay = Relay(self._terminal, came[0])
             if self._relay.source >= 0:
                 poll.register(self._relay.source, select.POLLIN)
             return
@@ -271,20 +312,14 @@ def _identity(workspace: str, operations: Sequence[Operation]) -> Identity:
     return identity.choose(workspace, operations)
 
 
-def _run_stage(request: Request, control: int) -> None:
+def _stage(request: Request) -> None:
+    Stage(request).run()
+
+
+def _run(request: Request, control: int, body: Callable[[Request], None]) -> None:
     try:
         # Nothing of the launcher's or its caller's but the standard descriptors and the socket.
-        _keep(control, *request.idmapped.values())
-        Stage(request).run()
+        keep(control, *request.idmapped.values())
+        body(request)
     finally:
         process.leave(125)
-
-
-def _keep(*wanted: int) -> None:
-    """Close every descriptor but the standard ones and ``wanted``."""
-    first = 3
-    for descriptor in sorted(wanted):
-        if descriptor > first:
-            process.close_range(first, descriptor - 1)
-        first = descriptor + 1
-    process.close_range(first, 0xFFFFFFFF)

@@ -16,6 +16,7 @@ from remit.sandbox.kernel.call import AT_FDCWD, NR
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from remit.sandbox.mediate.broker import Source
     from remit.sandbox.mediate.resolve import View
@@ -25,6 +26,11 @@ _OWN = (b"/dev/", b"/proc/")
 _SCRATCH = (b"/tmp/", b"/run/", b"/var/tmp/")
 _LETTERS = {"read": "r", "write": "w", "remove": "w", "setuid": "w", "exec": "x", "connect": "w", "bind": "w"}
 _FOREVER = 1.0
+GATHER_MS = 5
+"""Actions wait that long for others, to be told together."""
+GATHERED_AT_MOST = 64
+GATHERED_SIZE = 8000
+_ACTION_SIZE = 160
 _CACHED_AT_MOST = 256
 _PATHS: dict[str, tuple[tuple[int, int, str], ...]] = {
     "open": ((-1, 0, "write"),),
@@ -53,6 +59,11 @@ _PATHS: dict[str, tuple[tuple[int, int, str], ...]] = {
     "fchownat": ((0, 1, "write"),),
 }
 """Where a call has its names: (descriptor argument or -1, path argument, right)."""
+
+
+def size_of(action: tuple[Any, ...]) -> int:
+    """About how much of a message an action takes."""
+    return _ACTION_SIZE + len(action[3]) + len(action[5]) + len(action[11])
 
 
 class Observer:

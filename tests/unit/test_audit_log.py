@@ -260,10 +260,10 @@ def test_what_cannot_be_written_whole_is_taken_back_and_counted(state: str) -> N
         os.write(writable, f"{record.identifier} {failed}".encode())
         os._exit(0)
     os.waitpid(pid, 0)
-    identifier, failed = os.read(readable, 64).decode().split()
-    assert int(failed) >= 4
+    identifier, times = os.read(readable, 64).decode().split()
+    assert int(times) >= 4
     found = log.read(state, identifier)
-    assert found.lost == int(failed)
+    assert found.lost == int(times)
     assert found.events[-1].object == "/w/after"
     assert log.check(found.directory).problem is None
 

@@ -1,0 +1,291 @@
+"""The template: one lean process that makes sessions, is their parent, and writes their records.
+
+It is executed, not forked, with an empty environment, so that nothing of whoever asks for a session is in its memory or in
+that of what it forks (invariant 8). One thread, one loop. It serves the client that holds the other end of its first
+socket, and, where it was given a listening socket, everyone of the same user who connects. When its client is gone, and
+nobody can connect, it ends its sessions and itself.
+
+Messages are ``marshal``led tuples in packets (``unix(7)`` SOCK_SEQPACKET). From a client: ``open`` (token, plan, about,
+state directory), ``attach`` (token, session), ``stop`` (session). To a client: ``door`` (token, session, with the
+descriptor of a socket to the session's first process), ``opened`` (token, session, enforcement), ``failed`` (token,
+phase, message, hint, status), ``closed`` (session, why).
+"""
+
+from __future__ import annotations
+
+import gc
+import marshal
+import posix
+import select
+from errno import EAGAIN
+
+from remit.sandbox.audit.record import Record
+from remit.sandbox.authority.errors import RemitError
+from remit.sandbox.kernel import process, sockets
+from remit.sandbox.launch.start import Child
+from remit.sandbox.launch.zygote import Zygote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from remit.sandbox.launch.request import Request
+    from remit.sandbox.launch.wire import Wire
+
+CLIENT = 3
+"""The descriptor of the first client's socket."""
+LISTENER = 4
+"""The descriptor of a listening socket, where there is one."""
+MESSAGE_SIZE = 1 << 18
+_DIED = "its first process died"
+_UNWRITABLE = "the record cannot be written"
+
+
+def _become_zygote(request: Request) -> None:
+    Zygote(request).run()
+
+
+class Running:
+    """A session that runs, or is about to."""
+
+    __slots__ = ("child", "client", "closing", "on_full", "opened", "record", "token")
+
+    def __init__(self, record: Record, child: Child, client: int, token: int) -> None:
+        self.record = record
+        self.child = child
+        self.client = client
+        self.token = token
+        self.opened = False
+        self.closing = ""
+        self.on_full = ""
+
+
+class Template:
+    """The loop."""
+
+    def __init__(self, client: int, listener: int = -1) -> None:
+        self._listener = listener
+        self._poll = select.poll()
+        self._sessions: dict[int, Running] = {}
+        self._clients: set[int] = {client}
+        self._owner = client
+        self._poll.register(client, select.POLLIN)
+        if listener >= 0:
+            self._poll.register(listener, select.POLLIN)
+
+    def loop(self) -> None:
+        """Until nobody can ask for anything any more."""
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor in self._sessions:
+                    self._from_session(self._sessions[descriptor])
+                elif descriptor == self._listener:
+                    self._accept()
+                elif descriptor in self._clients:
+                    self._from_client(descriptor)
+            if self._listener >= 0 and not self._sessions and self._owner not in self._clients:
+                return  # a listener is there for its sessions: the last one has ended
+
+    # --- clients -------------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        client = sockets.accept(self._listener)
+        if sockets.peer(client)[1] not in (posix.geteuid(), 0):
+            posix.close(client)
+            return
+        self._clients.add(client)
+        self._poll.register(client, select.POLLIN)
+
+    def _from_client(self, client: int) -> None:
+        try:
+            data, _ = sockets.receive(client, MESSAGE_SIZE)
+        except OSError:
+            data = b""
+        if not data:
+            self._gone(client)
+            return
+        kind, *values = marshal.loads(data)
+        if kind == "open" and client == self._owner:
+            self._open(client, *values)
+        elif kind == "attach":
+            self._attach(client, *values)
+        elif kind == "stop":
+            running = self._find(values[0])
+            if running is not None:
+                self._close(running, "stopped")
+
+    def _gone(self, client: int) -> None:
+        self._clients.discard(client)
+        self._poll.unregister(client)
+        posix.close(client)
+        if client == self._owner and self._listener < 0:
+            for running in [*self._sessions.values()]:
+                self._close(running, "the client has gone")
+            process.leave(0)
+
+    def _say(self, client: int, *message: Any, descriptors: tuple[int, ...] = ()) -> None:
+        if client not in self._clients:
+            return
+        try:
+            sockets.send(client, marshal.dumps(message), descriptors, wait=False)
+        except OSError as error:
+            if error.errno == EAGAIN:
+                return  # who does not read is told nothing; the sockets' ends tell the rest
+
+    def _open(self, client: int, token: int, wire: Wire, about: dict[str, object], state: str) -> None:
+        try:
+            try:
+                audit = next((op for op in wire[5] if op[0] == "record"), ("record", "writes", "deny", ()))
+                record = Record(state, wire[1], {**about, "audit": audit[1]}, audit[3])
+            except OSError as error:
+                self._say(
+                    client,
+                    "failed",
+                    token,
+                    "record",
+                    f"the session's record cannot be written: {error.strerror}",
+                    "a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
+                    125,
+                )
+                return
+            child = Child(wire, _become_zygote, canary=record.canary)
+        except RemitError as error:
+            self._say(client, "failed", token, error.phase, str(error), error.hint, error.exit_status)
+            return
+        running = Running(record, child, client, token)
+        running.on_full = audit[2]
+        self._sessions[child.control] = running
+        self._poll.register(child.control, select.POLLIN)
+        self._attach(client, token, record.identifier)
+
+    def _attach(self, client: int, token: int, session: str) -> None:
+        running = self._find(session)
+        if running is None:
+            self._say(client, "failed", token, "session", f"no session {session} here", "remit session list", 125)
+            return
+        ours, theirs = sockets.packet_pair()
+        try:
+            sockets.send(running.child.control, b"door", (theirs,))
+            self._say(client, "door", token, session, descriptors=(ours,))
+        except OSError:
+            self._say(client, "failed", token, "session", f"session {session} has ended", "start another", 125)
+        finally:
+            posix.close(ours)
+            posix.close(theirs)
+
+    def _find(self, session: str) -> Running | None:
+        for running in self._sessions.values():
+            if running.record.identifier == session:
+                return running
+        return None
+
+    # --- sessions ------------------------------------------------------------------------------------------------------
+
+    def _from_session(self, running: Running) -> None:
+        try:
+            data, _ = sockets.receive(running.child.control, MESSAGE_SIZE)
+        except OSError:
+            data = b""
+        if not data:
+            self._close(running, running.closing or _DIED)
+            return
+        kind, *values = marshal.loads(data)
+        try:
+            getattr(self, f"_on_{kind}")(running, *values)
+        except OSError:
+            self._close(running, _UNWRITABLE)
+
+    def _on_ready(self, running: Running, enforcement: dict[str, str]) -> None:
+        running.opened = True
+        running.record.enforced(enforcement)
+        self._say(running.client, "opened", running.token, running.record.identifier, enforcement)
+
+    def _on_failed(self, running: Running, phase: str, message: str, hint: str, status: int) -> None:
+        running.closing = message
+        running.record.event({"kind": "failed", "phase": phase, "message": message})
+        self._say(running.client, "failed", running.token, phase, message, hint, status)
+
+    def _on_limit(self, running: Running, limit: str) -> None:
+        running.closing = f"the {limit} limit"
+
+    def _on_policy(self, running: Running, policy: int, digest: str, authority: dict[str, object]) -> None:
+        running.record.event({"kind": "policy", "policy": policy, "digest": digest, "authority": authority})
+
+    def _on_actions(self, running: Running, noted: list[tuple[str, str, tuple[Any, ...]]]) -> None:
+        record = running.record
+        missing = record.lost
+        try:
+            at = 0
+            while at < len(noted):
+                call, grant, _ = noted[at]
+                end = at
+                while end < len(noted) and noted[end][:2] == (call, grant):
+                    end += 1
+                record.actions([action for _, _, action in noted[at:end]], call, grant)
+                at = end
+        except OSError:
+            if running.on_full == "stop":
+                raise
+            if not missing:
+                sockets.send(running.child.control, b"hold")
+        else:
+            if missing:
+                sockets.send(running.child.control, b"go on")
+
+    def _on_began(
+        self, running: Running, call: str, pid: int, argv: list[bytes], policy: int, chain: tuple[str, ...]
+    ) -> None:
+        words = [word.decode(errors="surrogateescape") for word in argv]
+        running.record.event(
+            {"kind": "call", "call": call, "pid": pid, "argv": words, "grants": chain, "policy": policy}
+        )
+
+    def _on_finished(
+        self, running: Running, call: str, status: int, limit: str, cpu: float, memory: int, denials: int
+    ) -> None:
+        result = {"status": status, "limit": limit or None, "cpu": cpu, "memory": memory, "denials": denials}
+        running.record.event({"kind": "returned", "call": call, **result})
+
+    def _on_refused(self, running: Running, call: str, phase: str, message: str, hint: str, status: int) -> None:
+        running.record.event({"kind": "refused", "call": call, "phase": phase, "message": message})
+
+    def _on_broken(self, running: Running, policy: str, phase: str, message: str, hint: str, status: int) -> None:
+        running.record.event({"kind": "refused", "policy": policy, "phase": phase, "message": message})
+
+    def _close(self, running: Running, why: str) -> None:
+        control = running.child.control
+        del self._sessions[control]
+        self._poll.unregister(control)
+        memory = running.child.out_of_memory()
+        status = running.child.close()
+        if posix.WIFSIGNALED(status) and why == _DIED:
+            why = f"{_DIED} (signal {posix.WTERMSIG(status)})"
+        why = "the memory limit" if memory else why
+        try:
+            running.record.ended({"why": why})
+        except OSError:
+            why = _UNWRITABLE
+        self._say(running.client, "closed", running.record.identifier, why)
+
+
+def main() -> None:
+    """What the executed interpreter runs. Does not return."""
+    status = 1
+    try:
+        process.set_name(b"remit-template")
+        arguments = posix.fstat(LISTENER) if _is_open(LISTENER) else None
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        Template(CLIENT, LISTENER if arguments is not None else -1).loop()
+        status = 0
+    finally:
+        process.leave(status)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        posix.fstat(descriptor)
+    except OSError:
+        return False
+    return True
