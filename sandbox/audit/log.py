@@ -30,7 +30,7 @@ class RecordError(RemitError):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One execution in a session. ``status`` is a wait status, None while it runs or where its session was killed.
+    """One execution in a session. ``status`` is an exit status (below 0: a signal), None while it runs or its session was killed.
 
     ``policy`` is the key of its authority in ``Log.authorities``, empty for the session's own.
     """
@@ -176,7 +176,8 @@ def read(state: str, identifier: str) -> Log:
                     policy=str(line["policy"]),
                 )
             elif kind == "returned":
-                calls[str(line["call"])] = _returned(calls[str(line["call"])], line)
+                code = os.waitstatus_to_exitcode(int(line["status"]))
+                calls[str(line["call"])] = _returned(calls[str(line["call"])], {**line, "status": code})
             elif kind == "gap":
                 lost += int(line["lost"])
             elif kind == "ended":

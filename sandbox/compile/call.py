@@ -8,6 +8,7 @@ directories of its own; else those are shared with the session's other calls, an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -114,7 +115,8 @@ class CallPlan:
         rules = (domain.handled_fs, domain.handled_net, domain.scoped, domain.rules, domain.ports)
         limits = tuple(limit.wire() for limit in self.limits)
         rest = (rules, self.program, self.mediation, limits, self.private, self.freeze, self.objects, self.own)
-        return (FORMAT, self.digest, *rest, codec.to_json(self.authority))
+        # Through JSON: marshal takes plain values only, and enumerations are not.
+        return (FORMAT, self.digest, *rest, json.loads(codec.canonical_json(codec.to_json(self.authority))))
 
     @property
     def digest(self) -> str:

@@ -27,4 +27,5 @@ CallWire: TypeAlias = tuple[
     dict[str, object],
 ]
 """(format, digest, Landlock domain, filter program, mediation, limits, private cell, freeze instead of kill, granted
-objects as path -> (device, inode), rights over the cell's own file systems by path, the authority as JSON for the record): what ``compile.call`` writes."""
+objects as path -> (device, inode), rights over the cell's own file systems by path, the authority
+as JSON for the record): what ``compile.call`` writes."""

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from errno import EACCES
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -378,7 +379,7 @@ class Core:
                 hint="ask the grantor for a new one",
             )
         denials = tuple(
-            Denial(os.fsdecode(path), right, errno, rule, pid)
+            Denial(os.fsdecode(path), right, errno or EACCES, rule, pid)
             for _, pid, _start, _exe, _nr, path, right, _verdict, _certainty, _layer, errno, rule in events
         )
         return CompletedCall(
