@@ -647,6 +647,7 @@ class Calls:
             return PROCEED
         if not self._inside(full):
             return self._elsewhere(full, REMOVE)
+        self.touched.append((full, REMOVE))
         text = self.rules.decide(full, REMOVE)
         if not text and name in self.rules.hooks:
             text = self._repository.creation(directory, place, name)
