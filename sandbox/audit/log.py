@@ -101,9 +101,17 @@ def latest(state: str) -> str:
     directory = f"{state}/sessions"
     if not names:
         raise UsageError("no session is recorded", where=directory, hint="remit run -- CMD records one")
-    # Names tell the second. Within it, the first line of a record, and with it the directory's time, tells.
+    # Names tell the second. Within it, a record's first line tells.
     second = names[-1].partition("-")[0]
-    return max((os.stat(f"{directory}/{name}").st_mtime_ns, name) for name in names if name.startswith(second))[1]
+    return max((_begun(f"{directory}/{name}"), name) for name in names if name.startswith(second))[1]
+
+
+def _begun(directory: str) -> float:
+    try:
+        with open(f"{directory}/events.jsonl", "rb") as file:
+            return float(json.loads(file.readline())["time"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0
 
 
 def directory_of(state: str, identifier: str) -> str:

@@ -32,11 +32,15 @@ def profile(world: World, level: str, on_full: str = "deny") -> str:
     return f"audit-{level}"
 
 
+def record(world: World) -> list[dict[str, Any]]:
+    """Every line of the record of the session that started last."""
+    found = [(one / "events.jsonl").read_text().splitlines() for one in (world.state / "sessions").iterdir()]
+    return max(([json.loads(line) for line in lines] for lines in found), key=lambda lines: lines[0]["time"])
+
+
 def events(world: World) -> list[dict[str, Any]]:
-    """Every action of the session that ran last."""
-    latest = max((world.state / "sessions").iterdir(), key=lambda one: one.stat().st_mtime_ns)
-    lines = [json.loads(line) for line in (latest / "events.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "action"]
+    """Every action of that session."""
+    return [line for line in record(world) if line["kind"] == "action"]
 
 
 def of(world: World, name: Path | str, **wanted: str) -> list[dict[str, Any]]:
@@ -169,9 +173,7 @@ def test_off_records_start_and_end_only(world: World) -> None:
 
 def test_the_command_counts_and_the_record_agree(world: World, tmp_path: Path) -> None:
     world.shell("echo > .envrc; mkdir .git; echo > .git/config; cat /nonexistent/x; rm -f nothing")
-    latest = max((world.state / "sessions").iterdir(), key=lambda one: one.stat().st_mtime_ns)
-    ended = json.loads((latest / "events.jsonl").read_text().splitlines()[-1])
-    assert ended["denials"] == len([e for e in events(world) if e["verdict"] == "denied"]) > 0
+    assert record(world)[-1]["denials"] == len([e for e in events(world) if e["verdict"] == "denied"]) > 0
 
 
 def _limited(world: World, script: str, kib: int, name: str) -> subprocess.CompletedProcess[str]:
@@ -216,9 +218,7 @@ def test_a_full_disk_denies_what_would_be_recorded(world: World) -> None:
     checked = world.remit("audit", "verify", "--last")
     assert (checked.status, "no end" in checked.stdout) == (0, done.returncode == 125)
     if done.returncode == 7:
-        latest = max((world.state / "sessions").iterdir(), key=lambda one: one.stat().st_mtime_ns)
-        gaps = [line for line in (latest / "events.jsonl").read_text().splitlines() if '"kind":"gap"' in line]
-        assert sum(json.loads(line)["lost"] for line in gaps) > 0
+        assert sum(line["lost"] for line in record(world) if line["kind"] == "gap") > 0
 
 
 def test_a_full_disk_stops_the_session_where_the_profile_says_so(world: World) -> None:

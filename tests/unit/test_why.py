@@ -225,9 +225,8 @@ def test_last_is_the_one_that_started_last(
 ) -> None:
     names = iter(["20260101T000000-ffffffffff", "20260102T000000-bbbbbbbbbb", "20260102T000000-aaaaaaaaaa"])
     monkeypatch.setattr("remit.sandbox.audit.record.new_identifier", lambda: next(names))
-    records = [session(state) for _ in range(3)]
-    for age, record in enumerate(reversed(records)):
-        os.utime(record.path, (1e9 - age, 1e9 - age))
+    for _ in range(3):
+        session(state)
     os.mkdir(f"{state}/sessions/zzz")
     assert json_of(["--last"], capsys)["session"] == "20260102T000000-aaaaaaaaaa"
 
