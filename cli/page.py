@@ -208,7 +208,10 @@ def _tree(made: dict[str, Any]) -> str:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    return tuple(name.strip("/").split("/")) if name.startswith("/") else (name,)
+    if not name.startswith("/"):
+        return (name,)
+    first, *rest = name.strip("/").split("/")
+    return (f"/{first}", *rest)
 
 
 def _branch(entries: dict[tuple[str, ...], list[tuple[str, str, str]]], above: tuple[str, ...]) -> str:
@@ -229,12 +232,15 @@ def _branch(entries: dict[tuple[str, ...], list[tuple[str, str, str]]], above: t
             f'<span class="tag {state}" title="{_text(where)}">{_text(right)} {_text(state)}</span>'
             for state, right, where in entries.get(whole, ())
         )
-        label = (
-            f"<code>{_text('/' if depth == 0 and len(whole) > 1 else '')}{_text('/'.join(whole[depth:]))}</code> {tags}"
-        )
+        label = f"<code>{_text('/'.join(whole[depth:]))}</code> {tags}"
         inside = _branch(entries, whole)
+        # What is only known to have been granted is folded away.
+        told = any(
+            tag[0] != "unknown" for other, held in entries.items() if other[: len(whole)] == whole for tag in held
+        )
+        opened = " open" if told else ""
         out.append(
-            f"<li><details open><summary>{label}</summary><ul>{inside}</ul></details></li>"
+            f"<li><details{opened}><summary>{label}</summary><ul>{inside}</ul></details></li>"
             if inside
             else f"<li>{label}</li>"
         )

@@ -38,6 +38,7 @@ LISTENER = 4
 """The descriptor of a listening socket, where there is one."""
 MESSAGE_SIZE = 1 << 18
 _DIED = "its first process died"
+_LAST_WORDS_MS = 1000
 _UNWRITABLE = "the record cannot be written"
 
 
@@ -252,10 +253,29 @@ class Template:
     def _on_broken(self, running: Running, policy: str, phase: str, message: str, hint: str, status: int) -> None:
         running.record.event({"kind": "refused", "policy": policy, "phase": phase, "message": message})
 
+    def _drain(self, running: Running) -> None:
+        """Tell the session's first process to end, and write down what it still has to say: of calls that ended, and of
+        actions that waited to be told together. Without it for longer than a moment: it is killed anyway."""
+        control = running.child.control
+        poll = select.poll()
+        try:
+            sockets.end_writing(control)
+            poll.register(control, select.POLLIN)
+            while poll.poll(_LAST_WORDS_MS):
+                data, _ = sockets.receive(control, MESSAGE_SIZE)
+                if not data:
+                    return
+                kind, *values = marshal.loads(data)
+                if kind in ("actions", "began", "finished", "policy", "refused"):
+                    getattr(self, f"_on_{kind}")(running, *values)
+        except OSError:
+            return
+
     def _close(self, running: Running, why: str) -> None:
         control = running.child.control
         del self._sessions[control]
         self._poll.unregister(control)
+        self._drain(running)
         memory = running.child.out_of_memory()
         status = running.child.close()
         if posix.WIFSIGNALED(status) and why == _DIED:

@@ -252,6 +252,8 @@ class Zygote:
     def _from_template(self, descriptor: int, _events: int) -> None:
         data, came = sockets.receive(descriptor, _SMALL)
         if not data:
+            if self._noted:
+                self._tell_noted()
             process.leave(0)
         if data in (b"hold", b"go on"):
             self._held = data == b"hold"
