@@ -70,13 +70,13 @@ def invocation(verb: str, values: dict[str, Any]) -> options.Invocation:
     grants: list[tuple[str, str]] = []
     for option in options.GRANT:
         value = values.get(option.name.replace("-", "_"))
-        grants += [(option.name, one) for one in ((value or ()) if option.repeatable else [value] if value else [])]
+        grants += [(option.name, one) for one in (value or [] if option.repeatable else [value] if value else [])]
     status = values.get("status_fd")
     return options.Invocation(
         verb,
-        tuple(values.get("command", ())),
-        values["profile"] or "",
-        values["workspace"] or "",
+        tuple(values.get("command") or ()),
+        values.get("profile") or "",
+        values.get("workspace") or "",
         values.get("chdir") or "",
         tuple(grants),
         int(status) if status else -1,
@@ -134,7 +134,7 @@ class GrantCommand(OptionCommand):
         super().__init__(verb, callback, [command], help=help)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return ["[OPTIONS]", "[--]", "CMD..." if self.verb == "run" else "[CMD...]"]
+        return ["[OPTIONS]", "[--]", "CMD..." if self.verb in ("run", "exec") else "[CMD...]"]
 
 
 def _usage(verb: str, error: str) -> UsageError:

@@ -21,15 +21,23 @@ class Option:
         self.help = help
 
 
-_START = ("run", "explain")
-_GIVE = (*_START, "grant new")
+_START = ("run", "explain", "session start")
+_CALL = (*_START, "exec")
+_GIVE = (*_CALL, "grant new")
 
 SESSION: tuple[Option, ...] = (
     Option("profile", "p", "PROFILE", False, _START, "Profile: a name, or the path of a TOML file.  [default: coding]"),
-    Option("workspace", "w", "DIR", False, _GIVE, "The directory worked on.  [default: the current directory]"),
-    Option("chdir", "", "DIR", False, _START, "Where the command starts.  [default: the workspace]"),
+    Option(
+        "workspace",
+        "w",
+        "DIR",
+        False,
+        (*_START, "grant new"),
+        "The directory worked on.  [default: the current directory]",
+    ),
+    Option("chdir", "", "DIR", False, _CALL, "Where the command starts.  [default: the workspace]"),
     Option("accept-suggestion", "", "", False, _START, "Apply the grants that the workspace's remit.toml suggests."),
-    Option("status-fd", "", "N", False, ("run",), "Write JSON lines about the run to descriptor N."),
+    Option("status-fd", "", "N", False, ("run", "exec"), "Write JSON lines about the run to descriptor N."),
 )
 
 GRANT: tuple[Option, ...] = (
@@ -57,7 +65,7 @@ GRANT: tuple[Option, ...] = (
     ),
     Option("expires", "", "DURATION", False, _GIVE, "The grant ends after DURATION (90s, 15m, 2h)."),
     Option("purpose", "", "TEXT", False, _GIVE, "What the grant is for; kept in the record."),
-    Option("grant", "", "FILE", True, _START, "Add the signed grant in FILE (remit grant new makes one)."),
+    Option("grant", "", "FILE", True, _CALL, "Add the signed grant in FILE (remit grant new makes one)."),
     Option("degrade", "", "NAME", True, _START, "Run although layer NAME cannot be enforced here."),
 )
 
@@ -82,7 +90,7 @@ PROVENANCE: tuple[Option, ...] = (
     Option("output", "o", "FILE", False, _NEW, "Write it to FILE, which must not be there yet."),
 )
 
-JSON = Option("json", "", "", False, ("explain", "doctor", "profile", "grant new"), "Print JSON.")
+JSON = Option("json", "", "", False, ("explain", "doctor", "profile", "session start", "grant new"), "Print JSON.")
 
 TABLE: tuple[Option, ...] = (*SESSION, *GRANT, *EXPLAIN, *PROVENANCE, JSON)
 
@@ -218,8 +226,10 @@ def parse(verb: str, argv: list[str]) -> tuple[Invocation, list[str]]:
         errors.append(f"--status-fd needs the number of an open descriptor, not {status!r}")
         status = "-1"
     command = tuple(argv[index:])
-    if verb == "run" and not command:
+    if verb in ("run", "exec") and not command:
         errors.append("nothing to run: give a command after the options")
+    if verb == "session start" and command:
+        errors.append(f"a session starts without a command: {command[0]!r}; remit exec SESSION -- CMD runs one in it")
     if verb == "grant new" and command:
         errors.append(f"unexpected argument: {command[0]}")
     invocation = Invocation(

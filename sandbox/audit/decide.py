@@ -45,9 +45,10 @@ class Decision:
 
 
 class Decider:
-    """Decisions under one authority. ``canonical`` maps names of the authority to what they resolved to."""
+    """Decisions under one authority. ``canonical`` maps names of the authority to what they resolved to. ``visible``: what
+    is shown besides, in the session around it."""
 
-    def __init__(self, authority: Authority, canonical: Mapping[str, str]) -> None:
+    def __init__(self, authority: Authority, canonical: Mapping[str, str], visible: tuple[str, ...] = ()) -> None:
         def resolved(path: str) -> str:
             return canonical.get(path, path)
 
@@ -68,6 +69,7 @@ class Decider:
             protect=tuple(made for one in authority.protect for made in pattern(one)),
             unix=tuple(resolved(path) for path in authority.unix),
         )
+        self._shown = (*(rule.path for rule in self.authority.paths), *visible)
         self._writable = sorted(rule.path for rule in self.authority.paths if Right.WRITE in rule.rights)
 
     @classmethod
@@ -80,7 +82,10 @@ class Decider:
     @classmethod
     def of_call(cls, authority: Mapping[str, Any], plan: Mapping[str, Any]) -> Decider:
         """From the authority that a record has of a call, in the session that ran under ``plan``. Raises as ``of_plan``."""
-        return cls.of_plan({"grant": {"authority": authority}, "plan": plan["plan"]})
+        session = cls.of_plan(plan)
+        names = {str(one["path"]): str(one["canonical"]) for one in plan["plan"].get("assumptions", ())}
+        visible = tuple(rule.path for rule in session.authority.paths)
+        return cls(codec.from_json(authority, "call.authority"), names, visible)
 
     def event(self, event: Event) -> Decision:
         """What this authority says of a recorded action, whatever was decided then."""
@@ -124,9 +129,7 @@ class Decider:
         if slashed.startswith(_OWN):
             return True
         # What is granted below /tmp is the host's.
-        return slashed.startswith(_SCRATCH) and not any(
-            slashed.startswith(f"{rule.path}/") for rule in self.authority.paths
-        )
+        return slashed.startswith(_SCRATCH) and not any(slashed.startswith(f"{path}/") for path in self._shown)
 
     def _opened(self, path: str) -> bool:
         return any(path == one or path.startswith(f"{one}/") for one in self.authority.opened)

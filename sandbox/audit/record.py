@@ -80,10 +80,13 @@ class Record:
     written whole is taken back: a line is there or it is not.
     """
 
-    def __init__(self, state: str, plan: str, about: dict[str, object], lines: Iterable[Line] = ()) -> None:
-        """``plan`` is the digest under which ``keep_plan`` has kept the plan. FileNotFoundError: it is not there.
+    def __init__(
+        self, state: str, plan: str, about: dict[str, object], lines: Iterable[Line] = (), kept: str = ""
+    ) -> None:
+        """``plan`` is the plan's digest. ``keep_plan`` has kept it under that name, or as ``kept``. ``lines`` say where rules
+        stand (``compile.plan.Record``).
 
-        ``lines`` say where rules stand (``compile.plan.Record``).
+        FileNotFoundError: it is not there.
         """
         self.identifier = new_identifier()
         self.path = f"{state}/sessions/{self.identifier}"
@@ -92,7 +95,7 @@ class Record:
         self.lost = 0
         """Actions that could not be recorded, since the last one that could."""
         make_directory(self.path)
-        posix.link(_plan_path(state, plan), f"{self.path}/plan.json")
+        posix.link(_plan_path(state, kept or plan), f"{self.path}/plan.json")
         self._events = posix.open(f"{self.path}/events.jsonl", _CREATE | posix.O_APPEND, 0o600)
         # Held for as long as this process lives: readers can tell a session that runs from one that was killed.
         posix.lockf(self._events, posix.F_TLOCK, 0)

@@ -1,9 +1,9 @@
 """What proves a grant that crossed a process boundary: a chain of signed grants, from a root down to the one in use.
 
-Each link is a grant and a signature over the digests of all grants from the root down to it. So nothing in a link, and
-nothing above it, can be changed, left out or exchanged. Three kinds of key may sign a link: a key that the reader trusts; the key that the
-link's grantor names (``key:HEX``: whoever the parent was given to as a key's holder); and the key that signed the parent, whose
-holder could have made the narrower grant directly. A root is signed by a trusted key.
+Each link is a grant and a signature over the digests of all grants from the root down to it: nothing in a link, and
+nothing above it, can be changed, left out or exchanged. Three kinds of key may sign a link: one that the reader trusts;
+the one that the link's grantor names (``key:HEX``: the parent was given to whoever holds it); and the one that signed the
+parent, whose holder could have made the narrower grant directly. A root is signed by a trusted key.
 
 This module does no I/O and knows no cryptography: ``Keys`` is asked. Algorithm: Ed25519 (RFC 8032).
 """
@@ -278,12 +278,12 @@ def parse(data: bytes) -> Chain:
         GrantError: anything else, down to a blank: a file that differs from what was written was changed by somebody.
     """
     try:
-        value: object = json.loads(data.decode("ascii"))
+        value = cast("object", json.loads(data.decode("ascii")))
     except UnicodeDecodeError:
         raise codec.wrong("grant file", "not ASCII", "a grant file is what `remit grant new` writes") from None
     except (ValueError, RecursionError) as error:
         raise codec.wrong("grant file", f"not JSON: {error}", "a grant file is what `remit grant new` writes") from None
-    if isinstance(value, dict) and cast("dict[str, object]", value).get("schema") == GRANT_SCHEMA:
+    if _is_unsigned(value):
         raise codec.wrong("grant file", "the grant is not signed", "make a signed one: remit grant new ... -o FILE")
     made = codec.object_of(value, "grant file", ("schema", "links"))
     if made["schema"] != SCHEMA:
@@ -299,6 +299,10 @@ def parse(data: bytes) -> Chain:
             "ask for the file again, byte for byte",
         )
     return chain
+
+
+def _is_unsigned(value: object) -> bool:
+    return isinstance(value, dict) and cast("dict[str, object]", value).get("schema") == GRANT_SCHEMA
 
 
 def _link(value: object, where: str) -> Signed:

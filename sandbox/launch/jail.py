@@ -157,8 +157,9 @@ class Jail(Source):
         if terminal is not None:
             from remit.sandbox.launch import stdio
 
-            slave, path = stdio.open_call_terminal(self.reply, terminal)
-            descriptors = (slave, slave, slave)
+            size, replaces = terminal
+            slave, path = stdio.open_call_terminal(self.reply, size)
+            descriptors = tuple([slave if replaces[index] else came[1 + index] for index in range(3)])
         self.pid = program.start(
             argv, environment, directory=directory, descriptors=descriptors, new_session=True, terminal=path
         )

@@ -113,7 +113,9 @@ class Template:
         elif kind == "stop":
             running = self._find(values[0])
             if running is not None:
-                self._close(running, "stopped")
+                why = self._close(running, "stopped")
+                if client != running.client:
+                    self._say(client, "closed", values[0], why)
 
     def _gone(self, client: int) -> None:
         self._clients.discard(client)
@@ -271,7 +273,7 @@ class Template:
         except OSError:
             return
 
-    def _close(self, running: Running, why: str) -> None:
+    def _close(self, running: Running, why: str) -> str:
         control = running.child.control
         del self._sessions[control]
         self._poll.unregister(control)
@@ -286,6 +288,7 @@ class Template:
         except OSError:
             why = _UNWRITABLE
         self._say(running.client, "closed", running.record.identifier, why)
+        return why
 
 
 def main() -> None:
@@ -293,6 +296,7 @@ def main() -> None:
     status = 1
     try:
         process.set_name(b"remit-template")
+        posix.chdir("/")
         arguments = posix.fstat(LISTENER) if _is_open(LISTENER) else None
         gc.collect()
         gc.freeze()

@@ -67,6 +67,7 @@ class Zygote:
         self._number = 0
         self._deadline = 0.0
         self._memory_limit = 0
+        self._next_look = 0.0
         self._jobs_read, self._jobs = -1, -1
         self._arms_read, self._arms = -1, -1
         self._queue: list[tuple[Policy, int]] = []
@@ -211,13 +212,18 @@ class Zygote:
     def _timeout(self) -> int | None:
         if self._noted:
             return GATHER_MS
-        if self._memory_limit or any([jail.pid and jail.policy.memory_limit for jail in self._listeners.values()]):
+        if any([jail.pid and (self._memory_limit or jail.policy.memory_limit) for jail in self._listeners.values()]):
             return _WATCH_MS
         if self._deadline:
             return max(0, int((self._deadline - time.monotonic()) * 1000) + 1)
         return None
 
     def _watch_memory(self) -> None:
+        """What processes use is sampled, and not at every message: looking costs as much as a call."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + _WATCH_MS / 1000
         if self._memory_limit and usage.memory_exceeds(self._memory_limit):
             self._end("memory")
         for jail in [*self._listeners.values()]:

@@ -104,11 +104,11 @@ class Broker:
         self._execs = frozenset([NR[call] for call in ("execve", "execveat") if call in NR])
         self._pid = self._nr = self._errno = 0
         self._source = Source()
-        self._observer = Observer([(_bytes(path), letters) for path, letters in granted], note, level)
         places = tuple([_bytes(root) for root in roots])
         readable = tuple([_bytes(root) for root in reads])
         rules = Rules(places, deny, protect, catalogue, opened)
         beyond = tuple([_bytes(root) for root in outer])
+        self._observer = Observer([(_bytes(path), letters) for path, letters in granted], note, level, beyond)
         self._calls = Calls(rules, places, readable, beyond, self._denied, self._outside, monotonic)
         self._calls.watches_reads = level == FULL
         self._calls.watches = level != OFF

@@ -67,16 +67,19 @@ def size_of(action: tuple[Any, ...]) -> int:
 
 
 class Observer:
-    """``note(source, action...)`` is called with the fields of ``events.action.FIELDS``."""
+    """``note(source, action...)`` is called with the fields of ``events.action.FIELDS``.
+
+    ``outer``: what the session may write and this call may not.
+    """
 
     def __init__(
-        self, granted: list[tuple[bytes, str]], note: Callable[..., None], level: str, outer_network: bool = False
+        self, granted: list[tuple[bytes, str]], note: Callable[..., None], level: str, outer: tuple[bytes, ...] = ()
     ) -> None:
         self.level = level
         self.reads = level == FULL
         self._note = note
         self._granted = dict(granted)
-        self._outer_network = outer_network
+        self._outer = tuple([place + b"/" for place in outer])
         self._who: dict[int, tuple[int, bytes]] = {}
         self._since = 0.0
         self._who_calls = (0, b"")
@@ -98,7 +101,8 @@ class Observer:
         if right != "exec" and not path.startswith(b"/proc/sys/"):
             # What is granted below /tmp is the host's.
             slashed = path + b"/"
-            if slashed.startswith(_OWN) or (not visible and slashed.startswith(_SCRATCH)):
+            scratch = not visible and slashed.startswith(_SCRATCH) and not slashed.startswith(self._outer)
+            if slashed.startswith(_OWN) or scratch:
                 return True, PRIVATE, ""
         return False, UNGRANTED, "landlock" if visible else "namespaces"
 

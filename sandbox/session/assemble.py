@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from remit.sandbox.resolve.binding import Named
 
 DEFAULT_PROFILE = "coding"
-CLOCK = "/proc/uptime"
-"""A file that is never the same twice: as an input, it keeps what depends on the time out of the cache."""
 
 _SWITCHES = (APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM)
 
@@ -111,8 +109,8 @@ class Assembled:
 
     ``directory`` is where the command starts. ``names`` is the binding, good for this start only. ``notes`` are for
     people who ask, ``warnings`` for whoever starts the session. ``inputs`` are the files and directories that the plan
-    depends on, and those that would make it another one if they appeared. ``chains`` are the signed grants in it, whose
-    uses a start has still to take.
+    depends on, and those that would make it another one if they appeared; none where it is good for this start only.
+    ``chains`` are the signed grants in it, whose uses a start has still to take.
     """
 
     plan: Plan
@@ -319,6 +317,9 @@ def _with_indexes(lowering: Lowering, expanded: Expanded) -> Lowering:
 
 
 def _inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
+    chains = asked.options.chains
+    if any(chain.expires is not None for chain in chains):
+        return ()  # what a grant that ends leaves of its time differs at every start
     places = find.places(environ, place.home_directory(environ))
     return tuple(
         dict.fromkeys(
@@ -341,6 +342,4 @@ def _proof_inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
         return ()
     from remit.sandbox.session import keys
 
-    # What a grant that ends leaves of its time differs at every start.
-    ends = any(chain.expires is not None for chain in asked.options.chains)
-    return (*keys.inputs(environ, place.home_directory(environ)), *([CLOCK] if ends else []))
+    return keys.inputs(environ, place.home_directory(environ))

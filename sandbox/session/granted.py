@@ -52,13 +52,14 @@ def granted(
     cwd: str,
     now: float | None = None,
     environ: Mapping[str, str] | None = None,
+    session: str = "",
 ) -> tuple[Granted, list[RemitError]]:
     """The options' authority, and every error in them. ``cwd`` is absolute and has no symbolic link in it.
 
     ``now`` (Unix seconds, default: the wall clock) decides whether a grant file is in force; ``environ`` (default: the
-    process's) says where the keys are that it must be signed with.
+    process's) says where the keys are that it must be signed with. ``session``: the one that a grant file is used in.
     """
-    reader = _Reader(cwd, time.time() if now is None else now, os.environ if environ is None else environ)
+    reader = _Reader(cwd, time.time() if now is None else now, os.environ if environ is None else environ, session)
     for name, value in options:
         reader.read(name, value)
     return reader.result(), reader.errors
@@ -92,10 +93,11 @@ def absolute(text: str, cwd: str) -> str:
 
 
 class _Reader:
-    def __init__(self, cwd: str, now: float, environ: Mapping[str, str]) -> None:
+    def __init__(self, cwd: str, now: float, environ: Mapping[str, str], session: str) -> None:
         self.cwd = cwd
         self.now = now
         self.environ = environ
+        self.session = session
         self.errors: list[RemitError] = []
         self.paths: list[PathRule] = []
         self.deny: list[PathPattern] = []
@@ -155,7 +157,7 @@ class _Reader:
         path = absolute(value, self.cwd)
         if path in self.files:
             return  # said twice, it is one grant and one use
-        chain = load_grant_file(path, self.environ, at=self.now)
+        chain = load_grant_file(path, self.environ, at=self.now, session=self.session)
         if chain.expires is not None:
             left = max(1, int((chain.expires - self.now) * 1000))
             self.expires = min(self.expires or left, left)

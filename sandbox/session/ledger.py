@@ -163,13 +163,13 @@ class Ledger:
             GrantError: spent, revoked, bound to another session, known with another number of uses, or a ledger that
                 cannot be read or written. Nothing was counted then.
         """
-        self.spend(((grant_id, uses, None, expires, session if bound else ""),), session)
-        return self.used(grant_id) if uses is not None else 0
+        counts = self.spend(((grant_id, uses, None, expires, session if bound else ""),), session)
+        return counts[0] if uses is not None else 0
 
-    def spend(self, claims: Sequence[Plain], session: str, *, now: float | None = None) -> None:
-        """One use of every claim (a chain's: ``Chain.claims``), or of none.
+    def spend(self, claims: Sequence[Plain], session: str, *, now: float | None = None) -> tuple[int, ...]:
+        """One use of every claim (a chain's: ``Chain.claims``), or of none. Returns how many there are now of each.
 
-        ``now`` (Unix seconds; default: the wall clock) must lie in each one's period.
+        ``now`` (Unix seconds; default: the wall clock) must lie in each one's period. Of what is not counted, there are 0.
 
         Raises:
             GrantError: as ``consume``, and where a grant is not in force.
@@ -180,29 +180,33 @@ class Ledger:
             _check_claim(claim, session, now)
         if not any([uses is not None or bound for _, uses, _, _, bound in claims]):
             self._refuse(self._read(), claims, session)
-            return
+            return (0,) * len(claims)
+        counts: list[int] = []
         lock = self._lock()
         try:
-            self._append(lambda state: self._uses(state, claims, session), now)
+            self._append(lambda state: self._uses(state, claims, session, counts), now)
         finally:
             posix.close(lock)
+        return tuple(counts)
 
-    def _uses(self, state: _State, claims: Sequence[Plain], session: str) -> list[str]:
+    def _uses(self, state: _State, claims: Sequence[Plain], session: str, counts: list[int]) -> list[str]:
         self._refuse(state, claims, session)
         lines: list[str] = []
         taken: dict[str, Plain] = {}
         for claim in claims:
             id, uses, _, expires, bound = claim
-            known = taken.setdefault(id, claim)
-            if known != claim:
+            if id in taken and taken[id] != claim:
                 raise GrantError(
                     "it is claimed as two different grants", where=f"grant {id}", hint="an id is never replayed"
                 )
-            # Two grants out of one: who starts with both at once uses that one once.
-            if (uses is None and not bound) or known is not claim:
+            taken[id] = claim
+            if uses is None and not bound:
+                counts.append(0)
                 continue
+            # Two grants out of one: who starts with both at once uses that one once, so the same line twice says it once.
             old = state.used.get(id)
             count = (old.count if old is not None else 0) + 1
+            counts.append(count)
             held = bound or (old.session if old is not None else "")
             lines.append(_use_line(id, Used(count, uses or 0, expires, held)))
         return lines
@@ -307,8 +311,7 @@ class Ledger:
                 posix.close(opened)
         except OSError as error:
             raise self._error(error) from None
-        facts = (*state.used.values(), *state.revoked.values())
-        kept = [one for one in facts if one.expires is None or one.expires >= now]
+        kept = [one for one in _ends(state) if one is None or one >= now]
         if size > COMPACT_SIZE and size > 2 * _LINE * len(kept):
             try:
                 self._compact(now)
@@ -340,8 +343,7 @@ class Ledger:
             state = self._parse(opened, posix.fstat(opened))
         finally:
             posix.close(opened)
-        over = [one.expires for one in (*state.used.values(), *state.revoked.values()) if one.expires is not None]
-        horizon = max([state.horizon, *[expires for expires in over if expires < now]])
+        horizon = max([state.horizon, *[one for one in _ends(state) if one is not None and one < now]])
         lines = [f"horizon {horizon!r}\n"]
         for id, used in state.used.items():
             if used.expires is None or used.expires > horizon:
@@ -379,6 +381,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     _Decision = Callable[[_State], list[str]]
+
+
+def _ends(state: _State) -> list[float | None]:
+    """When the grants that are known end."""
+    return [one.expires for one in state.used.values()] + [one.expires for one in state.revoked.values()]
 
 
 def _fact(state: _State, words: list[str]) -> None:
@@ -438,5 +445,7 @@ def _check_claim(claim: Plain, session: str, now: float) -> None:
         raise GrantError(
             f"it belongs to session {bound}, not to {session}", where=where, hint="an id is never replayed"
         )
-    if (not_before is not None and now < not_before) or (expires is not None and now >= expires):
-        raise GrantError("it is not in force now", where=where, hint="ask the grantor for a new one")
+    if not_before is not None and now < not_before:
+        raise GrantError(f"it is not in force before {not_before}", where=where, hint="wait, or ask for a new one")
+    if expires is not None and now >= expires:
+        raise GrantError(f"it expired at {expires}", where=where, hint="ask the grantor for a new one")

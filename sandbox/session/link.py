@@ -70,8 +70,8 @@ class Link:
     def start(cls) -> Link:
         """A template of this process's own: it ends with this process."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        _widen(ours)
-        _widen(theirs)
+        widen(ours)
+        widen(theirs)
         with theirs:
             moved = high(theirs.fileno())
             try:
@@ -183,6 +183,6 @@ def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return found.tolist()
 
 
-def _widen(connection: socket.socket) -> None:
-    """A plan with its filter is one message."""
+def widen(connection: socket.socket) -> None:
+    """Room for a large message: a plan with its filter is one message."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_SIZE)

@@ -10,7 +10,7 @@ import posix
 import sys
 
 import remit
-from remit.sandbox.audit.record import Record, ensure_directory, keep_plan, state_directory
+from remit.sandbox.audit.record import Record, keep_plan, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import files, landlock
@@ -99,6 +99,7 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
                 **({"grants": [claim[0] for claim in prepared.claims]} if prepared.claims else {}),
             },
             lines,
+            kept=_kept(prepared),
         )
     except FileNotFoundError:
         gone = LaunchError("the plan's record is gone", hint="start again")
@@ -163,6 +164,12 @@ def _complete(record: Record, result: dict[str, object]) -> None:
         raise _no_record(error) from None
 
 
+def _kept(prepared: Prepared) -> str:
+    """The name under which the plan is kept with its description, which holds the proofs: other grants may give the same plan."""
+    digest = prepared.wire[1]
+    return key((digest, tuple([claim[0] for claim in prepared.claims]))) if prepared.claims else digest
+
+
 def _spend(prepared: Prepared, taken: Claims, session: str) -> None:
     """Take a use of every grant file's chain, before anything starts. Raises GrantError: spent, revoked, over."""
     if prepared.claims != taken:
@@ -186,16 +193,14 @@ def _prepare(invocation: Invocation, libraries: Callable[[], None], *, fresh: bo
             prepared = Prepared(*rest)
             prepared.cached = True
             return prepared
-    prepared, inputs = _compile(invocation, libraries)
+    prepared, inputs = _compile(invocation, libraries)  # no inputs: it is good for this start only
     try:
-        keep_plan(state_directory(posix.environ), prepared.wire[1], prepared.description)
+        keep_plan(state_directory(posix.environ), _kept(prepared), prepared.description)
     except OSError as error:
         raise _no_record(error) from None
-    cache.store(
-        name,
-        inputs,
-        (assume.checks(prepared.wire[4]), _without_assumptions(prepared.wire), prepared.warnings, prepared.claims),
-    )
+    if inputs:
+        wire = _without_assumptions(prepared.wire)
+        cache.store(name, inputs, (assume.checks(prepared.wire[4]), wire, prepared.warnings, prepared.claims))
     return prepared
 
 
@@ -215,11 +220,12 @@ def _no_record(error: OSError) -> LaunchError:
 
 def _compile(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, tuple[str, ...]]:
     libraries()
-    # Before names are resolved: what is not there then can be covered by no mount, and the first start makes it.
-    for directory in (state_directory(posix.environ), _cache_directory()):
-        ensure_directory(directory)
+    import os
+
+    from remit.sandbox.session import place
     from remit.sandbox.session.assemble import prepare
 
+    place.make_own_directories(os.environ)
     return prepare(invocation)
 
 

@@ -105,8 +105,10 @@ class Session:
             ),
         )
         link = _template()
-        core, enforcement, door = opening.open_session(link, wanted, os.environ)
+        core, enforcement, door, warnings = opening.open_session(link, wanted, os.environ)
         self._begin(core, link, Door(door), enforcement, owner=True)
+        self.warnings = warnings
+        """What the user should hear, such as a suggestion in the workspace that was not applied."""
 
     def _begin(self, core: Core, link: Link | None, door: Door, enforcement: Mapping[str, str], *, owner: bool) -> None:
         self._core = core
@@ -185,6 +187,7 @@ class Session:
         made = object.__new__(type(self))
         core = self._core.narrow(grant, principal=principal, task=task, purpose=purpose)
         made._begin(core, self._link, self._door, self.enforcement, owner=False)
+        made.warnings = ()
         return made
 
     def revoke(self, grant: Held | CompletedCall[Any] | Popen | str | None = None) -> list[str]:
@@ -358,7 +361,7 @@ class Session:
         core = self._core
         try:
             armed = self._armed(grant)
-            terminal = window(*_WINDOW) if pty else None
+            terminal = (window(*_WINDOW), (True, True, True)) if pty else None
             ticket = core.ticket(armed, grant, words, cwd=cwd, env=env, terminal=terminal, background=background)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
