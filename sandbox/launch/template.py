@@ -22,6 +22,8 @@ from errno import EAGAIN
 from remit.sandbox.audit.record import Record
 from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.kernel import process, sockets
+from remit.sandbox.kernel.call import libc_call
+from remit.sandbox.launch import envelope
 from remit.sandbox.launch.start import Child
 from remit.sandbox.launch.zygote import Zygote
 
@@ -36,7 +38,7 @@ CLIENT = 3
 """The descriptor of the first client's socket."""
 LISTENER = 4
 """The descriptor of a listening socket, where there is one."""
-MESSAGE_SIZE = 1 << 18
+_M_ARENA_MAX = -8
 _DIED = "its first process died"
 _LAST_WORDS_MS = 1000
 _UNWRITABLE = "the record cannot be written"
@@ -67,6 +69,7 @@ class Template:
     def __init__(self, client: int, listener: int = -1) -> None:
         self._listener = listener
         self._poll = select.poll()
+        self._mail = sockets.Receiver(envelope.LIMIT)
         self._sessions: dict[int, Running] = {}
         self._clients: set[int] = {client}
         self._owner = client
@@ -99,7 +102,9 @@ class Template:
 
     def _from_client(self, client: int) -> None:
         try:
-            data, _ = sockets.receive(client, MESSAGE_SIZE)
+            data, came = self._mail.receive(client)
+            if data == envelope.MARK:
+                data = envelope.content(came.pop())
         except OSError:
             data = b""
         if not data:
@@ -184,9 +189,13 @@ class Template:
 
     # --- sessions ------------------------------------------------------------------------------------------------------
 
+    def _heard(self, control: int) -> bytes:
+        data, came = self._mail.receive(control)
+        return envelope.content(came.pop()) if data == envelope.MARK else data
+
     def _from_session(self, running: Running) -> None:
         try:
-            data, _ = sockets.receive(running.child.control, MESSAGE_SIZE)
+            data = self._heard(running.child.control)
         except OSError:
             data = b""
         if not data:
@@ -264,7 +273,7 @@ class Template:
             sockets.end_writing(control)
             poll.register(control, select.POLLIN)
             while poll.poll(_LAST_WORDS_MS):
-                data, _ = sockets.receive(control, MESSAGE_SIZE)
+                data = self._heard(control)
                 if not data:
                     return
                 kind, *values = marshal.loads(data)
@@ -298,6 +307,8 @@ def main() -> None:
         process.set_name(b"remit-template")
         posix.chdir("/")
         arguments = posix.fstat(LISTENER) if _is_open(LISTENER) else None
+        # One heap for every thread: each would keep one of its own, for as long as the session lives.
+        libc_call("mallopt", _M_ARENA_MAX, 1)
         gc.collect()
         gc.freeze()
         gc.disable()

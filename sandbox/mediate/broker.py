@@ -109,18 +109,23 @@ class Broker:
         rules = Rules(places, deny, protect, catalogue, opened)
         beyond = tuple([_bytes(root) for root in outer])
         self._observer = Observer([(_bytes(path), letters) for path, letters in granted], note, level, beyond)
-        self._calls = Calls(rules, places, readable, beyond, self._denied, self._outside, monotonic)
-        self._calls.watches_reads = level == FULL
-        self._calls.watches = level != OFF
+        self.calls = Calls(rules, places, readable, beyond, self._denied, self._outside, monotonic)
+        self.calls.watches_reads = level == FULL
+        self.calls.watches = level != OFF
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
         for call in MEDIATED + OBSERVED:
             if call in NR:
-                self._handlers[NR[call]] = (getattr(self._calls, call), call in _NEVER_PROCEED)
+                self._handlers[NR[call]] = (getattr(self.calls, call), call in _NEVER_PROCEED)
         self._refused: dict[int, list[tuple[int, tuple[Condition, ...]]]] = {}
         for call, errno, conditions in refuse:
             if call in NR:
                 self._refused.setdefault(NR[call], []).append((errno, conditions))
         self._modes = {NR[call]: argument for call, argument in _MODES.items() if call in NR}
+
+    def perform(self, handlers: dict[int, Callable[..., int]]) -> None:
+        """Calls, by number, that these handlers perform or refuse, and never leave to the kernel."""
+        for number, handler in handlers.items():
+            self._handlers[number] = (handler, True)
 
     def handle(self, source: Source) -> None:
         """Receive and answer one notification. Raises only when the listener itself is gone."""
@@ -131,7 +136,7 @@ class Broker:
         identifier, pid, _, nr, _, _, *arguments = notification
         source.handled += 1
         self._source, self._pid, self._nr, self._errno = source, pid, nr, 0
-        calls = self._calls
+        calls = self.calls
         calls.listener = listener
         calls.id = identifier
         calls.performing = False
@@ -175,7 +180,7 @@ class Broker:
                     # A directory may be setgid: the handler looks at what it is.
                     if nr in self._modes and not arguments[self._modes[nr]] & _S_ISUID:
                         continue
-                    names = self._observer.names(nr, arguments, self._calls.view)
+                    names = self._observer.names(nr, arguments, self.calls.view)
                     right, path = ("setuid", names[0][0]) if names else ("call", b"")
                     raise self._denied(right, path, f"system call {nr} is refused", errno)
         found = self._handlers.get(nr)
@@ -191,10 +196,10 @@ class Broker:
             raise
         except OSError as error:
             # What goes wrong before anything was done is the kernel's to say, with its own errno.
-            if performs or self._calls.performing:
+            if performs or self.calls.performing:
                 raise
             self._errno = error.errno or EACCES
-            if not self._calls.touched:
+            if not self.calls.touched:
                 self._unresolved(nr, arguments)
             return PROCEED
         except Foreign:
@@ -234,10 +239,10 @@ class Broker:
 
     def _unresolved(self, nr: int, arguments: list[int]) -> None:
         """A name that leads nowhere inside may be one that no grant shows."""
-        for path, right in self._observer.names(nr, arguments, self._calls.view):
+        for path, right in self._observer.names(nr, arguments, self.calls.view):
             allowed, rule, layer = self._observer.verdict(path, right)
             if allowed:
-                self._calls.touched.append((path, right))
+                self.calls.touched.append((path, right))
             else:
                 self._observer.proceeding(
                     self._source, self._pid, self._nr, path, right, allowed=False, layer=layer, rule=rule

@@ -272,6 +272,7 @@ def assemble(
             matches=matches,
             audit=asked.expanded.audit,
             audit_on_full=asked.expanded.audit_on_full,
+            freeze=asked.expanded.on_expiry == "freeze",
         ),
     )
 

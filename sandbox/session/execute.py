@@ -11,14 +11,13 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import process
 from remit.sandbox.launch import terminal
 from remit.sandbox.launch.start import FORWARDED, SIGWINCH
 from remit.sandbox.session import standing
 from remit.sandbox.session.call import copy_of_regular
-from remit.sandbox.session.door import TOO_LARGE, Door
-from remit.sandbox.session.link import descriptors
+from remit.sandbox.session.door import Door
+from remit.sandbox.session.link import descriptors, send
 from remit.sandbox.session.result import CompletedCall
 
 if TYPE_CHECKING:
@@ -74,10 +73,8 @@ class _Running:
         self._reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         streams = [_stdin(), 1, 2]
         try:
-            socket.send_fds(armed.requests, [self._ticket.data], [theirs.fileno(), *streams])
-        except OSError as error:
-            if error.errno in TOO_LARGE:
-                raise LaunchError("arguments and environment are more than a request carries") from None
+            send(armed.requests, self._ticket.data, [theirs.fileno(), *streams])
+        except OSError:
             door.drain(core)
             raise core.failure(self._ticket, None) from None
         finally:
@@ -132,7 +129,7 @@ class _Running:
         elif message is not None and message[0] == "exited":
             self._answer = message
         elif message is not None and message[0] == "frozen":
-            raise self._core.ended(self._ticket, message[1], "the call is stopped where it stood")
+            self._core.raise_ended(self._ticket, message[1], "the call is stopped where it stood")
         else:
             self._door.drain(self._core)
             raise self._core.failure(self._ticket, message)
@@ -170,7 +167,6 @@ class _Running:
 def socketpair() -> tuple[socket.socket, socket.socket]:
     """A socket for requests: ours and the session's."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
     return ours, theirs
 
 

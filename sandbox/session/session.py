@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session import opening
 from remit.sandbox.session.asked import Grant, StrPath, variables
 from remit.sandbox.session.call import PIPE, Popen, Stream, Streams, decoder, encoded, window
 from remit.sandbox.session.core import Armed, Core
-from remit.sandbox.session.door import TOO_LARGE, Door
-from remit.sandbox.session.link import Link
+from remit.sandbox.session.door import Door
+from remit.sandbox.session.link import Link, send
 from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed
 
 _WINDOW = (24, 80)
@@ -365,14 +364,9 @@ class Session:
             ticket = core.ticket(armed, grant, words, cwd=cwd, env=env, terminal=terminal, background=background)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                socket.send_fds(armed.requests, [ticket.data], [theirs.fileno(), *streams.theirs])
-            except OSError as error:
+                send(armed.requests, ticket.data, [theirs.fileno(), *streams.theirs])
+            except OSError:
                 ours.close()
-                if error.errno in TOO_LARGE:
-                    raise LaunchError(
-                        f"arguments and environment take {len(ticket.data)} bytes, more than a request carries",
-                        hint="pass large data through stdin or a file",
-                    ) from None
                 self._door.drain(core)
                 raise core.failure(ticket, None) from None
             finally:
@@ -399,7 +393,6 @@ class Session:
 
 def _packet_pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
     return ours, theirs
 
 

@@ -17,7 +17,7 @@ from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import files
 from remit.sandbox.session import context
 from remit.sandbox.session.core import Core, Shared
-from remit.sandbox.session.link import Link, high, spawn, widen
+from remit.sandbox.session.link import Link, high, spawn
 from remit.sandbox.session.opening import Wanted, open_session
 from remit.sandbox.session.place import identity
 from remit.sandbox.session.result import SessionClosed
@@ -51,7 +51,6 @@ def start(wanted: Wanted, environ: Mapping[str, str]) -> Started:
         listener, temporary = _listen(place)
         with listener:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            widen(ours)
             with theirs:
                 moved = (high(theirs.fileno()), high(listener.fileno()))
                 try:

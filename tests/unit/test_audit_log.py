@@ -23,7 +23,11 @@ from remit.sandbox.authority.model import Authority
 from remit.sandbox.session import keys
 
 SCHEMAS = Path(main.__file__).parent / "schemas"
-PLAN: dict[str, Any] = {"audit": "writes", "grant": {"authority": codec.to_json(Authority())}, "plan": {"operations": []}}
+PLAN: dict[str, Any] = {
+    "audit": "writes",
+    "grant": {"authority": codec.to_json(Authority())},
+    "plan": {"operations": []},
+}
 ANYTHING = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 
 
