@@ -1,80 +1,202 @@
-"""``remit why``: what a session was denied, what decided it, and the smallest grant that would have allowed it."""
+"""``remit why``: what was denied, what decided it, and the smallest grant that would have allowed it.
+
+Three questions: about a recorded session (or one event of it), about an object in the session that ran last, and, with
+``-p``, about an object under a profile, where nothing needs to have run.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass, replace
-from errno import errorcode
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from remit.cli import options, render
 from remit.cli.command import HELP_NAMES
-from remit.sandbox.audit import denials
+from remit.sandbox.audit import housekeeping, log, message, report, why
+from remit.sandbox.audit.decide import Decider, Decision
 from remit.sandbox.audit.record import state_directory
-from remit.sandbox.authority import pattern
-from remit.sandbox.authority.errors import UsageError
-from remit.sandbox.compile import catalogue
-from remit.sandbox.compile.syscalls import TABLE, Action
-from remit.sandbox.kernel.call import NR
-from remit.sandbox.mediate.rules import Rules
+from remit.sandbox.authority.errors import RemitError, UsageError
+from remit.sandbox.authority.parse import parse_endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from remit.sandbox.audit.why import Explanation
+    from remit.sandbox.events.event import Event
 
-    from remit.sandbox.audit.denials import Denial, Session
-
-_NAMES = {number: name for name, number in NR.items()}
-_UNGRANTED = "nothing grants it"
-_AUTO_EXEC = "auto_exec "
-_KERNEL_LAYERS = ("namespaces", "landlock")
-_OPTIONS = {"write": "--write", "exec": "--exec"}
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why one denial, or several that are equal, happened.
-
-    ``kind``: ``deny``, ``protect``, ``auto-exec``, ``ungranted``, ``call``, ``refused`` or ``error``. ``source`` is the
-    line of the authority that took the object away. ``grant`` are the words to add to the command line; none, and
-    ``note`` says why.
-    """
-
-    denial: Denial
-    call: str
-    kind: str
-    layers: tuple[str, ...]
-    source: str = ""
-    grant: tuple[str, ...] = ()
-    note: str = ""
-
-    @property
-    def errno(self) -> str:
-        """The name of what the command got; empty where the kernel chose it."""
-        if self.kind == "ungranted":
-            return ""
-        return errorcode.get(self.denial.errno, str(self.denial.errno))
+_RIGHTS = ("read", "write", "exec")
 
 
 @click.command("why", context_settings={"help_option_names": list(HELP_NAMES)})
-@click.argument("session", required=False, metavar="[SESSION[:SEQ]]")
+@click.argument("what", required=False, metavar="[SESSION[:SEQ] | PATH | HOST:PORT]")
 @click.option("--last", is_flag=True, help="The session that started last.")
+@click.option(
+    "-p", "--profile", metavar="PROFILE", help="Ask what PROFILE would say of PATH or HOST:PORT; nothing is run."
+)
+@click.option("-w", "--workspace", metavar="DIR", help="With -p: the workspace (default: the current directory).")
 @click.option("--json", "as_json", is_flag=True, help=options.JSON.help)
-def command(session: str | None, last: bool, as_json: bool) -> int:
-    """Explain what a session was denied: what was tried, what decided, and the smallest grant that would allow it."""
-    if last == (session is not None):
-        raise UsageError("either a session (SESSION, SESSION:SEQ) or --last is expected", hint=denials.LAST_HINT)
+def command(what: str | None, last: bool, profile: str | None, workspace: str | None, as_json: bool) -> int:
+    """Say why a session's actions were denied, or whether an action would be.
+
+    For the session that ran last (--last), a session or an event of it: each distinct denial, the layer and the line that
+    decided, and the smallest grant that would have allowed it. For a PATH or HOST:PORT: what happened to it in the last
+    session; with -p, what the profile would say.
+    """
     state = state_directory(dict(os.environb))
-    identifier, sequence = denials.reference(session) if session is not None else (denials.latest(state), 0)
-    found = denials.read(state, identifier)
-    chosen = [one for one in found.denials if not sequence or sequence in one.sequence]
-    if sequence and not chosen:
-        raise UsageError(f"{session}: no denial has that number", hint=f"remit why {identifier}")
-    if sequence:
-        chosen = [replace(one, sequence=(sequence,)) for one in chosen]
-    explained = [explain(one, found, os.path.lexists) for one in chosen]
+    if profile is not None:
+        if last or what is None or log.is_reference(what):
+            raise UsageError("-p asks about a PATH or HOST:PORT", hint="remit why -p PROFILE PATH")
+        return _would(what, profile, workspace or "", as_json)
+    if workspace is not None:
+        raise UsageError("-w goes with -p", hint="remit why -p PROFILE -w DIR PATH")
+    if last == (what is not None):
+        if last and what is not None and _is_object(what):
+            last = False
+        else:
+            raise UsageError(
+                "either a session (SESSION, SESSION:SEQ), an object or --last is expected", hint=log.LAST_HINT
+            )
+    if what is not None and _is_object(what):
+        return _happened(state, what, as_json)
+    identifier, sequence = log.reference(what) if what is not None else (log.latest(state), 0)
+    found = log.read(state, identifier)
+    denied = [event for event in found.events if event.denied and (not sequence or event.sequence == sequence)]
+    if sequence and not denied:
+        other = [event for event in found.events if event.sequence == sequence]
+        if not other:
+            raise UsageError(f"{what}: no denial has that number", hint=f"remit why {identifier}")
+        return _not_denied(found, other, as_json)
+    explained = explanations(found, denied)
+    if as_json:
+        render.document("why", content(found, explained))
+    else:
+        _print(found, explained)
+    housekeeping.run(state)
+    return 0
+
+
+def explanations(found: log.Log, events: list[Event]) -> list[Explanation]:
+    """Each distinct denial among ``events``, explained under the grant that it happened under."""
+    layers = frozenset(str(one.get("layer")) for one in _plan(found)["operations"])
+    session = _decider(found, found.plan)
+    deciders = report.deciders_of(found, session)
+    return [
+        why.explain(equal, deciders.get(equal[0].call, session), layers, os.path.lexists)
+        for equal in why.grouped(events)
+    ]
+
+
+def _plan(found: log.Log) -> dict[str, Any]:
+    try:
+        operations = [dict(one) for one in found.plan["plan"]["operations"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise log.RecordError(f"not a plan: {error!r}", where=f"{found.directory}/plan.json") from None
+    return {"operations": operations}
+
+
+def _decider(found: log.Log, plan: dict[str, Any]) -> Decider:
+    try:
+        return Decider.of_plan(plan)
+    except (AttributeError, KeyError, TypeError, ValueError, RemitError) as error:
+        raise log.RecordError(f"not a plan: {error!r}", where=f"{found.directory}/plan.json") from None
+
+
+def content(session: log.Log, explained: list[Explanation]) -> dict[str, object]:
+    """The document behind ``--json``."""
+    return {
+        "session": session.identifier,
+        "command": list(session.command),
+        "ended": session.ended,
+        "torn": session.torn,
+        "lost": session.lost,
+        "denials": [
+            {
+                "events": [event.id for event in one.events],
+                "count": len(one.events),
+                "call": one.event.syscall,
+                "axis": one.event.axis,
+                "right": one.event.right,
+                "object": one.event.object,
+                "programs": sorted({event.exe for event in one.events if event.exe}),
+                "calls": sorted({event.call for event in one.events}),
+                "kind": one.kind,
+                "rule": one.event.rule.text,
+                "layers": list(one.layers),
+                "errno": one.event.errno or None,
+                "source": one.source or one.event.rule.where or None,
+                "grant": list(one.grant),
+                "toml": one.toml or None,
+                "note": one.note,
+                "message": message.text(one),
+            }
+            for one in explained
+        ],
+    }
+
+
+def _print(session: log.Log, explained: list[Explanation]) -> None:
+    render.heading(f"session {session.identifier}: {shlex.join(session.command)}".replace("\n", " "))
+    if session.torn:
+        render.text("the record's last line is not whole: the session was killed, or is writing it")
+    elif not session.ended:
+        render.text("the record has no end: the session was killed, or still runs")
+    if session.lost:
+        render.text(f"{session.lost} actions could not be recorded")
+    if not explained:
+        render.text("nothing was denied")
+        if session.ended and session.plan.get("audit") == "off":
+            render.text('this session recorded its start and end only ([audit] level = "off")')
+        elif session.ended:
+            render.text("what failed was not Remit's doing")
+    for one in explained:
+        event, times = one.event, len(one.events)
+        tried = event.syscall if event.right == "call" else f"{event.syscall}: {event.right} {event.object}".rstrip()
+        programs = ", ".join(sorted({event.exe for event in one.events if event.exe}))
+        lines = [
+            ("program", programs),
+            ("decided", f"{event.rule.text} ({', '.join(one.layers)}; {event.errno or 'the kernel chose the error'})"),
+            ("line", one.source or event.rule.where),
+            ("grant", shlex.join(one.grant) or "none"),
+            ("toml", one.toml.replace("\n", "  ")),
+            ("note", one.note),
+        ]
+        render.text()
+        render.heading((tried + (f" ({times} times)" if times > 1 else "")).replace("\n", "\\n"))
+        render.listing(f"{label:<9}{value}".replace("\n", "\\n") for label, value in lines if value)
+
+
+# --- about an object
+
+
+def _is_object(text: str) -> bool:
+    """A path (with a slash, or relative by a dot) or HOST:PORT rather than a session."""
+    if log.is_reference(text) or not text:
+        return False
+    if text.startswith(("/", "./", "../", "~/")) or text in (".", ".."):
+        return True
+    host, colon, port = text.rpartition(":")
+    return bool(host and colon and port.partition("/")[0].isdigit() and "/" not in host and not log.is_reference(host))
+
+
+def _object(text: str) -> tuple[str, bool]:
+    """(the object's name in events, whether it is an endpoint)."""
+    if text.startswith(("/", ".", "~")):
+        return os.path.realpath(os.path.expanduser(text)), False
+    return text, True
+
+
+def _happened(state: str, what: str, as_json: bool) -> int:
+    found = log.read(state, log.latest(state))
+    name, _ = _object(what)
+    spelled = os.path.abspath(what) if not _object(what)[1] else name
+    events = [event for event in found.events if event.object in (name, spelled)]
+    denied = [event for event in events if event.denied]
+    if not events:
+        decider = _decider(found, found.plan)
+        return _tell_would(what, decider, f"session {found.identifier}", as_json, nothing=True)
+    if not denied:
+        return _not_denied(found, events, as_json)
+    explained = explanations(found, denied)
     if as_json:
         render.document("why", content(found, explained))
     else:
@@ -82,132 +204,74 @@ def command(session: str | None, last: bool, as_json: bool) -> int:
     return 0
 
 
-def explain(denial: Denial, session: Session, exists: Callable[[str], bool]) -> Explanation:
-    """Why ``denial`` happened in ``session``. ``exists`` tells what is on the host now: only that can be granted."""
-    name = _NAMES.get(denial.nr, f"system call {denial.nr}")
-    if denial.verdict == "error":
-        note = "the mediator failed, and what fails is refused: a bug in Remit"
-        return Explanation(denial, name, "error", ("mediation",), note=note)
-    if denial.right == "call":
-        group = _group(name) if denial.rule.endswith(" is refused") else ""
-        if group:
-            return Explanation(denial, name, "call", ("seccomp",), grant=("--allow-syscalls", group))
-        return Explanation(denial, name, "call", ("seccomp",), note="not grantable")
-    if denial.rule == _UNGRANTED:
-        return _ungranted(denial, name, session, exists)
-    if denial.rule.startswith(_AUTO_EXEC):
-        note = "protected as auto-executed: a program outside would run it"
-        if catalogue.opens(denial.object):
-            return Explanation(denial, name, "auto-exec", ("mediation",), grant=("--write", denial.object), note=note)
-        return Explanation(denial, name, "auto-exec", ("mediation",), note=note)
-    for kind, patterns in (("deny", session.deny), ("protect", session.protect)):
-        for one in patterns:
-            if str(one) == denial.rule:
-                source = str(one.source)
-                return Explanation(denial, name, kind, ("mediation",), source, note=_edit(kind, source))
-    return Explanation(denial, name, "refused", ("mediation",), note="not grantable")
+def _not_denied(found: log.Log, events: list[Event], as_json: bool) -> int:
+    if as_json:
+        render.document("why", {**content(found, []), "not_remit": [message.not_remit(event) for event in events]})
+    else:
+        render.heading(f"session {found.identifier}: {shlex.join(found.command)}".replace("\n", " "))
+        for line in dict.fromkeys(message.not_remit(event) for event in events):
+            render.text(line)
+    return 0
 
 
-def _edit(kind: str, source: str) -> str:
-    if source.startswith("command line"):
-        return f"{kind} wins over every grant: leave that option out"
-    return f"{kind} wins over every grant: only editing the line that says so opens it"
+def _would(what: str, profile: str, workspace: str, as_json: bool) -> int:
+    from remit.cli.options import Invocation
+    from remit.sandbox.session.assemble import assemble
+
+    invocation = Invocation("explain", (), profile, workspace, "", (), -1, False, True, False)
+    made = assemble(invocation)
+    decider = Decider(made.grant.authority, {path: named.canonical for path, named in made.names.items()})
+    return _tell_would(what, decider, f"profile {made.profile.name}", as_json)
 
 
-def _group(call: str) -> str:
-    """The group that allows ``call``; empty where some way to be refused is in none."""
-    groups = {row.group for row in TABLE if row.call == call and row.action is Action.COUNT}
-    return groups.pop() if len(groups) == 1 else ""
-
-
-def _ungranted(denial: Denial, call: str, session: Session, exists: Callable[[str], bool]) -> Explanation:
-    held = {str(one.get("layer")) for one in session.operations}
-    found = Explanation(denial, call, "ungranted", tuple(layer for layer in _KERNEL_LAYERS if layer in held))
-    path = denial.object
-    option = _OPTIONS.get(denial.right)
-    if option is None:
-        return replace(found, note="not grantable in this version: a session has its own loopback only")
-    try:
-        components = pattern.parts(path)
-    except ValueError:
-        return replace(found, note="not grantable by that name")
-    taken = [("deny", session.deny)]
-    if denial.right == "write":
-        taken.append(("protect", session.protect))
-    for kind, patterns in taken:
-        for one in patterns:
-            if pattern.covers(pattern.shape(one), components):
-                return replace(found, source=str(one.source), note=_edit(kind, str(one.source)))
-    if components[:1] == ("proc",):
-        return replace(
-            found, note="not grantable: a session has its own /proc, and what it holds of the host is read-only"
-        )
-    if denial.right == "write" and _auto_executed(session, path):
-        return replace(found, note="a grant would not do: protected as auto-executed")
-    if exists(path):
-        return replace(found, grant=(option, path))
-    parent = path.rpartition("/")[0]
-    if parent and exists(parent):
-        note = "only what is there at start can be granted, and this is not: its directory"
-        return replace(found, grant=(option, parent), note=note)
-    return replace(
-        found, note=f"only what is there at start can be granted: make it, then {option} {shlex.quote(path)}"
-    )
-
-
-def _auto_executed(session: Session, path: str) -> bool:
-    for operation in session.operations:
-        if operation.get("op") == "mediate":
-            catalogue = tuple(tuple(map(str, entry)) for entry in operation.get("catalogue", ()))
-            rules = Rules((), (), (), catalogue, tuple(operation.get("opened", ())))
-            return bool(rules.decide(path.encode("utf-8", "surrogateescape"), "write"))
-    return False
-
-
-def content(session: Session, explained: list[Explanation]) -> dict[str, object]:
-    """The document behind ``--json``."""
-    return {
-        "session": session.identifier,
-        "command": list(session.command),
-        "ended": session.ended,
-        "torn": session.torn,
-        "denials": [
-            {
-                "events": [f"{session.identifier}:{number}" for number in one.denial.sequence],
-                "count": len(one.denial.sequence),
-                "call": one.call,
-                "right": one.denial.right,
-                "object": one.denial.object,
-                "kind": one.kind,
-                "rule": one.denial.rule,
-                "layers": list(one.layers),
-                "errno": one.errno or None,
-                "source": one.source or None,
-                "grant": list(one.grant),
-                "note": one.note,
-            }
-            for one in explained
-        ],
-    }
-
-
-def _print(session: Session, explained: list[Explanation]) -> None:
-    render.heading(f"session {session.identifier}: {shlex.join(session.command)}".replace("\n", " "))
-    if session.torn:
-        render.text("the record's last line is not whole: the session was killed, or is writing it")
-    elif not session.ended:
-        render.text("the record has no end: the session was killed, or still runs")
-    if not explained:
-        render.text("nothing was denied")
-    for one in explained:
-        denial, times = one.denial, len(one.denial.sequence)
-        tried = one.call if denial.right == "call" else f"{one.call}: {denial.right} {denial.object}".rstrip()
-        lines = [
-            ("decided", f"{denial.rule} ({', '.join(one.layers)}; {one.errno or 'the kernel chose the error'})"),
-            ("line", one.source),
-            ("grant", shlex.join(one.grant) or "none"),
-            ("note", one.note),
+def _tell_would(what: str, decider: Decider, whose: str, as_json: bool, *, nothing: bool = False) -> int:
+    name, network = _object(what)
+    answers: list[tuple[str, str, Decision]] = []
+    if network:
+        asked = parse_endpoint(what)
+        host, port = asked.name or asked.network.partition("/")[0], asked.port
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        answers.append(("network", "connect", decider.endpoint(address, "connect", asked.name or None)))
+        name = address
+    else:
+        answers += [
+            ("exec" if right == "exec" else "filesystem", right, decider.path(name, right)) for right in _RIGHTS
         ]
-        render.text()
-        render.heading((tried + (f" ({times} times)" if times > 1 else "")).replace("\n", "\\n"))
-        render.listing(f"{label:<9}{value}".replace("\n", "\\n") for label, value in lines if value)
+    rows: list[dict[str, Any]] = []
+    for axis, right, decision in answers:
+        grant: tuple[str, ...] = ()
+        note, source = "", str(decision.source) if decision.source else ""
+        if decision.kind == "ungranted":
+            explained = why.missing(axis, right, name, decider, os.path.lexists)
+            grant, note, source = explained.grant, explained.note, explained.source
+        elif decision.kind in ("deny", "protect"):
+            note = f"{decision.kind} wins over every grant"
+        elif decision.kind == "auto-exec":
+            note = "protected as auto-executed: a program outside would run it"
+            grant = ("--write", name) if os.path.lexists(name) else ()
+        rows.append(
+            {
+                "axis": axis,
+                "right": right,
+                "object": name,
+                "allowed": decision.allowed,
+                "kind": decision.kind,
+                "rule": decision.line,
+                "source": source or None,
+                "grant": list(grant),
+                "toml": why.toml(grant) or None,
+                "note": note,
+            }
+        )
+    if as_json:
+        render.document("would", {"under": whose, "answers": rows})
+        return 0
+    render.heading(f"{name} under {whose}")
+    if nothing:
+        render.text("nothing that was recorded names it; by its authority it would be so:")
+    for row in rows:
+        line = f"{row['right']}: {'allowed' if row['allowed'] else 'denied'} ({row['rule'] or row['kind']})"
+        render.text(line)
+        more = [("line", row["source"]), ("grant", shlex.join(row["grant"])), ("note", row["note"])]
+        render.listing(f"{label:<9}{value}" for label, value in more if value)
+    return 0

@@ -1,7 +1,7 @@
 """A session's record: one directory, owner-only, written while the session runs.
 
 ``events.jsonl`` is append-only, one line for everything that happened: that the session started (and what from), what the
-start proved of each layer, every denial, how it ended. ``plan.json`` is the plan it ran under, with the grant, the
+start proved of each layer, what was done and denied, how it ended. ``plan.json`` is the plan it ran under, with the grant, the
 profile's files and the lowering. A record that cannot be written ends the start: fail closed.
 """
 
@@ -9,10 +9,23 @@ from __future__ import annotations
 
 import posix
 import time
+from errno import errorcode
 
+from remit.sandbox.audit import outside
+from remit.sandbox.audit.chain import chain
 from remit.sandbox.audit.text import dumps
+from remit.sandbox.events.action import ATTEMPTED, DENIED, MOOT, axis
+from remit.sandbox.kernel.call import NR
 
-SCHEMA = "remit.session/1"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, TypeAlias
+
+    Line: TypeAlias = tuple[str, str, int, str]
+    """(rule text or granted path, file, line, key)."""
+
+SCHEMA = "remit.session/2"
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _TOKEN_SIZE = 16
 CANARY_SIZE = 128
@@ -61,19 +74,36 @@ class Record:
 
     The first line holds a random token. The file is the session's canary: it can be read before confinement, and must
     not be inside.
+
+    Every line ends with a hash over itself and the hash of the line before it (``chain``), so that no line can be changed,
+    removed or moved without all that follow it; ``head`` keeps the last one where the record was completed. What cannot be
+    written whole is taken back: a line is there or it is not.
     """
 
-    def __init__(self, state: str, plan: str, about: dict[str, object], kept: str = "") -> None:
-        """``plan`` is the plan's digest. ``keep_plan`` has kept it under that name, or as ``kept``.
+    def __init__(
+        self, state: str, plan: str, about: dict[str, object], lines: Iterable[Line] = (), kept: str = ""
+    ) -> None:
+        """``plan`` is the plan's digest. ``keep_plan`` has kept it under that name, or as ``kept``. ``lines`` say where rules
+        stand (``compile.plan.Record``).
 
         FileNotFoundError: it is not there.
         """
         self.identifier = new_identifier()
         self.path = f"{state}/sessions/{self.identifier}"
+        self.denials = 0
+        """Recorded actions outside the grant."""
+        self.lost = 0
+        """Actions that could not be recorded, since the last one that could."""
         make_directory(self.path)
         posix.link(_plan_path(state, kept or plan), f"{self.path}/plan.json")
         self._events = posix.open(f"{self.path}/events.jsonl", _CREATE | posix.O_APPEND, 0o600)
-        self._sequence = 0
+        # Held for as long as this process lives: readers can tell a session that runs from one that was killed.
+        posix.lockf(self._events, posix.F_TLOCK, 0)
+        self._sequence = self._size = 0
+        self._head = chain(b"", f"{SCHEMA} {self.identifier}".encode())
+        self._lines = lines
+        self._places: dict[str, str] = {}
+        self._clock = 0.0
         token = posix.urandom(_TOKEN_SIZE).hex()
         line = self.event({"canary": token, "kind": "started", "schema": SCHEMA, "plan": plan, **about})
         self.canary = (f"{self.path}/events.jsonl", line[:CANARY_SIZE])
@@ -85,16 +115,102 @@ class Record:
 
     def event(self, fields: dict[str, object]) -> bytes:
         """Append one line, with the next sequence number of the session and the time (Unix seconds). Returns the line."""
-        self._sequence += 1
-        text = dumps({"id": f"{self.identifier}:{self._sequence}", "time": time.time(), **fields})
-        line = text.encode() + b"\n"
-        _write_all(self._events, line)
-        return line
+        return self._append([dumps({"time": time.time(), **fields})])
+
+    def actions(self, actions: Iterable[tuple[Any, ...]], call: str = "1", grant: str = "") -> None:
+        """Append what a mediator noted (``events.action.FIELDS``) of ``call``, under ``grant`` (else the session's own).
+
+        After actions that could not be written, the first line that can be says how many.
+        """
+        self._clock = time.time() - time.monotonic()
+        texts: list[str] = []
+        denials = 0
+        for action in actions:
+            text, denied = self._action(action, call, grant or self.identifier)
+            texts.append(text)
+            denials += denied
+        self.lost += len(texts)
+        if self.lost > len(texts):
+            texts.insert(0, dumps({"time": time.time(), "kind": "gap", "lost": self.lost - len(texts)}))
+        self._append(texts)
+        self.lost = 0
+        self.denials += denials
+
+    def _action(self, action: tuple[Any, ...], call: str, grant: str) -> tuple[str, bool]:
+        mono, pid, start, exe, nr, object_, right, verdict, certainty, layer, errno, rule = action
+        name = object_.decode(errors="surrogateescape")
+        syscall = _name(nr)
+        if verdict == DENIED and certainty == ATTEMPTED and not outside.would_work(right, name):
+            verdict, layer = MOOT, ""
+        if right == "call" and not name:
+            name = syscall
+        where = self._places.get(rule)
+        if where is None:
+            where = self._place(rule)
+        # Spelled out, because every action of a session comes by here.
+        text = (
+            f'{{"time":{self._clock + mono!r},"mono":{mono!r},"kind":"action","call":{dumps(call)},"grant":"{grant}",'
+            f'"pid":{pid},"pid_start":{start},"exe":{dumps(exe.decode(errors="surrogateescape"))},"syscall":"{syscall}",'
+            f'"axis":"{axis(right, name)}","right":"{right}","object":{dumps(name)},"verdict":"{verdict}",'
+            f'"certainty":"{certainty}","layer":"{layer}","rule":{where},'
+            f'"errno":{_errno(errno)},"source":"mediator"}}'
+        )
+        return text, verdict == DENIED
+
+    def _place(self, rule: str) -> str:
+        if not self._places:
+            self._places = {
+                text: dumps({"text": text, "file": file, "line": line, "key": key})
+                for text, file, line, key in self._lines
+            }
+        found = self._places.get(rule)
+        if found is None:
+            found = self._places[rule] = dumps({"text": rule, "file": "", "line": 0, "key": ""})
+        return found
+
+    def _append(self, texts: list[str]) -> bytes:
+        head, sequence = self._head, self._sequence
+        lines: list[bytes] = []
+        for text in texts:
+            sequence += 1
+            body = f'{{"id":"{self.identifier}:{sequence}",{text[1:]}'.encode()
+            head = chain(head, body)
+            lines.append(b'%s,"hash":"%s"}\n' % (body[:-1], head))
+        data = b"".join(lines)
+        try:
+            _write_all(self._events, data)
+        except OSError:
+            # Half a line would end the record for every reader.
+            posix.ftruncate(self._events, self._size)
+            raise
+        self._size += len(data)
+        self._head, self._sequence = head, sequence
+        return data
 
     def ended(self, result: dict[str, object]) -> None:
         """How the session ended. The record is complete."""
+        if self.lost:
+            self.event({"kind": "gap", "lost": self.lost})
         self.event({"kind": "ended", **result})
         posix.close(self._events)
+        opened = posix.open(f"{self.path}/head", _CREATE, 0o600)
+        try:
+            _write_all(opened, b"%d %s\n" % (self._sequence, self._head))
+        finally:
+            posix.close(opened)
+
+
+_names: dict[int, str] = {}
+
+
+def _name(nr: int) -> str:
+    if not _names:
+        _names.update({number: name for name, number in NR.items()})
+    return _names.get(nr) or str(nr)
+
+
+def _errno(number: int) -> str:
+    return f'"{errorcode.get(number, str(number))}"' if number else "null"
 
 
 def make_directory(path: str) -> None:

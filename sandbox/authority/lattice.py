@@ -61,7 +61,7 @@ def _implied(rights: frozenset[Right]) -> frozenset[Right]:
 
 
 def _rules(rules: Iterable[PathRule]) -> tuple[PathRule, ...]:
-    """One rule a path. It is required if any of the merged ones is; the first one's source stands for it."""
+    """One rule a path. It is required if any of the merged ones is; the last source that added a right stands for it."""
     merged: dict[str, PathRule] = {}
     for rule in rules:
         parts(rule.path)
@@ -69,7 +69,8 @@ def _rules(rules: Iterable[PathRule]) -> tuple[PathRule, ...]:
             continue
         old = merged.get(rule.path, rule)
         rights = _implied(old.rights | rule.rights)
-        merged[rule.path] = PathRule(rule.path, rights, old.optional and rule.optional, old.source)
+        source = old.source if rights == _implied(old.rights) else rule.source
+        merged[rule.path] = PathRule(rule.path, rights, old.optional and rule.optional, source)
     return tuple(merged[path] for path in sorted(merged))
 
 

@@ -8,11 +8,13 @@ directories of its own; else those are shared with the session's other calls, an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TypeAlias
 
+from remit.sandbox.authority import codec
 from remit.sandbox.authority.errors import GrantError
 from remit.sandbox.authority.lattice import Violation, join, normal, violations
 from remit.sandbox.authority.model import Authority, PathPattern, PathRule, Right
@@ -44,6 +46,7 @@ CallWire: TypeAlias = tuple[
     bool,
     tuple[tuple[str, tuple[int, int]], ...],
     tuple[tuple[str, int], ...],
+    dict[str, object],
 ]
 """``launch.wire.CallWire``."""
 
@@ -67,6 +70,8 @@ class Ceiling:
     own_code: tuple[str, ...]
     matches: Mapping[str, tuple[Named, ...]]
     freeze: bool = False
+    audit: str = "writes"
+    audit_on_full: str = "deny"
 
     def job(self, authority: Authority, names: Mapping[str, Named]) -> Job:
         """A compilation of ``authority`` on this session's host."""
@@ -84,6 +89,8 @@ class Ceiling:
             self.secret,
             self.own_code,
             self.matches,
+            self.audit,
+            self.audit_on_full,
             Report(frozenset(self.degrade)),
         )
 
@@ -109,7 +116,8 @@ class CallPlan:
         rules = (domain.handled_fs, domain.handled_net, domain.scoped, domain.rules, domain.ports)
         limits = tuple(limit.wire() for limit in self.limits)
         rest = (rules, self.program, self.mediation, limits, self.private, self.freeze, self.objects, self.own)
-        return (FORMAT, self.digest, *rest)
+        # Through JSON: marshal takes plain values only, and enumerations are not.
+        return (FORMAT, self.digest, *rest, json.loads(codec.canonical_json(codec.to_json(self.authority))))
 
     @property
     def digest(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, Right
+from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, Right, Source
 from remit.sandbox.compile import landlock, limits, lowering, mounts, network
 from remit.sandbox.compile.catalogue import WIRE as CATALOGUE
 from remit.sandbox.compile.landlock import Rule
@@ -24,6 +24,7 @@ from remit.sandbox.compile.plan import (
     PivotRoot,
     Plan,
     Privileges,
+    Record,
     Seccomp,
     Tmpfs,
     Unshare,
@@ -62,6 +63,8 @@ def compile_session(
     deny_paths_of_remit: tuple[str, ...] = (),
     own_code: tuple[str, ...] = (),
     matches: Mapping[str, tuple[Named, ...]] | None = None,
+    audit: str = "writes",
+    audit_on_full: str = "deny",
 ) -> Compiled:
     """Compile ``authority`` (which includes ``floor``) for the host that ``facts`` describe.
 
@@ -72,6 +75,7 @@ def compile_session(
     code and interpreter: never writable, and readable only where a grant to execute covers them.
     ``matches``: for a ``**/NAME`` deny (by its text), every object of that name that exists below a grant; a pattern
     that is missing here could not be searched.
+    ``audit`` and ``audit_on_full``: what is recorded, and what happens when it cannot be.
 
     Unenforceable: with every reason, each with its fix.
     """
@@ -89,6 +93,8 @@ def compile_session(
         deny_paths_of_remit,
         own_code,
         matches or {},
+        audit,
+        audit_on_full,
         Report(frozenset(degrade)),
     )
     return job.run()
@@ -111,6 +117,8 @@ class Job:
     secret: tuple[str, ...]
     own_code: tuple[str, ...]
     matches: Mapping[str, tuple[Named, ...]]
+    audit: str
+    audit_on_full: str
     says: Report
     used: dict[str, Named] = field(default_factory=dict[str, Named])
 
@@ -147,6 +155,7 @@ class Job:
                 )
         operations += self.limits(layers)
         operations.append(self.environment())
+        operations.append(Record(self.audit, self.audit_on_full, self.lines()))
 
         domains = self.domains(grants, tree, roots, brokered, layers)
         mediate = self.mediate(grants, roots, brokered, layers)
@@ -497,7 +506,17 @@ class Job:
             tuple((g.path, "".join(letter for right, letter in letters if right in g.rights)) for g in grants),
             brokered,
             refused(self.authority.syscalls),
+            audit=self.audit,
         )
+
+    def lines(self) -> tuple[tuple[str, str, int, str], ...]:
+        """Where each rule stands; of several for one object, the first."""
+        found: dict[str, Source] = {}
+        for rule in self.authority.paths:
+            found.setdefault(self.name(rule.path).canonical, rule.source)
+        for pattern in (*self.authority.deny, *self.authority.protect):
+            found.setdefault(str(pattern), pattern.source)
+        return tuple((text, s.file, s.line, s.key) for text, s in sorted(found.items()) if s.file)
 
     def entries(self, pattern: PathPattern) -> list[_PatternEntry]:
         """A pattern as the mediator has it: canonical anchor, tail, any depth, text. A literal that is a link, or lies
@@ -519,7 +538,7 @@ class Job:
         program = build_filter(
             self.authority.syscalls,
             notify=layers.mediation,
-            brokered_reads=brokered_reads,
+            brokered_reads=brokered_reads or self.audit == "full",
             metadata=metadata,
             machine=self.facts.machine,
         )

@@ -84,7 +84,7 @@ def _quantity(what: str, value: int) -> str:
     return str(value)
 
 
-LAYERS = ("namespaces", "landlock", "seccomp", "mediation", "limits", "environment")
+LAYERS = ("namespaces", "landlock", "seccomp", "mediation", "limits", "environment", "audit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +323,8 @@ class Mediate(Op):
     outer: tuple[str, ...] = ()
     """Subtrees that the session may write and this call may not: modes, owners, times and attributes there are refused,
     since neither a mount nor Landlock would."""
+    audit: str = "writes"
+    """What the record is told: ``off``, ``writes`` or ``full`` (reads too)."""
 
     def describe(self) -> str:
         roots = ", ".join(self.roots) or "nothing writable"
@@ -330,6 +332,23 @@ class Mediate(Op):
         reads = f"; and every open below {', '.join(self.brokered_reads)}" if self.brokered_reads else ""
         rules = f"{len(self.deny)} deny, {len(self.protect)} protect{cat}"
         return f"mediate creating, writing, renaming and removing in {roots}{reads} ({rules})"
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Op):
+    """What the session's record holds, what happens when it cannot be written (``deny`` or ``stop``), and ``lines``:
+    where each rule that an event may name stands (rule text or granted path inside, file, line, key)."""
+
+    name: ClassVar[str] = "record"
+    layer: ClassVar[str] = "audit"
+    level: str
+    on_full: str
+    lines: tuple[tuple[str, str, int, str], ...] = ()
+
+    def describe(self) -> str:
+        what = {"off": "start and end only", "writes": "denials, writes, programs, connections", "full": "reads too"}
+        full = "actions are refused" if self.on_full == "deny" else "the session ends"
+        return f"record {what[self.level]}; when it cannot be written, {full}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,7 @@ SOCKET_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
 SOCK_TYPE_MASK, SOCK_RAW, SOCK_PACKET = 0xF, 3, 10
 IPPROTO_MPTCP = 262
 MSG_FASTOPEN = 0x20000000
+PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
 PERSONALITY_QUERY, PERSONALITY_HARMLESS = 0xFFFFFFFF, 0x7FFFF
 
 _ADMINISTRATION = (
@@ -216,6 +217,9 @@ def _rows() -> Iterator[Row]:
 
     for call in ("execve", "execveat", "connect", "bind"):
         yield Row(call, Action.OBSERVE)
+    yield Row("kill", Action.OBSERVE)
+    for request in (PTRACE_ATTACH, PTRACE_SEIZE):
+        yield Row("ptrace", Action.OBSERVE, conditions=(_is(0, request),))
 
 
 def _sockets() -> Iterator[Row]:

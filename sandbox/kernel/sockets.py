@@ -93,6 +93,11 @@ def peer(socket: int) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
+def end_writing(socket: int) -> None:
+    """``shutdown(2)``, SHUT_WR: the other end sees the end of what it reads, and can still be read."""
+    call(NR["shutdown"], socket, 1)
+
+
 def shut_down(socket: int) -> None:
     """``shutdown(2)`` in both directions: every holder of either end sees the end, queued messages first."""
     call(NR["shutdown"], socket, 2)

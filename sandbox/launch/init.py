@@ -13,9 +13,11 @@ import time
 from errno import ECHILD, ESRCH
 from fcntl import ioctl
 
+from remit.sandbox.events.action import DENIED
 from remit.sandbox.kernel import process
 from remit.sandbox.launch import limits, usage
 from remit.sandbox.mediate.broker import Broker, Source
+from remit.sandbox.mediate.observe import GATHER_MS, GATHERED_AT_MOST, GATHERED_SIZE, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class Init:
         self._early: dict[int, int] = {}
         self._early_stops: dict[int, int] = {}
         self._listener = -1
+        self._noted: list[tuple[Any, ...]] = []
+        self._noted_size = 0
         self._broker: Broker | None = None
         # The command's process exists and has not run an instruction of its own program yet. More than one is tried
         # where the program is a script that only a shell takes.
@@ -111,7 +115,10 @@ class Init:
         poll.register(self._wake_read, select.POLLIN)
         poll.register(children, select.POLLIN)
         while True:
-            for descriptor, events in poll.poll(self._timeout()):
+            ready = poll.poll(self._timeout())
+            if not ready and self._noted:
+                self._tell_noted()
+            for descriptor, events in ready:
                 if descriptor == self._listener:
                     if events & select.POLLIN and self._broker is not None:
                         self._broker.handle(self._source)
@@ -133,6 +140,8 @@ class Init:
                     self._end(None, "memory")
 
     def _timeout(self) -> int | None:
+        if self._noted:
+            return GATHER_MS
         if self._memory_limit:
             return _WATCH_MS
         if self._deadline:
@@ -165,8 +174,16 @@ class Init:
     def _apply_limits(self, pid: int) -> None:
         limits.apply(pid, limits.prepared(self._limits))
 
-    def _note(self, _source: Source, *event: Any) -> None:
-        self._tell("event", *event)
+    def _note(self, _source: Source, *action: Any) -> None:
+        """Actions go to the launcher by the dozen, when nothing happens for a moment; denials at once."""
+        self._noted.append(action)
+        self._noted_size += size_of(action)
+        if action[7] == DENIED or len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
+            self._tell_noted()
+
+    def _tell_noted(self) -> None:
+        noted, self._noted, self._noted_size = self._noted, [], 0
+        self._tell("actions", *noted)
 
     def _tell(self, *message: Any) -> None:
         try:
@@ -182,7 +199,9 @@ class Init:
         if not data:
             process.leave(125)
         kind, number = data[:1], int.from_bytes(data[1:5], "little")
-        if kind == b"s":
+        if kind == b"h" and self._broker is not None:
+            self._broker.held = bool(number)
+        elif kind == b"s":
             if self._command:
                 self._signal(number)
             else:
@@ -229,6 +248,8 @@ class Init:
             _drain(self._terminal)
         if not self._own_namespace:
             _end_descendants()
+        if self._noted:
+            self._tell_noted()
         self._tell("exited", status, limit, self._source.denials)
         process.leave(0)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import _thread
 import marshal
 import posix
+import resource
 import select
 import time
 from errno import EINTR, EPIPE
@@ -43,6 +44,11 @@ _LONGEST_WAIT_MS = 5000
 """poll(2) does not count suspended time, an expiry does: so it is looked at again this often."""
 _ENDS = ("revoked", "expired")
 """Why a call that holds no authority any more is stopped; anything else ends it."""
+
+
+_RUSAGE = resource.struct_rusage
+"""``posix.wait4`` imports it by itself, under the interpreter's lock. In a thread whose opens wait for the mediator
+(``[audit] level = "full"``), which waits for that lock, it would wait for ever."""
 
 
 class Jail(Source):

@@ -149,7 +149,7 @@ class Session:
         environment: list[bytes],
         directory: str,
         canary: tuple[str, bytes],
-        on_event: Callable[[tuple[object, ...]], None],
+        on_event: Callable[[tuple[tuple[object, ...], ...]], None],
         on_start: Callable[[Mapping[str, str]], None],
     ) -> None:
         self._on_event = on_event
@@ -179,6 +179,10 @@ class Session:
     def kill(self) -> None:
         """End everything inside, now."""
         self._child.kill()
+
+    def hold(self, on: bool) -> None:
+        """Refuse every action that would be recorded, or no longer: the record cannot be written."""
+        posix.write(self._control, b"h" + int(on).to_bytes(4, "little"))
 
     def wait(self) -> Outcome:
         """Relay, forward and listen until the session has ended. Raises LaunchError where the command never ran."""
@@ -253,7 +257,7 @@ class Session:
                 poll.register(self._relay.source, select.POLLIN)
             return
         kind, *values = marshal.loads(data)
-        if kind == "event":
+        if kind == "actions":
             self._on_event(tuple(values))
         elif kind == "started":
             self._enforcement = values[1]

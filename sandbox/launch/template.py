@@ -40,7 +40,8 @@ LISTENER = 4
 """The descriptor of a listening socket, where there is one."""
 _M_ARENA_MAX = -8
 _DIED = "its first process died"
-_FIELDS = ("source", "pid", "nr", "object", "right", "verdict", "errno", "rule")
+_LAST_WORDS_MS = 1000
+_UNWRITABLE = "the record cannot be written"
 
 
 def _become_zygote(request: Request) -> None:
@@ -50,7 +51,7 @@ def _become_zygote(request: Request) -> None:
 class Running:
     """A session that runs, or is about to."""
 
-    __slots__ = ("child", "client", "closing", "opened", "record", "token")
+    __slots__ = ("child", "client", "closing", "on_full", "opened", "record", "token")
 
     def __init__(self, record: Record, child: Child, client: int, token: int) -> None:
         self.record = record
@@ -59,6 +60,7 @@ class Running:
         self.token = token
         self.opened = False
         self.closing = ""
+        self.on_full = ""
 
 
 class Template:
@@ -141,7 +143,8 @@ class Template:
     def _open(self, client: int, token: int, wire: Wire, about: dict[str, object], state: str) -> None:
         try:
             try:
-                record = Record(state, wire[1], about)
+                audit = next((op for op in wire[5] if op[0] == "record"), ("record", "writes", "deny", ()))
+                record = Record(state, wire[1], {**about, "audit": audit[1]}, audit[3])
             except OSError as error:
                 self._say(
                     client,
@@ -158,6 +161,7 @@ class Template:
             self._say(client, "failed", token, error.phase, str(error), error.hint, error.exit_status)
             return
         running = Running(record, child, client, token)
+        running.on_full = audit[2]
         self._sessions[child.control] = running
         self._poll.register(child.control, select.POLLIN)
         self._attach(client, token, record.identifier)
@@ -185,16 +189,23 @@ class Template:
 
     # --- sessions ------------------------------------------------------------------------------------------------------
 
+    def _heard(self, control: int) -> bytes:
+        data, came = self._mail.receive(control)
+        return envelope.content(came.pop()) if data == envelope.MARK else data
+
     def _from_session(self, running: Running) -> None:
         try:
-            data, _ = self._mail.receive(running.child.control)
+            data = self._heard(running.child.control)
         except OSError:
             data = b""
         if not data:
             self._close(running, running.closing or _DIED)
             return
         kind, *values = marshal.loads(data)
-        getattr(self, f"_on_{kind}")(running, *values)
+        try:
+            getattr(self, f"_on_{kind}")(running, *values)
+        except OSError:
+            self._close(running, _UNWRITABLE)
 
     def _on_ready(self, running: Running, enforcement: dict[str, str]) -> None:
         running.opened = True
@@ -209,10 +220,29 @@ class Template:
     def _on_limit(self, running: Running, limit: str) -> None:
         running.closing = f"the {limit} limit"
 
-    def _on_event(self, running: Running, call: str, chain: tuple[str, ...], *event: Any) -> None:
-        values = [value.decode(errors="surrogateescape") if isinstance(value, bytes) else value for value in event]
-        fields = dict(zip(_FIELDS, values, strict=True))
-        running.record.event({"kind": "denial", "call": call, "grant": chain[-1] if chain else "", **fields})
+    def _on_policy(self, running: Running, policy: int, digest: str, authority: dict[str, object]) -> None:
+        running.record.event({"kind": "policy", "policy": policy, "digest": digest, "authority": authority})
+
+    def _on_actions(self, running: Running, noted: list[tuple[str, str, tuple[Any, ...]]]) -> None:
+        record = running.record
+        missing = record.lost
+        try:
+            at = 0
+            while at < len(noted):
+                call, grant, _ = noted[at]
+                end = at
+                while end < len(noted) and noted[end][:2] == (call, grant):
+                    end += 1
+                record.actions([action for _, _, action in noted[at:end]], call, grant)
+                at = end
+        except OSError:
+            if running.on_full == "stop":
+                raise
+            if not missing:
+                sockets.send(running.child.control, b"hold")
+        else:
+            if missing:
+                sockets.send(running.child.control, b"go on")
 
     def _on_began(
         self, running: Running, call: str, pid: int, argv: list[bytes], policy: int, chain: tuple[str, ...]
@@ -234,16 +264,38 @@ class Template:
     def _on_broken(self, running: Running, policy: str, phase: str, message: str, hint: str, status: int) -> None:
         running.record.event({"kind": "refused", "policy": policy, "phase": phase, "message": message})
 
+    def _drain(self, running: Running) -> None:
+        """Tell the session's first process to end, and write down what it still has to say: of calls that ended, and of
+        actions that waited to be told together. Without it for longer than a moment: it is killed anyway."""
+        control = running.child.control
+        poll = select.poll()
+        try:
+            sockets.end_writing(control)
+            poll.register(control, select.POLLIN)
+            while poll.poll(_LAST_WORDS_MS):
+                data = self._heard(control)
+                if not data:
+                    return
+                kind, *values = marshal.loads(data)
+                if kind in ("actions", "began", "finished", "policy", "refused"):
+                    getattr(self, f"_on_{kind}")(running, *values)
+        except OSError:
+            return
+
     def _close(self, running: Running, why: str) -> str:
         control = running.child.control
         del self._sessions[control]
         self._poll.unregister(control)
+        self._drain(running)
         memory = running.child.out_of_memory()
         status = running.child.close()
         if posix.WIFSIGNALED(status) and why == _DIED:
             why = f"{_DIED} (signal {posix.WTERMSIG(status)})"
         why = "the memory limit" if memory else why
-        running.record.ended({"why": why})
+        try:
+            running.record.ended({"why": why})
+        except OSError:
+            why = _UNWRITABLE
         self._say(running.client, "closed", running.record.identifier, why)
         return why
 

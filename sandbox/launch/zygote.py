@@ -22,12 +22,14 @@ import select
 import time
 from errno import EAGAIN
 
+from remit.sandbox.events.action import DENIED
 from remit.sandbox.kernel import landlock, process, sockets
 from remit.sandbox.launch import envelope, usage
 from remit.sandbox.launch.cell import Maker
 from remit.sandbox.launch.ground import Ground, Refused, open_inside, told
 from remit.sandbox.launch.jail import Jail
 from remit.sandbox.launch.policy import Policy
+from remit.sandbox.mediate.observe import GATHER_MS, GATHERED_AT_MOST, GATHERED_SIZE, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,6 +74,9 @@ class Zygote:
         self._arms_read, self._arms = -1, -1
         self._queue: list[tuple[Policy, int]] = []
         self._arming: dict[int, Policy] = {}
+        self._held = False
+        self._noted: list[tuple[Any, ...]] = []
+        self._noted_size = 0
         self._cells: list[Cell | OSError] = []
         self._revoked: set[str] = set()
 
@@ -198,7 +203,10 @@ class Zygote:
         self._watch(self._request.control, self._from_template)
         self._watch(self._arms_read, self._from_jail)
         while True:
-            for descriptor, events in self._poll.poll(self._timeout()):
+            ready = self._poll.poll(self._timeout())
+            if not ready and self._noted:
+                self._tell_noted()
+            for descriptor, events in ready:
                 handler = self._handlers.get(descriptor)
                 if handler is not None:
                     handler(descriptor, events)
@@ -207,6 +215,8 @@ class Zygote:
             self._watch_memory()
 
     def _timeout(self) -> int | None:
+        if self._noted:
+            return GATHER_MS
         if any([jail.pid and (self._memory_limit or jail.policy.memory_limit) for jail in self._listeners.values()]):
             return _WATCH_MS
         if self._deadline:
@@ -227,6 +237,8 @@ class Zygote:
                 _tell_jail(jail, "memory", call)
 
     def _end(self, limit: str) -> None:
+        if self._noted:
+            self._tell_noted()
         self._tell("limit", limit)
         process.leave(0)
 
@@ -241,7 +253,10 @@ class Zygote:
 
     def _tell(self, *message: Any) -> None:
         try:
-            sockets.send(self._request.control, marshal.dumps(message))
+            data, copies = envelope.enclosed(marshal.dumps(message))
+            sockets.send(self._request.control, data, tuple(copies))
+            for copy in copies:
+                posix.close(copy)
         except OSError:
             process.leave(125)  # the template is gone, and everything here goes with this process
 
@@ -250,8 +265,14 @@ class Zygote:
     def _from_template(self, descriptor: int, _events: int) -> None:
         data, came = self._mail.receive(descriptor)
         if not data:
+            if self._noted:
+                self._tell_noted()
             process.leave(0)
-        if data == b"door":
+        if data in (b"hold", b"go on"):
+            self._held = data == b"hold"
+            for policy in {jail.policy for jail in self._jails.values()} | {*self._policies.values()}:
+                policy.broker.held = self._held
+        elif data == b"door":
             self._doors.add(came[0])
             self._watch(came[0], self._from_client)
 
@@ -289,6 +310,8 @@ class Zygote:
         self._number += 1
         self._policies[self._number] = policy
         policy.number = self._number
+        policy.broker.held = self._held
+        self._tell("policy", identifier, policy.digest, wire[-1])
         self._arm(policy)
 
     def _drop(self, policy: Policy) -> None:
@@ -360,6 +383,8 @@ class Zygote:
             self._arm(policy)
 
     def _done(self, jail: Jail) -> None:
+        if self._noted:
+            self._tell_noted()
         self._jails.pop(jail.identifier, None)
         listener = jail.listener.fd
         if listener in self._listeners:
@@ -397,11 +422,20 @@ class Zygote:
             self._poll.unregister(listener)  # nobody is left under the filter; its thread says when it is done
             self._handlers.pop(listener)
 
-    def _note(self, source: Source, *event: Any) -> None:
+    def _note(self, source: Source, *action: Any) -> None:
+        """Actions go to the template by the dozen, when nothing happens for a moment; denials at once."""
         assert isinstance(source, Jail)
-        if len(source.events) < _EVENTS:
-            source.events.append(event)
-        self._tell("event", source.call, source.chain, *event)
+        denied = action[7] == DENIED
+        if denied and len(source.events) < _EVENTS:
+            source.events.append(action)
+        self._noted.append((source.call, source.chain[-1] if source.chain else "", action))
+        self._noted_size += size_of(action)
+        if denied or len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
+            self._tell_noted()
+
+    def _tell_noted(self) -> None:
+        noted, self._noted, self._noted_size = self._noted, [], 0
+        self._tell("actions", noted)
 
     def processes(self, jail: Jail) -> list[int]:
         """The processes of one call, by this namespace's numbers."""

@@ -7,21 +7,24 @@ session ends; nothing opens.
 
 from __future__ import annotations
 
-from errno import EACCES, ENOSYS
+from errno import EACCES, ENOSPC, ENOSYS
 from time import monotonic
 
+from remit.sandbox.events.action import HELD, PRIVATE, UNGRANTED
+from remit.sandbox.kernel import network
 from remit.sandbox.kernel.call import NR, failure
 from remit.sandbox.kernel.notify import Listener
 from remit.sandbox.mediate.calls import ANSWERED, PROCEED, Calls
+from remit.sandbox.mediate.observe import FULL, OFF, WRITES, Observer
 from remit.sandbox.mediate.resolve import Foreign
-from remit.sandbox.mediate.rules import Rules, under
+from remit.sandbox.mediate.rules import Rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeAlias
 
-    Note: TypeAlias = Callable[["Source", str, int, int, bytes, str, str, int, str], None]
+    Note: TypeAlias = Callable[..., None]
     Condition: TypeAlias = tuple[int, int, int]
 
 MEDIATED = (
@@ -53,12 +56,11 @@ MEDIATED = (
     "fchown",
     "fchownat",
 )
-OBSERVED = ("umask", "execve", "execveat", "connect", "bind")
+OBSERVED = ("umask", "execve", "execveat", "connect", "bind", "kill", "ptrace")
 _NEVER_PROCEED = frozenset(["chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat"])
 _MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}
 _S_ISUID = 0o4000
-_PRIVATE = (b"/dev", b"/tmp", b"/proc", b"/run", b"/var/tmp")
-_LETTERS = {"write": "w", "exec": "x", "connect": "w"}
+_LOOPBACK = (b"127.", b"[0:0:0:0:0:0:0:1]:")
 
 
 class Denied(OSError):
@@ -87,26 +89,29 @@ class Source:
 class Broker:
     """Decides, for every source under one authority, and performs.
 
-    ``spec`` is the wire form of ``compile.plan.Mediate``. ``note(source, kind, pid, nr, object, right, verdict, errno,
-    rule)`` is called for each denial and, with ``observe``, for each call.
+    ``spec`` is the wire form of ``compile.plan.Mediate``. ``note(source, *action)`` is called with the fields of
+    ``events.action.FIELDS``, for what the spec's audit level says.
     """
 
-    def __init__(self, spec: tuple[Any, ...], note: Note, *, observe: bool = False) -> None:
+    def __init__(self, spec: tuple[Any, ...], note: Note) -> None:
         name, roots, deny, protect, catalogue, opened, granted, *rest = spec
-        reads, refuse, outer = (*rest, (), (), ())[:3]
+        defaults: tuple[Any, ...] = ((), (), (), WRITES)
+        reads, refuse, outer, level = (*rest, *defaults[len(rest) :])
         if name != "mediate":
             raise ValueError(f"not a mediation: {name!r}")
-        self._note = note
-        self._observe = observe
+        self.held = False
+        """The record cannot be written: everything that would be recorded is refused."""
         self._execs = frozenset([NR[call] for call in ("execve", "execveat") if call in NR])
-        self._pid = self._nr = 0
+        self._pid = self._nr = self._errno = 0
         self._source = Source()
-        self._granted: list[tuple[bytes, str]] = [(_bytes(path), letters) for path, letters in granted]
         places = tuple([_bytes(root) for root in roots])
         readable = tuple([_bytes(root) for root in reads])
         rules = Rules(places, deny, protect, catalogue, opened)
-        self._beyond = tuple([_bytes(root) for root in outer])
-        self.calls = Calls(rules, places, readable, self._beyond, self._denied, self._outside, self._grants, monotonic)
+        beyond = tuple([_bytes(root) for root in outer])
+        self._observer = Observer([(_bytes(path), letters) for path, letters in granted], note, level, beyond)
+        self.calls = Calls(rules, places, readable, beyond, self._denied, self._outside, monotonic)
+        self.calls.watches_reads = level == FULL
+        self.calls.watches = level != OFF
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
         for call in MEDIATED + OBSERVED:
             if call in NR:
@@ -130,29 +135,44 @@ class Broker:
             return
         identifier, pid, _, nr, _, _, *arguments = notification
         source.handled += 1
-        self._source, self._pid, self._nr = source, pid, nr
+        self._source, self._pid, self._nr, self._errno = source, pid, nr, 0
         calls = self.calls
         calls.listener = listener
         calls.id = identifier
         calls.performing = False
+        calls.touched.clear()
         calls.view.begin(pid)
+        # Before the answer: the caller may be gone right after it.
+        self._observer.meet(pid)
         try:
             answer = self._answer(nr, arguments)
+        except Denied as error:
+            listener.reply(identifier, error=error.errno or EACCES)
         except OSError as error:
             listener.reply(identifier, error=error.errno or EACCES)
+            if calls.touched:
+                self._observer.done(source, pid, nr, calls.touched, error.errno or EACCES, True)
         except Exception as error:
             # A bug of the mediator is the caller's EACCES, never its permission.
-            self._tell(b"", "", "error", EACCES, f"{type(error).__name__}: {error}")
             listener.reply(identifier, error=EACCES)
+            self._observer.failed(source, pid, nr, EACCES, f"{type(error).__name__}: {error}")
         else:
             if answer == PROCEED:
                 listener.proceed(identifier)
             elif answer != ANSWERED:
                 listener.reply(identifier, answer)
+            # After the answer: the caller need not wait for its record.
+            calls.look()
+            if calls.touched:
+                self._observer.done(source, pid, nr, calls.touched, self._errno, answer != PROCEED)
         finally:
             calls.view.end()
+            if nr in self._execs:
+                self._observer.executes(pid)
 
     def _answer(self, nr: int, arguments: list[int]) -> int:
+        if self.held and nr != NR.get("umask"):
+            raise self._denied("call", b"", HELD, ENOSPC)
         rows = self._refused.get(nr)
         if rows is not None:
             for errno, conditions in rows:
@@ -163,7 +183,9 @@ class Broker:
                     # A directory may be setgid: the handler looks at what it is.
                     if nr in self._modes and not arguments[self._modes[nr]] & _S_ISUID:
                         continue
-                    raise self._denied("call", b"", f"system call {nr} is refused", errno)
+                    names = self._observer.names(nr, arguments, self.calls.view)
+                    right, path = ("setuid", names[0][0]) if names else ("call", b"")
+                    raise self._denied(right, path, f"system call {nr} is refused", errno)
         found = self._handlers.get(nr)
         if found is None:
             raise self._denied("call", b"", f"system call {nr} is not mediated", ENOSYS)
@@ -171,16 +193,17 @@ class Broker:
         before_exec = self._source.before_exec
         if before_exec is not None and nr in self._execs:
             before_exec(self._pid)
-        if self._observe:
-            self._note(self._source, "attempt", self._pid, nr, b"", "", "", 0, "")
         try:
             return handler(*arguments)
         except Denied:
             raise
-        except OSError:
+        except OSError as error:
             # What goes wrong before anything was done is the kernel's to say, with its own errno.
             if performs or self.calls.performing:
                 raise
+            self._errno = error.errno or EACCES
+            if not self.calls.touched:
+                self._unresolved(nr, arguments)
             return PROCEED
         except Foreign:
             if performs:
@@ -189,26 +212,44 @@ class Broker:
 
     def _denied(self, right: str, path: bytes, rule: str, errno: int) -> OSError:
         self._source.denials += 1
-        self._tell(path, right, "denied", errno, rule)
+        layer = "seccomp" if right == "call" else "mediation"
+        self._observer.denied(self._source, self._pid, self._nr, path, right, layer, errno, rule)
         return Denied(errno, rule)
 
-    def _grants(self, path: bytes, right: str) -> bool:
-        """Something that is granted holds this."""
-        letter = _LETTERS[right]
-        return any([letter in letters and under(path, place) for place, letters in self._granted])
+    def _outside(self, path: bytes, right: str, errno: int = 0) -> None:
+        """The kernel is about to decide, by mounts and Landlock: count what it will refuse, because nothing grants it.
 
-    def _outside(self, path: bytes, right: str) -> None:
-        """Count what the kernel is about to refuse because nothing grants it."""
-        if self._grants(path, right):
+        ``errno``: what it will say where something does.
+        """
+        if right in ("signal", "trace"):
+            known = path.startswith(b"own ")
+            path = path.removeprefix(b"own ")
+            allowed, rule, layer = known, PRIVATE if known else UNGRANTED, "" if known else "namespaces"
+        elif right == "bind" or path.startswith(_LOOPBACK):
+            # Where nobody listens inside, whoever connects means somebody else.
+            allowed = right == "bind" or network.listens(int(path.rpartition(b":")[2]))
+            rule, layer = (PRIVATE, "") if allowed else (UNGRANTED, "namespaces")
+        else:
+            allowed, rule, layer = self._observer.verdict(path, right)
+            if not allowed and right != "read":
+                self._source.denials += 1
+        if allowed and errno:
+            self._observer.done(self._source, self._pid, self._nr, [(path, right)], errno, performed=False)
             return
-        private = path.startswith(_PRIVATE) and not path.startswith(b"/proc/sys") and right != "exec"
-        if private and not any([under(path, place) for place in self._beyond]):
-            return
-        self._source.denials += 1
-        self._tell(path, right, "denied", EACCES, "nothing grants it")
+        self._observer.proceeding(
+            self._source, self._pid, self._nr, path, right, allowed=allowed, layer=layer, rule=rule
+        )
 
-    def _tell(self, path: bytes, right: str, verdict: str, errno: int, rule: str) -> None:
-        self._note(self._source, "mediation", self._pid, self._nr, path, right, verdict, errno, rule)
+    def _unresolved(self, nr: int, arguments: list[int]) -> None:
+        """A name that leads nowhere inside may be one that no grant shows."""
+        for path, right in self._observer.names(nr, arguments, self.calls.view):
+            allowed, rule, layer = self._observer.verdict(path, right)
+            if allowed:
+                self.calls.touched.append((path, right))
+            else:
+                self._observer.proceeding(
+                    self._source, self._pid, self._nr, path, right, allowed=False, layer=layer, rule=rule
+                )
 
 
 def _bytes(text: str) -> bytes:

@@ -121,8 +121,7 @@ class Calls:
         reads: tuple[bytes, ...],
         outer: tuple[bytes, ...],
         denied: Denial,
-        outside: Callable[[bytes, str], None],
-        grants: Callable[[bytes, str], bool],
+        outside: Callable[..., None],
         clock: Callable[[], float],
     ) -> None:
         self.listener: Listener
@@ -133,9 +132,15 @@ class Calls:
         self.id = 0
         self.performing = False
         """Resolved and decided: from here on, an error is the call's own result."""
+        self.touched: list[tuple[bytes, str]] = []
+        """What the call being handled names in the roots, with the right it takes: cleared for each."""
+        self.watches = True
+        """``outside`` hears of every action elsewhere, too."""
+        self.watches_reads = False
+        """It hears of opens for reading, too."""
+        self.later: tuple[int, bytes, bytes | None] | None = None
         self._denied = denied
         self._outside = outside
-        self._grants = grants
         self._roots: list[tuple[bytes, bytes, int]] = []
         for root in roots:
             try:
@@ -173,6 +178,17 @@ class Calls:
         return self.view.parent(descriptor, path)
 
     def _refuse(self, path: bytes, right: str) -> None:
+        if (path, right) not in self.touched:
+            self.touched.append((path, right))
+        self._check(path, right)
+
+    def _elsewhere(self, path: bytes, right: str) -> int:
+        """Not in a root: the kernel goes on, by mounts and Landlock."""
+        if self.watches:
+            self._outside(path, right)
+        return PROCEED
+
+    def _check(self, path: bytes, right: str) -> None:
         text = self.rules.decide(path, right)
         if text:
             raise self._denied(right, path, text, EACCES)
@@ -226,8 +242,10 @@ class Calls:
 
     def _open(self, descriptor: int, where: int, flags: int, mode: int, resolve: int) -> int:
         writes = flags & _WRITES
-        if flags & O_PATH or not (writes or self._reads):
+        if flags & O_PATH:
             return PROCEED
+        if not (writes or self._reads):
+            return self._read(descriptor, where) if self.watches_reads else PROCEED
         if flags & (O_CREAT | O_TMPFILE_BIT) and mode & _SPECIAL_MODES:
             raise self._denied("setuid", b"", "setuid and setgid modes are refused", EPERM)
         path = memory.read_string(self.view.pid, where)
@@ -253,22 +271,54 @@ class Calls:
         else:
             if self._mediates(full, flags & _WRITES) or not self.view.plain(full):
                 return None
-            if flags & _WRITES:
-                self._outside(full, WRITE)
+            if flags & _WRITES or self.watches_reads:
+                self._outside(full, WRITE if flags & _WRITES else READ)
             return PROCEED
         if not flags & _WRITES and not self._mediates(full, 0):
+            if not self.watches_reads:
+                return PROCEED
+            if not self.view.plain(full):
+                return None
+            self._outside(full, READ)
             return PROCEED
         if self.rules.decide(full, WRITE if flags & _WRITES else READ):
             return None
         if full.rpartition(b"/")[2] in self.rules.special:
             return None
+        self.touched.append((full, WRITE if flags & _WRITES else READ))
         try:
             return self._perform_open(anchor, full[len(below) :], flags, mode, _STRICT)
         except OSError as error:
             if error.errno == EMFILE or (error.errno == EEXIST and flags & O_EXCL):
                 raise
             self.performing = False
+            self.touched.clear()
             return None
+
+    def _read(self, descriptor: int, where: int) -> int:
+        """Only watched: the kernel opens, and reads its own copy of the name. ``look`` says afterwards what it was."""
+        path = memory.read_string(self.view.pid, where)
+        self.later = (descriptor, path, self.view.lexical(descriptor, path))
+        return PROCEED
+
+    def look(self) -> None:
+        """Tell of the open that ``_read`` let go on. The caller does not wait for this; its name may mean something else by
+        now, which changes what is recorded and nothing that is decided."""
+        if self.later is None:
+            return
+        descriptor, path, full = self.later
+        self.later = None
+        errno = self.view.missing(full) if full is not None else ELOOP
+        if errno == ELOOP:
+            try:
+                _, full = self.view.object(descriptor, path, follow=True)
+                errno = 0
+            except OSError as error:
+                full, errno = self.view.spelled(descriptor, path), error.errno or 0
+            except Foreign:
+                return
+        if full is not None and not full.startswith(b"/proc/"):
+            self._outside(full, READ, errno)
 
     def _perform_open(self, directory: int, name: bytes, flags: int, mode: int, resolve: int) -> int:
         """Open and hand over. Never blocks: what exists is opened O_NONBLOCK, which a FIFO or a lease needs."""
@@ -349,14 +399,14 @@ class Calls:
             try:
                 _, target, magic, _ = self.view.target(directory, name)
             except OSError:
-                if writes:
-                    self._outside(full, WRITE)
+                if writes or self.watches_reads:
+                    self._outside(full, right)
                 return PROCEED
             if magic >= 0:
                 return self._reopen(magic, flags)
             if not target:
-                if writes:
-                    self._outside(full, WRITE)
+                if writes or self.watches_reads:
+                    self._outside(full, right)
                 return PROCEED
             directory, name, place, slash = self.view.follow(directory, target)
         return PROCEED
@@ -450,7 +500,7 @@ class Calls:
         """``truncate(2)``. The caller's file size limit holds, with its signal."""
         found, full = self.view.object(AT_FDCWD, memory.read_string(self.view.pid, path), follow=True)
         if not self._inside(full):
-            return PROCEED
+            return self._elsewhere(full, WRITE)
         self._refuse(full, WRITE)
         self._special_by_path(full)
         self.performing = True
@@ -478,8 +528,10 @@ class Calls:
         if found is None:
             return PROCEED
         directory, name, place, slash = found
-        if name in _DOTS or not self._inside(join(place, name)):
+        if name in _DOTS:
             return PROCEED
+        if not self._inside(join(place, name)):
+            return self._elsewhere(join(place, name), WRITE)
         self._creation(directory, place, name)
         self.umasks.assume(self.view.pid)
         self.performing = True
@@ -496,8 +548,10 @@ class Calls:
         if found is None:
             return PROCEED
         directory, name, place, slash = found
-        if name in _DOTS or not self._inside(join(place, name)):
+        if name in _DOTS:
             return PROCEED
+        if not self._inside(join(place, name)):
+            return self._elsewhere(join(place, name), WRITE)
         if mode & _SPECIAL_MODES:
             raise self._denied("setuid", join(place, name), "setuid and setgid modes are refused", EPERM)
         self._creation(directory, place, name)
@@ -518,8 +572,10 @@ class Calls:
             return PROCEED
         directory, name, place, slash = found
         full = join(place, name)
-        if name in _DOTS or not self._inside(full):
+        if name in _DOTS:
             return PROCEED
+        if not self._inside(full):
+            return self._elsewhere(full, WRITE)
         self._refuse(full, WRITE)
         rule = self.rules.component(full)
         if not rule and name in self.rules.special:
@@ -548,12 +604,14 @@ class Calls:
             return PROCEED
         directory, name, place, slash = found
         full = join(place, name)
-        if name in _DOTS or not self._inside(full):
+        if name in _DOTS:
             return PROCEED
+        if not self._inside(full):
+            return self._elsewhere(full, WRITE)
         source, origin = self.view.object(
             from_, source_path, follow=bool(flags & AT_SYMLINK_FOLLOW), empty=bool(flags & AT_EMPTY_PATH)
         )
-        self._refuse(origin, WRITE)
+        self._check(origin, WRITE)
         self._creation(directory, place, name)
         target = name + b"/" if slash else name
         self.performing = True
@@ -588,8 +646,11 @@ class Calls:
             return PROCEED
         directory, name, place, slash = found
         full = join(place, name)
-        if name in _DOTS or not self._inside(full):
+        if name in _DOTS:
             return PROCEED
+        if not self._inside(full):
+            return self._elsewhere(full, REMOVE)
+        self.touched.append((full, REMOVE))
         text = self.rules.decide(full, REMOVE)
         if not text and name in self.rules.hooks:
             text = self._repository.creation(directory, place, name)
@@ -622,8 +683,11 @@ class Calls:
         directory1, name1, place1, slash1 = first
         directory2, name2, place2, slash2 = second
         path1, path2 = join(place1, name1), join(place2, name2)
-        if name1 in _DOTS or name2 in _DOTS or not (self._inside(path1) or self._inside(path2)):
+        if name1 in _DOTS or name2 in _DOTS:
             return PROCEED
+        if not (self._inside(path1) or self._inside(path2)):
+            self._elsewhere(path1, REMOVE)
+            return self._elsewhere(path2, WRITE)
         mode1 = posix.stat(name1, dir_fd=directory1, follow_symlinks=False).st_mode
         if path1 != path2:
             config = self._moves(directory1, name1, path1, mode1, directory2, place2, name2, flags)
@@ -670,7 +734,7 @@ class Calls:
             if text:
                 raise self._denied(WRITE, path2, text, EACCES)
         # What is replaced disappears.
-        self._refuse(path2, REMOVE)
+        self._check(path2, REMOVE)
         if name1 in rules.special:
             text = self._repository.leaving(directory1, path1.rpartition(b"/")[0], name1, kind == _S_IFDIR)
             if text:
@@ -791,12 +855,16 @@ class Calls:
 
     def execveat(self, descriptor: int, path: int, *_: int) -> int:
         """``execveat(2)``: Landlock decides; a program that exists here and is not granted counts as a denial."""
-        name = memory.read_string(self.view.pid, path)
-        full = self.view.lexical(descriptor, name)
-        if full is None or full.startswith(b"/proc/") or self._grants(full, "exec"):
-            return PROCEED
-        # Not granted by this name: the object may be, by its own (/bin is a link on most systems).
-        self._outside(self.view.object(descriptor, name, follow=True)[1], "exec")
+        full = self.view.lexical(descriptor, memory.read_string(self.view.pid, path))
+        if full is not None and not full.startswith(b"/proc/"):
+            try:
+                found = self.view.own(posix.open(full, O_PATH | O_CLOEXEC))
+            except OSError as error:
+                if error.errno not in (EACCES, EPERM):
+                    return PROCEED
+                self._outside(full, "exec")
+            else:
+                self._outside(self.view.canonical(found), "exec")
         return PROCEED
 
     def connect(self, _descriptor: int, address: int, length: int, *_: int) -> int:
@@ -819,15 +887,29 @@ class Calls:
                 directory, name, place, _ = self.view.parent(AT_FDCWD, path)
                 if name not in _DOTS and self._inside(join(place, name)):
                     self._creation(directory, place, name)
+                elif name not in _DOTS:
+                    return self._elsewhere(join(place, name), WRITE)
             else:
                 full = self.view.lexical(AT_FDCWD, path)
                 if full is not None and full not in _ASKED_BY_LIBC:
                     self._outside(full, right)
-        elif right == "connect" and family == 2 and len(raw) >= 8 and raw[4] != 127:
-            self._outside(b"%d.%d.%d.%d:%d" % (*raw[4:8], int.from_bytes(raw[2:4], "big")), right)
-        elif right == "connect" and family == 10 and len(raw) >= 24 and raw[8:24] != bytes(15) + b"\1":
+        elif family == 2 and len(raw) >= 8:
+            self._elsewhere(b"%d.%d.%d.%d:%d" % (*raw[4:8], int.from_bytes(raw[2:4], "big")), right)
+        elif family == 10 and len(raw) >= 24:
             words = b":".join([b"%x" % int.from_bytes(raw[at : at + 2], "big") for at in range(8, 24, 2)])
-            self._outside(b"[%s]:%d" % (words, int.from_bytes(raw[2:4], "big")), right)
+            self._elsewhere(b"[%s]:%d" % (words, int.from_bytes(raw[2:4], "big")), right)
+        return PROCEED
+
+    def kill(self, pid: int, number: int, *_: int) -> int:
+        """``kill(2)``: the PID namespace and Landlock's scope decide. Signal 0 only asks whether somebody is there."""
+        target = signed(pid)
+        if target > 0 and number:
+            self._elsewhere(_process(target), "signal")
+        return PROCEED
+
+    def ptrace(self, request: int, pid: int, *_: int) -> int:
+        """``ptrace(2)``, PTRACE_ATTACH and PTRACE_SEIZE: as ``kill``."""
+        self._elsewhere(_process(signed(pid)), "trace")
         return PROCEED
 
 
@@ -845,6 +927,12 @@ def positive(descriptor: int) -> int:
     """A descriptor that may not be AT_FDCWD."""
     number = signed(descriptor)
     return number if number >= 0 else -1
+
+
+def _process(pid: int) -> bytes:
+    """A process as an object; ``own`` where the session has one of that number."""
+    name = b"/proc/%d" % pid
+    return b"own " + name if _exists(AT_FDCWD, name) else name
 
 
 def _exists(directory: int, path: bytes) -> bool:

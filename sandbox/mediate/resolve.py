@@ -132,13 +132,34 @@ class View:
             path = b"/" + b"/".join([part for part in path.split(b"/") if part not in (b"", b".")])
         return path
 
+    def spelled(self, descriptor: int, path: bytes) -> bytes | None:
+        """What the words say where no file can tell: for the record, never for a decision. None without a base."""
+        if path[:1] != b"/":
+            number = signed(descriptor)
+            try:
+                name = b"/proc/%d/cwd" % self.pid if number == AT_FDCWD else b"/proc/%d/fd/%d" % (self.pid, number)
+                path = posix.readlink(name) + b"/" + path
+            except OSError:
+                return None
+        parts: list[bytes] = []
+        for part in path.split(b"/"):
+            if part == b"..":
+                del parts[-1:]
+            elif part not in (b"", b"."):
+                parts.append(part)
+        return b"/" + b"/".join(parts)
+
     def plain(self, path: bytes) -> bool:
         """No component of the absolute ``path`` is a link, as far as it exists."""
+        return self.missing(path) != ELOOP
+
+    def missing(self, path: bytes) -> int:
+        """0 where the absolute ``path`` leads to something without crossing a link, else the errno: ELOOP for a link."""
         try:
             posix.close(openat2(AT_FDCWD, path, _ENTRY & ~posix.O_NOFOLLOW, 0, RESOLVE_NO_SYMLINKS))
         except OSError as error:
-            return error.errno != ELOOP
-        return True
+            return error.errno or ENOENT
+        return 0
 
     def parent(self, descriptor: int, path: bytes) -> tuple[int, bytes, bytes, bool]:
         """(parent descriptor, last name, canonical parent, trailing slash). Raises OSError as the kernel would, Foreign."""

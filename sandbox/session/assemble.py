@@ -231,6 +231,8 @@ def assemble(
         deny_paths_of_remit=secret,
         own_code=code,
         matches=matches,
+        audit=asked.expanded.audit,
+        audit_on_full=asked.expanded.audit_on_full,
     )
     now = time.time()
     grant = Grant(
@@ -268,6 +270,8 @@ def assemble(
             secret=secret,
             own_code=code,
             matches=matches,
+            audit=asked.expanded.audit,
+            audit_on_full=asked.expanded.audit_on_full,
             freeze=asked.expanded.on_expiry == "freeze",
         ),
     )

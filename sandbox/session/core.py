@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from errno import EACCES
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -411,9 +412,8 @@ class Core:
         _, status, limit, cpu, memory, denied, events = message
         self.raise_ended(ticket, limit)
         denials = tuple(
-            Denial(os.fsdecode(path), right, errno, rule, pid)
-            for _, pid, _nr, path, right, verdict, errno, rule in events
-            if verdict == "denied"
+            Denial(os.fsdecode(path), right, errno or EACCES, rule, pid)
+            for _, pid, _start, _exe, _nr, path, right, _verdict, _certainty, _layer, errno, rule in events
         )
         return CompletedCall(
             args=ticket.args,

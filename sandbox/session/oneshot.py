@@ -32,7 +32,6 @@ MEMORY_LIMIT_STATUS = 137
 NOT_FOUND_STATUS = 127
 _KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
 _ROOMS = ("authority", "compile", "resolve", "session", "../profiles")
-_FIELDS = ("source", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
 
 class Prepared:
@@ -86,7 +85,8 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
 def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> int:
     for warning in prepared.warnings:
         _say(warning)
-    _, digest, workspace, degraded, _, _operations = prepared.wire
+    _, digest, workspace, degraded, _, operations = prepared.wire
+    level, on_full, lines = next((op[1:4] for op in operations if op[0] == "record"), ("writes", "deny", ()))
     try:
         record = Record(
             state_directory(posix.environ),
@@ -95,8 +95,10 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
                 "workspace": workspace,
                 "degraded": degraded,
                 "argv": list(invocation.command),
+                "audit": level,
                 **({"grants": [claim[0] for claim in prepared.claims]} if prepared.claims else {}),
             },
+            lines,
             kept=_kept(prepared),
         )
     except FileNotFoundError:
@@ -110,9 +112,18 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
         record.enforced(dict(enforcement))
         _status(invocation.status_fd, {"event": "started", "session": record.identifier, "plan": digest})
 
-    def happened(event: tuple[object, ...]) -> None:
-        values = [value.decode(errors="surrogateescape") if isinstance(value, bytes) else value for value in event]
-        record.event({"kind": "denial", **dict(zip(_FIELDS, values, strict=True))})
+    def happened(actions: tuple[tuple[object, ...], ...]) -> None:
+        missing = record.lost
+        try:
+            record.actions(actions)
+        except OSError as error:
+            if on_full == "stop":
+                raise _no_record(error) from None
+            if not missing:
+                session.hold(True)
+        else:
+            if missing:
+                session.hold(False)
 
     try:
         if prepared.claims:
@@ -129,16 +140,28 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
         try:
             outcome = session.wait()
             status = _exit_status(outcome)
-            record.ended({"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
+            if level != "off":
+                outcome.denials = record.denials
+            _complete(record, {"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
         finally:
             session.close()
     except RemitError as error:
         if error.exit_status == NOT_FOUND_STATUS:
             _look_outside(error, invocation.command[0])
-        record.ended({"failed": str(error), "phase": error.phase})
+        try:
+            record.ended({"failed": str(error), "phase": error.phase})
+        except OSError:
+            pass  # the failure that there is says more
         raise
     _report(invocation, outcome, status, record.identifier)
     return status
+
+
+def _complete(record: Record, result: dict[str, object]) -> None:
+    try:
+        record.ended(result)
+    except OSError as error:
+        raise _no_record(error) from None
 
 
 def _kept(prepared: Prepared) -> str:

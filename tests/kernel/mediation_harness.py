@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from errno import EACCES
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from remit.sandbox.compile.catalogue import WIRE
 from remit.sandbox.compile.seccomp import build_filter
 from remit.sandbox.compile.syscalls import refused
+from remit.sandbox.events.action import FIELDS
 from remit.sandbox.kernel import landlock, memory, mount, notify, process
 from remit.sandbox.kernel.call import MACHINE, NR, call
 from remit.sandbox.mediate.broker import Broker, Source
@@ -188,10 +189,11 @@ def _session(setup: Setup, out: int) -> NoReturn:
         state["taken"] = 1
         process.set_capabilities(1 << process.CAP_SYS_PTRACE)
 
-        def note(
-            _: Source, kind: str, pid: int, nr: int, path: bytes, right: str, verdict: str, errno: int, rule: str
-        ) -> None:
-            notes.append(f"{verdict} {right} {path.decode(errors='replace')} {errno} {rule}")
+        def note(_: Source, *action: Any) -> None:
+            found = dict(zip(FIELDS, action, strict=True))
+            if found["verdict"] in ("denied", "error"):
+                path = found["object"].decode(errors="replace")
+                notes.append(f"{found['verdict']} {found['right']} {path} {found['errno']} {found['rule']}")
 
         broker = (Unnested if setup.mode == "unnested" else Broker)(setup.spec(), note)
         source.attach(listener)

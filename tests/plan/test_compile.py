@@ -26,6 +26,7 @@ from remit.sandbox.compile.plan import (
     PivotRoot,
     Privileges,
     Proc,
+    Record,
     Seccomp,
     Symlink,
     Tmpfs,
@@ -485,7 +486,7 @@ def test_apparmors_restriction_is_named_and_its_profile_comes_first() -> None:
 def test_without_namespaces_by_name() -> None:
     result = compiled(coding(), facts=HostFacts(user_namespaces=False), degrade=["namespaces"])
     kinds = {type(op) for op in result.plan.operations}
-    assert kinds == {Environment, Landlock, Mediate, Privileges, Seccomp}
+    assert kinds == {Environment, Landlock, Mediate, Privileges, Record, Seccomp}
     rules = domain(result, "session")
     assert "/tmp" not in rules
     assert "/dev/null" in rules

@@ -355,7 +355,7 @@ def test_normal_keeps_what_is_redundant_by_name() -> None:
     assert extent(a) == Authority(paths=(rule("/p", READ),), deny=(anywhere("/p", "key"),))
 
 
-def test_normal_merges_lines_and_keeps_the_first_source() -> None:
+def test_normal_merges_lines_and_keeps_the_source_that_decides() -> None:
     first, second = Source("base.toml", 3), Source("coding.toml", 9)
     a = Authority(
         paths=(
@@ -373,7 +373,7 @@ def test_normal_merges_lines_and_keeps_the_first_source() -> None:
     assert not made.paths[0].optional
     assert made.deny == (PathPattern("/a", ("b",)),)
     assert made.connect == (Endpoint("x"),)
-    assert [made.paths[0].source, made.deny[0].source, made.connect[0].source] == [first] * 3
+    assert [made.paths[0].source, made.deny[0].source, made.connect[0].source] == [second, first, first]
     assert made.environment == (("A", None),)
     assert made.limits == (("pids", 3),)
 

@@ -63,7 +63,7 @@ def test_a_record_from_start_to_end(tmp_path: Path) -> None:
     assert [line["id"] for line in lines] == [f"{record.identifier}:{n}" for n in (1, 2, 3, 4)]
     assert (lines[0]["kind"], lines[0]["schema"], lines[0]["plan"], lines[0]["workspace"]) == (
         "started",
-        "remit.session/1",
+        "remit.session/2",
         "d1",
         "/w",
     )
@@ -72,7 +72,7 @@ def test_a_record_from_start_to_end(tmp_path: Path) -> None:
     assert lines[3]["status"] == 0
     assert json.loads((directory / "plan.json").read_text()) == {"plan": 1}
     assert directory.stat().st_mode & 0o777 == 0o700
-    assert {f.name for f in directory.iterdir()} == {"plan.json", "events.jsonl"}
+    assert {f.name for f in directory.iterdir()} == {"plan.json", "events.jsonl", "head"}
     assert all(f.stat().st_mode & 0o077 == 0 for f in directory.iterdir())
 
 

@@ -10,48 +10,34 @@ from typing import Any
 import jsonschema
 import pytest
 
-from remit.cli import main, why
-from remit.sandbox.audit import denials
+from remit.cli import main
+from remit.sandbox.audit import log, why
+from remit.sandbox.audit.decide import Decider
 from remit.sandbox.audit.record import Record, keep_plan
+from remit.sandbox.authority import codec
 from remit.sandbox.authority.errors import UsageError
+from remit.sandbox.authority.model import Authority, PathPattern, Source
 from remit.sandbox.kernel.call import NR
 
-SCHEMA = Path(why.__file__).parent / "schemas" / "why.schema.json"
+SCHEMA = Path(main.__file__).parent / "schemas" / "why.schema.json"
+AUTHORITY = Authority(
+    deny=(
+        PathPattern("/home/u", (".ssh",), source=Source("/p/readonly.toml", 19, "filesystem.deny")),
+        PathPattern("/", ("secret",), True, Source("command line", 0, "--deny")),
+    ),
+    protect=(PathPattern("/w", (".github",), source=Source("/p/coding.toml", 46, "filesystem.protect")),),
+)
 PLAN = {
-    "grant": {
-        "authority": {
-            "deny": [
-                {
-                    "anchor": "/home/u",
-                    "tail": [".ssh"],
-                    "any_depth": False,
-                    "source": {"file": "/p/readonly.toml", "line": 19, "key": "filesystem.deny"},
-                },
-                {
-                    "anchor": "/",
-                    "tail": ["secret"],
-                    "any_depth": True,
-                    "source": {"file": "command line", "line": 0, "key": "--deny"},
-                },
-            ],
-            "protect": [
-                {
-                    "anchor": "/w",
-                    "tail": [".github"],
-                    "any_depth": False,
-                    "source": {"file": "/p/coding.toml", "line": 46, "key": "filesystem.protect"},
-                }
-            ],
-        }
-    },
+    "grant": {"authority": codec.to_json(AUTHORITY)},
     "plan": {
         "operations": [
             {"op": "bind", "layer": "namespaces"},
             {"op": "landlock", "layer": "landlock"},
-            {"op": "mediate", "layer": "mediation", "catalogue": [["any", ".envrc"]], "opened": []},
+            {"op": "mediate", "layer": "mediation"},
         ]
     },
 }
+Action = tuple[object, ...]
 
 
 @pytest.fixture
@@ -63,29 +49,29 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def denial(
-    object_: str, rule: str, *, call: str = "openat", right: str = "write", errno: int = 13
-) -> dict[str, object]:
-    return {
-        "kind": "denial",
-        "source": "mediation",
-        "pid": 3,
-        "nr": NR.get(call, 9999),
-        "object": object_,
-        "right": right,
-        "verdict": "denied",
-        "errno": errno,
-        "rule": rule,
-    }
+    object_: str,
+    rule: str,
+    *,
+    call: str = "openat",
+    right: str = "write",
+    errno: int = 13,
+    verdict: str = "denied",
+    certainty: str = "denied",
+) -> Action:
+    name = object_.encode("utf-8", "surrogateescape")
+    if rule == "nothing grants it":
+        errno = 0  # the kernel's to choose
+    return (1.0, 3, 7, b"/usr/bin/sh", NR.get(call, 9999), name, right, verdict, certainty, "mediation", errno, rule)
 
 
-def refused(call: str, rule: str = "system call 1 is refused") -> dict[str, object]:
+def refused(call: str, rule: str = "system call 1 is refused") -> Action:
     return denial("", rule, call=call, right="call", errno=1)
 
 
-def session(state: str, *events: dict[str, object], ended: bool = True) -> Record:
+def session(state: str, *actions: Action, ended: bool = True) -> Record:
     record = Record(state, "d", {"argv": ["sh", "-c", "true"]})
-    for event in events:
-        record.event(event)
+    for action in actions:
+        record.actions([action])
     if ended:
         record.ended({"status": 1})
     return record
@@ -98,7 +84,7 @@ def json_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, An
     return found
 
 
-def one(state: str, event: dict[str, object], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def one(state: str, event: Action, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     found = json_of([session(state, event).identifier], capsys)["denials"]
     assert len(found) == 1
     only: dict[str, Any] = found[0]
@@ -161,10 +147,10 @@ def test_what_nothing_grants_can_be_granted(state: str, tmp_path: Path, capsys: 
         ("/home/u/.ssh/new", "write", "deny wins"),
         ("/x/secret/y", "exec", "deny wins"),
         ("/w/.github", "write", "protect wins"),
-        ("/tmp/.envrc", "write", "a grant would not do"),
+        ("/tmp/x/.vscode/settings.json/x", "write", "a grant would not do"),
         ("/proc/sys/kernel/hostname", "write", "not grantable"),
         ("192.0.2.1:80", "connect", "not grantable"),
-        ("/run/x.sock", "connect", "not grantable"),
+        ("/run/x.sock", "connect", "make it, then --unix /run/x.sock"),
         ("//odd", "write", "not grantable by that name"),
         ("/absent", "write", "make it, then --write /absent"),
     ],
@@ -179,8 +165,13 @@ def test_no_grant_is_offered_that_would_not_do(
 
 def test_protect_does_not_stand_in_the_way_of_exec(state: str) -> None:
     identifier = session(state, denial("/w/.github/run", "nothing grants it", call="execve", right="exec")).identifier
-    read = denials.read(state, identifier)
-    assert why.explain(read.denials[0], read, lambda path: True).grant == ("--exec", "/w/.github/run")
+    read = log.read(state, identifier)
+    (equal,) = why.grouped(read.events)
+
+    def exists(_: str) -> bool:
+        return True
+
+    assert why.explain(equal, Decider.of_plan(read.plan), frozenset(), exists).grant == ("--exec", "/w/.github/run")
 
 
 @pytest.mark.parametrize(
@@ -199,13 +190,13 @@ def test_refused_calls(state: str, call: str, rule: str, grant: list[str], capsy
     found = one(state, refused(call, rule), capsys)
     assert (found["kind"], found["grant"], found["layers"], found["errno"]) == ("call", grant, ["seccomp"], "EPERM")
     assert found["note"] == ("" if grant else "not grantable")
-    assert found["call"] == (call if call in NR else "system call 9999")
+    assert found["call"] == (call if call in NR else "9999")
 
 
 def test_setuid_modes_and_the_mediators_own_faults(state: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = one(state, denial("/w/x", "setuid and setgid modes are refused", call="fchmodat", right="setuid"), capsys)
     assert (found["kind"], found["grant"], found["note"]) == ("refused", [], "not grantable")
-    found = one(state, {**denial("", "KeyError: 1"), "verdict": "error"}, capsys)
+    found = one(state, denial("", "KeyError: 1", right="", verdict="error"), capsys)
     assert (found["kind"], found["grant"]) == ("error", [])
 
 
@@ -234,9 +225,8 @@ def test_last_is_the_one_that_started_last(
 ) -> None:
     names = iter(["20260101T000000-ffffffffff", "20260102T000000-bbbbbbbbbb", "20260102T000000-aaaaaaaaaa"])
     monkeypatch.setattr("remit.sandbox.audit.record.new_identifier", lambda: next(names))
-    records = [session(state) for _ in range(3)]
-    for age, record in enumerate(reversed(records)):
-        os.utime(record.path, (1e9 - age, 1e9 - age))
+    for _ in range(3):
+        session(state)
     os.mkdir(f"{state}/sessions/zzz")
     assert json_of(["--last"], capsys)["session"] == "20260102T000000-aaaaaaaaaa"
 
@@ -280,10 +270,8 @@ def test_names_cannot_forge_lines(state: str, capsys: pytest.CaptureFixture[str]
         ["20260101T000000-aaaaaaaaaa"],
         ["20260101T000000-aaaaaaaaaa:0"],
         ["20260101T000000-aaaaaaaaaa:x"],
-        ["../20260101T000000-aaaaaaaaaa"],
         ["20260101T000000-aaaaaaaaaa/.."],
-        ["/etc/passwd"],
-        ["example.com:443"],
+        ["example.com"],
         [""],
     ],
 )
@@ -298,7 +286,7 @@ def test_last_without_any_session(state: str, capsys: pytest.CaptureFixture[str]
     assert main.run(["why", "--last"]) == 2
     assert "no session is recorded" in capsys.readouterr().err
     with pytest.raises(UsageError):
-        denials.latest(state)
+        log.latest(state)
 
 
 @pytest.mark.parametrize(
@@ -308,8 +296,8 @@ def test_last_without_any_session(state: str, capsys: pytest.CaptureFixture[str]
         "[]",
         "{",
         "{}",
-        '{"kind":"denial"}',
-        '{"kind":"denial","id":"x:y"}',
+        '{"kind":"action"}',
+        '{"kind":"action","id":"x:y"}',
         '{"kind":"started","argv":1}',
         "[" * 9999,
     ],

@@ -1,0 +1,195 @@
+"""What an authority says of an action, decided from the authority alone: for reports, questions and replays.
+
+Nothing enforces by this. It reads the symbolic authority (and what its names resolved to at the start), where the plan's
+rules and the mediator work on what was compiled from it: where the two disagree about a recorded action, one of them is
+wrong, and the report says so.
+
+What a git configuration file *holds* decides whether it may be written, and no record has that: for such an action the
+recorded decision stands wherever auto-executed files are protected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from remit.sandbox.authority import codec, lattice
+from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, PathRule, Right, Source
+from remit.sandbox.compile import catalogue
+from remit.sandbox.compile.syscalls import TABLE, Action
+from remit.sandbox.events.action import HELD, PRIVATE, UNGRANTED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from remit.sandbox.events.event import Event
+
+AUTO_EXEC = "auto_exec "
+_OWN = ("/dev/", "/proc/")
+_SCRATCH = ("/tmp/", "/run/", "/var/tmp/")
+_RIGHTS = {"read": Right.READ, "write": Right.WRITE, "remove": Right.WRITE, "setuid": Right.WRITE, "exec": Right.EXEC}
+_LOOPBACK = ("127.", "[0:0:0:0:0:0:0:1]:")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """``kind``: ``granted``, ``private``, ``deny``, ``protect``, ``auto-exec``, ``ungranted``, ``call`` or ``refused``.
+
+    ``line`` is the rule's text (for a grant: the granted path or endpoint), ``source`` where it stands.
+    """
+
+    allowed: bool
+    kind: str
+    line: str = ""
+    source: Source | None = None
+
+
+class Decider:
+    """Decisions under one authority. ``canonical`` maps names of the authority to what they resolved to. ``visible``: what
+    is shown besides, in the session around it."""
+
+    def __init__(self, authority: Authority, canonical: Mapping[str, str], visible: tuple[str, ...] = ()) -> None:
+        def resolved(path: str) -> str:
+            return canonical.get(path, path)
+
+        def pattern(one: PathPattern) -> tuple[PathPattern, ...]:
+            held = replace(one, anchor=resolved(one.anchor))
+            whole = resolved(str(one))
+            if one.any_depth or whole in (str(one), str(held)) or whole == "/":
+                return (held,)
+            anchor, _, name = whole.rpartition("/")
+            return held, replace(one, anchor=anchor or "/", tail=(name,))
+
+        self.given = authority
+        """As it was granted, with the names that were granted."""
+        self.authority = replace(
+            authority,
+            paths=tuple(replace(rule, path=resolved(rule.path)) for rule in authority.paths),
+            deny=tuple(made for one in authority.deny for made in pattern(one)),
+            protect=tuple(made for one in authority.protect for made in pattern(one)),
+            unix=tuple(resolved(path) for path in authority.unix),
+        )
+        self._shown = (*(rule.path for rule in self.authority.paths), *visible)
+        self._writable = sorted(rule.path for rule in self.authority.paths if Right.WRITE in rule.rights)
+
+    @classmethod
+    def of_plan(cls, plan: Mapping[str, Any]) -> Decider:
+        """From the content of a record's ``plan.json``. Raises KeyError, TypeError, ValueError, GrantError."""
+        authority = codec.from_json(plan["grant"]["authority"], "plan.grant.authority")
+        names = {str(one["path"]): str(one["canonical"]) for one in plan["plan"].get("assumptions", ())}
+        return cls(authority, names)
+
+    @classmethod
+    def of_call(cls, authority: Mapping[str, Any], plan: Mapping[str, Any]) -> Decider:
+        """From the authority that a record has of a call, in the session that ran under ``plan``. Raises as ``of_plan``."""
+        session = cls.of_plan(plan)
+        names = {str(one["path"]): str(one["canonical"]) for one in plan["plan"].get("assumptions", ())}
+        visible = tuple(rule.path for rule in session.authority.paths)
+        return cls(codec.from_json(authority, "call.authority"), names, visible)
+
+    def event(self, event: Event) -> Decision:
+        """What this authority says of a recorded action, whatever was decided then."""
+        if event.axis == "syscalls":
+            return self._call(event)
+        if event.axis == "ipc" and event.right in ("signal", "trace"):
+            own = event.rule.text == PRIVATE
+            return Decision(own, "private" if own else "ungranted", PRIVATE if own else UNGRANTED)
+        if event.axis == "network":
+            return self.endpoint(event.object, event.right)
+        if event.axis == "ipc":
+            return self.socket(event.object)
+        if event.right == "setuid":
+            return Decision(False, "refused", event.rule.text)
+        content = event.rule.text if event.rule.text.startswith(AUTO_EXEC) else ""
+        recorded = event.verdict != "denied"
+        return self.path(event.object, event.right, content=content, known=event.object if recorded else "")
+
+    def path(self, path: str, right: str, *, content: str = "", known: str = "") -> Decision:
+        """A right on a canonical path. ``content``: the recorded rule of a file that is judged by what it holds."""
+        try:
+            allowed, line = lattice.allows_path(self.authority, path, _RIGHTS[right])
+        except ValueError:
+            return Decision(False, "ungranted", UNGRANTED)
+        if isinstance(line, PathPattern):
+            return Decision(False, "deny" if line in self.authority.deny else "protect", str(line), line.source)
+        if not allowed:
+            if right != "exec" and self._private(f"{path}/"):
+                return Decision(True, "private", PRIVATE)
+            return Decision(False, "ungranted", UNGRANTED)
+        if right in ("write", "remove") and self.authority.auto_exec is AutoExec.PROTECT and not self._opened(path):
+            rule = content or ("" if known else self.catalogued(path, right))
+            if rule:
+                return Decision(False, "auto-exec", rule)
+        assert isinstance(line, PathRule)
+        return Decision(True, "granted", line.path, line.source)
+
+    def _private(self, slashed: str) -> bool:
+        if slashed.startswith("/proc/sys/"):
+            return False
+        if slashed.startswith(_OWN):
+            return True
+        # What is granted below /tmp is the host's.
+        return slashed.startswith(_SCRATCH) and not any(slashed.startswith(f"{path}/") for path in self._shown)
+
+    def _opened(self, path: str) -> bool:
+        return any(path == one or path.startswith(f"{one}/") for one in self.authority.opened)
+
+    def catalogued(self, path: str, right: str = "write") -> str:
+        """The name of the catalogue under which ``path`` falls by its name, as a rule's text; empty for none."""
+        parts = path.strip("/").split("/")
+        packaged = not set(catalogue.PACKAGE_DIRECTORIES).isdisjoint(parts)
+        for entry in catalogue.ENTRIES:
+            size = len(entry.tail)
+            if entry.top:
+                tops = [root for root in self._writable if path.startswith(f"{root}/")]
+                below = [tuple(path[len(root) + 1 :].split("/")[:size]) for root in tops]
+                if entry.tail in below:
+                    return AUTO_EXEC + "/".join(entry.tail)
+            elif not packaged:
+                for at in range(len(parts) - size + 1):
+                    if tuple(parts[at : at + size]) == entry.tail:
+                        return AUTO_EXEC + "/".join(entry.tail)
+        if parts[-1] in catalogue.HOOKS and parts[-2:-1] == ["hooks"] and ".git" in parts:
+            return f"{AUTO_EXEC}git hook {parts[-1]}"
+        if right == "write" and parts[-1] in catalogue.INTERPRETERS and parts[-2:-1] in (["bin"], ["Scripts"]):
+            return f"{AUTO_EXEC}interpreter {parts[-1]}"
+        return ""
+
+    def endpoint(self, name: str, right: str, host: str | None = None) -> Decision:
+        """A connection to ``ADDRESS:PORT`` (``[ADDRESS]:PORT``), or to ``host`` on that port; or a bind."""
+        if right == "bind":
+            return Decision(True, "private", PRIVATE)
+        address, _, port = name.rpartition(":")
+        if name.startswith(_LOOPBACK) and self.authority.loopback:
+            return Decision(True, "private", PRIVATE)
+        try:
+            allowed, line = lattice.allows_connect(
+                self.authority, host, address.strip("[]") if host is None else None, int(port or 0)
+            )
+        except ValueError:
+            return Decision(False, "ungranted", UNGRANTED)
+        if line is None:
+            return Decision(allowed, "ungranted", UNGRANTED)
+        return Decision(allowed, "granted", str(line), line.source)
+
+    def socket(self, path: str) -> Decision:
+        """A Unix socket, by path or (``@NAME``) abstract name: those are of the session's own network."""
+        if path[:1] == "@":
+            return Decision(True, "private", PRIVATE)
+        if path in self.authority.unix:
+            return Decision(True, "granted", path)
+        return self.path(path, "write")
+
+    def _call(self, event: Event) -> Decision:
+        if event.rule.text == HELD:
+            return Decision(False, "refused", HELD)
+        group = group_of(event.syscall) if event.rule.text.endswith(" is refused") else ""
+        if group and group in self.authority.syscalls:
+            return Decision(True, "granted", group)
+        return Decision(False, "call" if group else "refused", event.rule.text)
+
+
+def group_of(call: str) -> str:
+    """The group that allows a system call again; empty where some way to be refused is in none."""
+    groups = {row.group for row in TABLE if row.call == call and row.action is Action.COUNT}
+    return groups.pop() if len(groups) == 1 else ""

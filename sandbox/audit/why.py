@@ -1,0 +1,158 @@
+"""Why an action was denied: what decided, where that stands, and the smallest grant that would have allowed it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from remit.sandbox.audit.decide import AUTO_EXEC, Decider, group_of
+from remit.sandbox.authority import pattern
+from remit.sandbox.authority.model import AutoExec
+from remit.sandbox.compile import catalogue
+from remit.sandbox.events.action import HELD, UNGRANTED
+from remit.sandbox.events.event import Event, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_KERNEL_LAYERS = ("namespaces", "landlock")
+_OPTIONS = {"read": "--read", "write": "--write", "remove": "--write", "exec": "--exec"}
+_KEYS = {
+    "--read": ("filesystem", "read"),
+    "--write": ("filesystem", "write"),
+    "--exec": ("filesystem", "exec"),
+    "--connect": ("network", "connect"),
+    "--unix": ("ipc", "unix"),
+    "--allow-syscalls": ("syscalls", "allow"),
+}
+NO_NETWORK = "not grantable in this version: a session has its own loopback only"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why one denial, or several that are equal, happened.
+
+    ``kind``: ``deny``, ``protect``, ``auto-exec``, ``ungranted``, ``call``, ``refused``, ``held`` or ``error``. ``source``
+    is the line of the authority that took the object away. ``grant`` are the words to add to the command line; none, and
+    ``note`` says why. ``events`` are the equal ones, in order.
+    """
+
+    event: Event
+    kind: str
+    layers: tuple[str, ...]
+    source: str = ""
+    grant: tuple[str, ...] = ()
+    note: str = ""
+    events: tuple[Event, ...] = field(default=())
+
+    @property
+    def toml(self) -> str:
+        """The grant as lines of a profile; empty where there is none."""
+        return toml(self.grant)
+
+
+def toml(grant: tuple[str, ...]) -> str:
+    """Words of the command line as lines of a profile."""
+    if len(grant) != 2 or grant[0] not in _KEYS:
+        return ""
+    table, key = _KEYS[grant[0]]
+    return f"[{table}]\n{key} = [{json.dumps(grant[1], ensure_ascii=False)}]"
+
+
+def grouped(events: Iterable[Event]) -> list[tuple[Event, ...]]:
+    """Denials that are equal but for when and by whom, in order of the first."""
+    found: dict[tuple[object, ...], list[Event]] = {}
+    for event in events:
+        if event.denied:
+            key = (event.syscall, event.object, event.right, event.verdict, event.errno, event.rule.text)
+            found.setdefault(key, []).append(event)
+    return [tuple(equal) for equal in found.values()]
+
+
+def explain(
+    events: tuple[Event, ...], decider: Decider, layers: frozenset[str], exists: Callable[[str], bool]
+) -> Explanation:
+    """Why equal denials happened. ``layers`` are those of the plan. ``exists`` tells what is on the host now: only that can
+    be granted."""
+    event = events[0]
+    rule = event.rule.text
+    if event.verdict == "error":
+        note = "the mediator failed, and what fails is refused: a bug in Remit"
+        return Explanation(event, "error", ("mediation",), note=note, events=events)
+    if rule == HELD:
+        note = "the disk is full, or the record's directory cannot be written: nothing that would be recorded is done"
+        return Explanation(event, "held", ("audit",), note=note, events=events)
+    if event.right == "call":
+        group = group_of(event.syscall) if rule.endswith(" is refused") else ""
+        if group:
+            return Explanation(event, "call", ("seccomp",), grant=("--allow-syscalls", group), events=events)
+        return Explanation(event, "call", ("seccomp",), note="not grantable", events=events)
+    if rule == UNGRANTED:
+        found = Explanation(
+            event, "ungranted", tuple(layer for layer in _KERNEL_LAYERS if layer in layers), events=events
+        )
+        return _ungranted(found, decider, exists)
+    if rule.startswith(AUTO_EXEC):
+        note = "protected as auto-executed: a program outside would run it"
+        found = Explanation(event, "auto-exec", ("mediation",), note=note, events=events)
+        return replace(found, grant=("--write", event.object)) if catalogue.opens(event.object) else found
+    for kind, patterns in (("deny", decider.given.deny), ("protect", decider.given.protect)):
+        for one in patterns:
+            if str(one) == rule:
+                source = str(one.source)
+                return Explanation(event, kind, ("mediation",), source, note=_edit(kind, source), events=events)
+    return Explanation(event, "refused", ("mediation",), note="not grantable", events=events)
+
+
+def missing(axis: str, right: str, name: str, decider: Decider, exists: Callable[[str], bool]) -> Explanation:
+    """What would allow an action that nothing grants."""
+    made = Event("", "", "", 0, 0, 0, 0, "", "", axis, right, name, "denied", "", "", _NOWHERE, "", "")
+    return _ungranted(Explanation(made, "ungranted", _KERNEL_LAYERS), decider, exists)
+
+
+def _edit(kind: str, source: str) -> str:
+    if source.startswith("command line"):
+        return f"{kind} wins over every grant: leave that option out"
+    return f"{kind} wins over every grant: only editing the line that says so opens it"
+
+
+def _ungranted(found: Explanation, decider: Decider, exists: Callable[[str], bool]) -> Explanation:
+    event = found.event
+    path = event.object
+    if event.right in ("signal", "trace"):
+        return replace(found, note="not grantable: a session sees its own processes only")
+    option = _OPTIONS.get(event.right)
+    if event.axis == "ipc" and event.right == "connect" and path[:1] == "/":
+        option = "--unix"
+    if option is None:
+        return replace(found, note=NO_NETWORK)
+    try:
+        components = pattern.parts(path)
+    except ValueError:
+        return replace(found, note="not grantable by that name")
+    taken = [("deny", decider.authority.deny)]
+    if event.right in ("write", "remove"):
+        taken.append(("protect", decider.authority.protect))
+    for kind, patterns in taken:
+        for one in patterns:
+            if pattern.covers(pattern.shape(one), components):
+                return replace(found, source=str(one.source), note=_edit(kind, str(one.source)))
+    if components[:1] == ("proc",):
+        note = "not grantable: a session has its own /proc, and what it holds of the host is read-only"
+        return replace(found, note=note)
+    protects = decider.authority.auto_exec is AutoExec.PROTECT
+    if event.right in ("write", "remove") and protects and decider.catalogued(path) and not catalogue.opens(path):
+        return replace(found, note="a grant would not do: protected as auto-executed")
+    if exists(path):
+        return replace(found, grant=(option, path))
+    parent = path.rpartition("/")[0]
+    if option != "--unix" and parent and exists(parent):
+        note = "only what is there at start can be granted, and this is not: its directory"
+        return replace(found, grant=(option, parent), note=note)
+    note = f"only what is there at start can be granted: make it, then {option} {shlex.quote(path)}"
+    return replace(found, note=note)
+
+
+_NOWHERE = Rule(UNGRANTED)

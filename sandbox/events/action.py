@@ -1,0 +1,63 @@
+"""What a session's mediator says of one action, and the words of an event. Values only, and nothing imported.
+
+An action travels from the mediator to the writer of the record as a plain tuple in the order of ``FIELDS``; the writer
+adds what it knows (see ``remit.sandbox.audit.record``) and the result is one line of ``events.jsonl``.
+
+Two words are not the same. The *verdict* is what the authority says of the action. The *certainty* is what is known of
+its effect: only what the mediator performed or refused by itself is certain; where it lets the kernel go on, the kernel
+decides by the same authority, and nobody hears the answer.
+"""
+
+FIELDS = (
+    "mono",
+    "pid",
+    "pid_start",
+    "exe",
+    "nr",
+    "object",
+    "right",
+    "verdict",
+    "certainty",
+    "layer",
+    "errno",
+    "rule",
+)
+"""``mono`` is CLOCK_MONOTONIC in seconds, ``pid_start`` clock ticks since boot (``proc_pid_stat(5)``), ``object`` and
+``exe`` bytes, ``errno`` a number, 0 for none or unknown."""
+
+ALLOWED, DENIED, MOOT, ERROR = "allowed", "denied", "moot", "error"
+"""Verdicts. ``moot``: it failed, or would, without Remit too. ``error``: the mediator failed, and so refused."""
+
+ATTEMPTED, EXERCISED = "attempted", "exercised"
+"""Certainties, beside ``denied``. ``attempted``: the kernel was left to decide."""
+
+UNGRANTED = "nothing grants it"
+"""The rule of what no line of the authority covers."""
+
+PRIVATE = "the session's own"
+"""The rule of what every session has for itself: its ``/tmp``, ``/dev``, ``/proc``, loopback and processes."""
+
+HELD = "the record cannot be written"
+"""The rule of what is refused because it could not be recorded."""
+
+AXES = {
+    "read": "filesystem",
+    "write": "filesystem",
+    "remove": "filesystem",
+    "setuid": "filesystem",
+    "exec": "exec",
+    "connect": "network",
+    "bind": "network",
+    "signal": "ipc",
+    "trace": "ipc",
+    "call": "syscalls",
+    "": "syscalls",
+}
+"""The axis of each right. A Unix socket's is ``ipc``, see ``axis``."""
+
+
+def axis(right: str, name: str) -> str:
+    """The axis of ``right`` on the object ``name``."""
+    if right in ("connect", "bind") and name[:1] in ("/", "@"):
+        return "ipc"
+    return AXES[right]

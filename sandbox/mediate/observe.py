@@ -1,0 +1,220 @@
+"""What the mediator tells the record: who did what to what, and what the authority says of it.
+
+Nothing here decides anything that the kernel or the mediator enforces. The verdict on an action that the kernel is left
+to decide comes from the same grants that the kernel's rules were compiled from.
+"""
+
+from __future__ import annotations
+
+import posix
+from time import monotonic
+
+from remit.sandbox.events.action import ALLOWED, ATTEMPTED, DENIED, EXERCISED, MOOT, PRIVATE, UNGRANTED
+from remit.sandbox.kernel import memory
+from remit.sandbox.kernel.call import AT_FDCWD, NR
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from remit.sandbox.mediate.broker import Source
+    from remit.sandbox.mediate.resolve import View
+
+OFF, WRITES, FULL = "off", "writes", "full"
+_OWN = (b"/dev/", b"/proc/")
+_SCRATCH = (b"/tmp/", b"/run/", b"/var/tmp/")
+_LETTERS = {"read": "r", "write": "w", "remove": "w", "setuid": "w", "exec": "x", "connect": "w", "bind": "w"}
+_FOREVER = 1.0
+GATHER_MS = 5
+"""Actions wait that long for others, to be told together."""
+GATHERED_AT_MOST = 64
+GATHERED_SIZE = 8000
+_ACTION_SIZE = 160
+_CACHED_AT_MOST = 256
+_PATHS: dict[str, tuple[tuple[int, int, str], ...]] = {
+    "open": ((-1, 0, "write"),),
+    "openat": ((0, 1, "write"),),
+    "creat": ((-1, 0, "write"),),
+    "truncate": ((-1, 0, "write"),),
+    "mkdir": ((-1, 0, "write"),),
+    "mkdirat": ((0, 1, "write"),),
+    "mknod": ((-1, 0, "write"),),
+    "mknodat": ((0, 1, "write"),),
+    "symlink": ((-1, 1, "write"),),
+    "symlinkat": ((1, 2, "write"),),
+    "link": ((-1, 1, "write"),),
+    "linkat": ((2, 3, "write"),),
+    "unlink": ((-1, 0, "remove"),),
+    "unlinkat": ((0, 1, "remove"),),
+    "rmdir": ((-1, 0, "remove"),),
+    "rename": ((-1, 0, "remove"), (-1, 1, "write")),
+    "renameat": ((0, 1, "remove"), (2, 3, "write")),
+    "renameat2": ((0, 1, "remove"), (2, 3, "write")),
+    "chmod": ((-1, 0, "write"),),
+    "fchmodat": ((0, 1, "write"),),
+    "fchmodat2": ((0, 1, "write"),),
+    "chown": ((-1, 0, "write"),),
+    "lchown": ((-1, 0, "write"),),
+    "fchownat": ((0, 1, "write"),),
+}
+"""Where a call has its names: (descriptor argument or -1, path argument, right)."""
+
+
+def size_of(action: tuple[Any, ...]) -> int:
+    """About how much of a message an action takes."""
+    return _ACTION_SIZE + len(action[3]) + len(action[5]) + len(action[11])
+
+
+class Observer:
+    """``note(source, action...)`` is called with the fields of ``events.action.FIELDS``.
+
+    ``outer``: what the session may write and this call may not.
+    """
+
+    def __init__(
+        self, granted: list[tuple[bytes, str]], note: Callable[..., None], level: str, outer: tuple[bytes, ...] = ()
+    ) -> None:
+        self.level = level
+        self.reads = level == FULL
+        self._note = note
+        self._granted = dict(granted)
+        self._outer = tuple([place + b"/" for place in outer])
+        self._who: dict[int, tuple[int, bytes]] = {}
+        self._since = 0.0
+        self._who_calls = (0, b"")
+        self._paths = {NR[call]: paths for call, paths in _PATHS.items() if call in NR}
+
+    # --- the authority
+
+    def verdict(self, path: bytes, right: str) -> tuple[bool, str, str]:
+        """What the grants say: (whether they allow it, the granted path or another rule, the layer that would refuse)."""
+        letter = _LETTERS[right]
+        place, visible = path, False
+        while place:
+            letters = self._granted.get(place)
+            if letters is not None:
+                if letter in letters:
+                    return True, place.decode(errors="surrogateescape"), ""
+                visible = True
+            place = place[: place.rfind(b"/")] if place.rfind(b"/") > 0 else b""
+        if right != "exec" and not path.startswith(b"/proc/sys/"):
+            # What is granted below /tmp is the host's.
+            slashed = path + b"/"
+            scratch = not visible and slashed.startswith(_SCRATCH) and not slashed.startswith(self._outer)
+            if slashed.startswith(_OWN) or scratch:
+                return True, PRIVATE, ""
+        return False, UNGRANTED, "landlock" if visible else "namespaces"
+
+    # --- telling
+
+    def denied(
+        self, source: Source, pid: int, nr: int, path: bytes, right: str, layer: str, errno: int, rule: str
+    ) -> None:
+        """Refused by the mediator, with ``errno``."""
+        if self.level != OFF:
+            self._tell(source, pid, nr, path, right, DENIED, DENIED, layer, errno, rule)
+
+    def failed(self, source: Source, pid: int, nr: int, errno: int, text: str) -> None:
+        """A bug of the mediator's, which refuses."""
+        if self.level != OFF:
+            self._tell(source, pid, nr, b"", "", "error", DENIED, "mediation", errno, text)
+
+    def done(
+        self, source: Source, pid: int, nr: int, touched: list[tuple[bytes, str]], errno: int, performed: bool
+    ) -> None:
+        """Granted, and performed by the mediator or left to the kernel; ``errno``: what it got, or will get."""
+        if self.level == OFF:
+            return
+        for path, right in touched:
+            if right == "read" and not self.reads:
+                continue
+            allowed, rule, _ = self.verdict(path, right)
+            if errno or not allowed:
+                self._tell(source, pid, nr, path, right, MOOT, ATTEMPTED, "", errno, rule)
+            else:
+                self._tell(source, pid, nr, path, right, ALLOWED, EXERCISED if performed else ATTEMPTED, "", 0, rule)
+
+    def proceeding(
+        self, source: Source, pid: int, nr: int, path: bytes, right: str, *, allowed: bool, layer: str, rule: str
+    ) -> None:
+        """The kernel is about to decide by itself."""
+        if self.level != OFF:
+            self._tell(source, pid, nr, path, right, ALLOWED if allowed else DENIED, ATTEMPTED, layer, 0, rule)
+
+    def _tell(
+        self,
+        source: Source,
+        pid: int,
+        nr: int,
+        path: bytes,
+        right: str,
+        verdict: str,
+        certainty: str,
+        layer: str,
+        errno: int,
+        rule: str,
+    ) -> None:
+        start, exe = self._who_calls
+        if start < 0:
+            return  # a thread that will execute the command, and tries the layers before
+        self._note(source, monotonic(), pid, start, exe, nr, path, right, verdict, certainty, layer, errno, rule)
+
+    # --- who and what
+
+    def meet(self, pid: int) -> None:
+        """Remember when the caller started, and its program: for a second, far less than a pid takes to come round again."""
+        if self.level == OFF:
+            return
+        now = monotonic()
+        if now - self._since > _FOREVER or len(self._who) > _CACHED_AT_MOST:
+            self._who.clear()
+            self._since = now
+        if pid not in self._who:
+            self._who[pid] = (-1, b"") if _own_thread(pid) else (_started(pid), _program(pid))
+        self._who_calls = self._who[pid]
+
+    def executes(self, pid: int) -> None:
+        """``pid`` is about to become another program."""
+        self._who.pop(pid, None)
+
+    def names(self, nr: int, arguments: list[int], view: View) -> list[tuple[bytes, str]]:
+        """What a call names, by its spelling only: for calls that were refused unseen, or whose names lead nowhere."""
+        found: list[tuple[bytes, str]] = []
+        for descriptor, path, right in self._paths.get(nr, ()):
+            try:
+                text = memory.read_string(view.pid, arguments[path])
+                full = view.spelled(AT_FDCWD if descriptor < 0 else arguments[descriptor], text)
+            except OSError:
+                continue
+            if full is not None:
+                found.append((full, right))
+        return found
+
+
+def _own_thread(pid: int) -> bool:
+    try:
+        posix.stat(b"/proc/self/task/%d" % pid)
+    except OSError:
+        return False
+    return True
+
+
+def _program(pid: int) -> bytes:
+    try:
+        return posix.readlink(b"/proc/%d/exe" % pid)
+    except OSError:
+        return b""
+
+
+def _started(pid: int) -> int:
+    try:
+        opened = posix.open(b"/proc/%d/stat" % pid, posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(posix.read(opened, 1024).rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+    finally:
+        posix.close(opened)

@@ -1,0 +1,259 @@
+"""What the record says of a session, against what was done in it: tried by the installed command, read from outside.
+
+Every hostile action comes in two arms: without the grant the record has it as an attempt outside, found by its object;
+with the grant the same object is there as exercised, and the effect is on the host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.run_harness import World
+
+pytestmark = pytest.mark.kernel
+
+
+def profile(world: World, level: str, on_full: str = "deny") -> str:
+    directory = world.home / ".config/remit/profiles"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"audit-{level}.toml"
+    path.write_text(
+        f'format = 1\nname = "audit-{level}"\nextends = ["offline"]\n[audit]\nlevel = "{level}"\non_full = "{on_full}"\n'
+    )
+    subprocess.run(["chown", "-R", f"--reference={world.home}", str(world.home / ".config")], check=True)
+    return f"audit-{level}"
+
+
+def record(world: World) -> list[dict[str, Any]]:
+    """Every line of the record of the session that started last."""
+    found = [(one / "events.jsonl").read_text().splitlines() for one in (world.state / "sessions").iterdir()]
+    return max(([json.loads(line) for line in lines] for lines in found), key=lambda lines: lines[0]["time"])
+
+
+def events(world: World) -> list[dict[str, Any]]:
+    """Every action of that session."""
+    return [line for line in record(world) if line["kind"] == "action"]
+
+
+def of(world: World, name: Path | str, **wanted: str) -> list[dict[str, Any]]:
+    return [e for e in events(world) if e["object"] == str(name) and all(e[k] == v for k, v in wanted.items())]
+
+
+def test_reads_are_seen_where_the_profile_says_full(world: World) -> None:
+    secret = world.base / "elsewhere" / "secret"
+    secret.parent.mkdir()
+    secret.write_text("x")
+    script = f"cat {secret}; cat {secret.parent}/nothing; cat ../elsewhere/secret"
+    world.run("sh", "-c", script, options=["-p", profile(world, "full")])
+    found = of(world, secret)
+    assert [(e["verdict"], e["certainty"], e["right"], e["syscall"]) for e in found] == [
+        ("denied", "attempted", "read", "openat")
+    ] * 2
+    assert {Path(e["exe"]).name for e in found} == {"cat"}
+    # Nothing is there on the host either: no denial.
+    assert [e["verdict"] for e in of(world, secret.parent / "nothing")] == ["moot"]
+    world.run("cat", str(secret), options=["-p", "audit-full", "--read", str(secret)])
+    assert [e["verdict"] for e in of(world, secret)] == ["allowed"]
+    world.run("cat", str(secret), options=["-p", profile(world, "writes"), "--read", str(secret)])
+    assert of(world, secret) == []
+
+
+def test_what_changes_the_workspace_is_exercised_and_nothing_else_is(world: World) -> None:
+    script = """
+        echo a > one; mkdir two; mv one two/three; ln two/three four; ln -s four five; rm four; chmod 600 two/three
+        rmdir nothing; mkdir two
+    """
+    assert world.shell(script).status == 1
+    changed = {(e["right"], e["object"]) for e in events(world) if e["certainty"] == "exercised"}
+    w = world.workspace
+    assert changed == {
+        ("write", f"{w}/one"),
+        ("write", f"{w}/two"),
+        ("remove", f"{w}/one"),
+        ("write", f"{w}/two/three"),
+        ("write", f"{w}/four"),
+        ("write", f"{w}/five"),
+        ("remove", f"{w}/four"),
+    }
+    moot = {(e["object"], e["errno"]) for e in events(world) if e["verdict"] == "moot"}
+    assert moot == {(f"{w}/nothing", "ENOENT"), (f"{w}/two", "EEXIST")}
+    assert not [e for e in events(world) if e["verdict"] == "denied"]
+    assert {e["rule"]["text"] for e in events(world) if e["certainty"] == "exercised"} == {str(w)}
+    assert all(e["rule"]["file"] and e["rule"]["line"] for e in events(world) if e["certainty"] == "exercised")
+
+
+def test_the_oracle_sees_nothing_that_the_record_has_not(world: World) -> None:
+    before = set(world.workspace.rglob("*"))
+    world.shell('mkdir -p a/b/c; echo x > a/b/c/d; cp a/b/c/d e; python3 -c \'open("f", "w")\'; git init -q g')
+    made = {str(path) for path in world.workspace.rglob("*")} - {str(path) for path in before}
+    assert len(made) > 20
+    assert made <= {e["object"] for e in events(world) if e["verdict"] == "allowed"}
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "right", "errno"),
+    [
+        ("echo > .envrc", "{w}/.envrc", "write", "EACCES"),
+        ("mkdir -p .git/hooks; echo > .git/hooks/pre-commit", "{w}/.git/hooks/pre-commit", "write", "EACCES"),
+        ("echo > x; chmod 4755 x", "{w}/x", "setuid", "EPERM"),
+        ("mkdir {b}/elsewhere/new", "{b}/elsewhere/new", "write", None),
+        ("rm {b}/elsewhere/there", "{b}/elsewhere/there", "remove", None),
+        ("echo >> {b}/elsewhere/there", "{b}/elsewhere/there", "write", None),
+        ("unshare -U true", "unshare", "call", "EPERM"),
+    ],
+)
+def test_what_is_denied_is_found_by_its_object(
+    world: World, script: str, name: str, right: str, errno: str | None
+) -> None:
+    elsewhere = world.base / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "there").write_text("")
+    subprocess.run(["chown", "-R", f"--reference={world.workspace}", str(elsewhere)], check=True)
+    places = {"w": world.workspace, "b": world.base}
+    assert world.shell(script.format(**places)).status != 0
+    found = of(world, name.format(**places), verdict="denied")
+    assert [(e["right"], e["errno"]) for e in found] == [(right, errno)]
+    if "elsewhere" in script:
+        assert world.shell(script.format(**places), "--write", str(elsewhere)).status == 0
+        assert [e["certainty"] for e in of(world, name.format(**places), right=right)] == ["exercised"]
+
+
+def test_processes_of_the_host(world: World) -> None:
+    # A number that no process in the session has.
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        while sleeper.pid < 300:
+            pytest.skip("process numbers are too low here")
+        try:
+            world.shell(f"kill -9 {sleeper.pid}")
+            found = of(world, f"/proc/{sleeper.pid}")
+            assert [(e["right"], e["verdict"], e["axis"]) for e in found] == [("signal", "denied", "ipc")]
+            assert sleeper.poll() is None
+        finally:
+            sleeper.kill()
+    world.shell("sleep 60 & kill -9 $!")
+    assert [e["verdict"] for e in events(world) if e["right"] == "signal"] == ["allowed"]
+
+
+def test_the_hosts_loopback(world: World) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        connect = f"""
+            s = socket.socket()
+            try: s.connect(("127.0.0.1", {port}))
+            except ConnectionRefusedError: print("refused")
+        """
+        assert world.python(connect).lines == ["refused"]
+        assert [(e["verdict"], e["right"]) for e in of(world, f"127.0.0.1:{port}")] == [("denied", "connect")]
+    # Nobody listens there any more: that nothing answered is no denial.
+    world.python(connect)
+    assert [e["verdict"] for e in of(world, f"127.0.0.1:{port}")] == ["moot"]
+    inside = """
+        l = socket.socket(); l.bind(("127.0.0.1", 0)); l.listen()
+        s = socket.socket(); s.connect(l.getsockname()); print(l.getsockname()[1])
+    """
+    port = int(world.python(inside).lines[0])
+    assert [e["verdict"] for e in of(world, f"127.0.0.1:{port}", right="connect")] == ["allowed"]
+
+
+def test_off_records_start_and_end_only(world: World) -> None:
+    status = world.run("sh", "-c", "echo > x; echo > .envrc", options=["-p", profile(world, "off")])
+    assert status.status != 0
+    assert events(world) == []
+
+
+def test_the_command_counts_and_the_record_agree(world: World, tmp_path: Path) -> None:
+    world.shell("echo > .envrc; mkdir .git; echo > .git/config; cat /nonexistent/x; rm -f nothing")
+    assert record(world)[-1]["denials"] == len([e for e in events(world) if e["verdict"] == "denied"]) > 0
+
+
+def _limited(world: World, script: str, kib: int, name: str) -> subprocess.CompletedProcess[str]:
+    """``remit run`` whose own files may not grow beyond ``kib``: a disk that is full for the record."""
+    code = "import os, resource, sys; n = int(sys.argv[1]) * 1024; resource.setrlimit(resource.RLIMIT_FSIZE, (n, n));"
+    code += "os.execv(sys.argv[2], sys.argv[2:])"
+    argv = world.argv("run", "-p", name, "-w", str(world.workspace), "--", "sh", "-c", script)
+    argv[argv.index(world.command)] = sys.executable
+    return subprocess.run(
+        [
+            *argv[: argv.index(sys.executable) + 1],
+            "-c",
+            code,
+            str(kib),
+            world.command,
+            *argv[argv.index(sys.executable) + 1 :],
+        ],
+        env=world.env(),
+        cwd=world.workspace,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+LOOP = "i=0; while [ $i -lt 400 ]; do mkdir d$i || exit 7; i=$((i+1)); done"
+
+
+def test_a_full_disk_denies_what_would_be_recorded(world: World) -> None:
+    name = profile(world, "writes", "deny")
+    world.run("true", options=["-p", name])
+    done = _limited(world, LOOP, 128, name)
+    assert "No space left on device" in done.stderr
+    made = len(list(world.workspace.glob("d*")))
+    assert 0 < made < 400
+    # Where there is no room for its end either, that is Remit's failure, and told as one.
+    assert done.returncode in (7, 125)
+    # What was done and not recorded is at most what was on its way.
+    recorded = {e["object"] for e in events(world) if e["syscall"] == "mkdir" and e["verdict"] == "allowed"}
+    assert made - len(recorded) <= 2 * 64
+    checked = world.remit("audit", "verify", "--last")
+    assert (checked.status, "no end" in checked.stdout) == (0, done.returncode == 125)
+    if done.returncode == 7:
+        assert sum(line["lost"] for line in record(world) if line["kind"] == "gap") > 0
+
+
+def test_a_full_disk_stops_the_session_where_the_profile_says_so(world: World) -> None:
+    name = profile(world, "writes", "stop")
+    world.run("true", options=["-p", name])
+    done = _limited(world, LOOP, 128, name)
+    assert done.returncode == 125
+    assert "record cannot be written" in done.stderr
+    assert 0 < len(list(world.workspace.glob("d*"))) < 400
+
+
+def test_why_and_report_by_the_command(world: World) -> None:
+    world.shell("echo > .envrc; echo > fine")
+    assert ".envrc" in world.remit("why", "--last").stdout
+    told = json.loads(world.remit("why", "--last", "--json").stdout)["denials"][0]
+    assert told["object"] == f"{world.workspace}/.envrc"
+    assert len(told["message"].splitlines()) <= 3
+    assert "Not Remit" in world.remit("why", str(world.workspace / "fine")).stdout
+    report = json.loads(world.remit("report", "--last", "--json").stdout)
+    assert (report["totals"]["violation_attempts"], report["totals"]["leaked"], report["totals"]["false_denials"]) == (
+        1,
+        0,
+        0,
+    )
+    assert report["totals"]["alignment_score"] == 1
+    replayed = json.loads(world.remit("audit", "replay", "--last", "-p", "readonly", "--json").stdout)
+    assert [(a["object"], a["then"], a["now"]) for a in replayed["actions"]] == [
+        (f"{world.workspace}/fine", "allowed", "denied")
+    ]
+
+
+def test_an_ordinary_eacces_is_not_remits(world: World) -> None:
+    if os.geteuid() == 0 and not world.user:
+        pytest.skip("root is refused nothing by a mode")
+    world.shell("echo > locked; chmod 400 locked; echo > locked")
+    found = of(world, world.workspace / "locked", errno="EACCES")
+    assert [e["verdict"] for e in found] == ["moot"]
+    assert "Not Remit" in world.remit("why", str(world.workspace / "locked")).stdout
