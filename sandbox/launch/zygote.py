@@ -23,7 +23,7 @@ import time
 from errno import EAGAIN
 
 from remit.sandbox.kernel import landlock, process, sockets
-from remit.sandbox.launch import usage
+from remit.sandbox.launch import envelope, usage
 from remit.sandbox.launch.cell import Maker
 from remit.sandbox.launch.ground import Ground, Refused, open_inside, told
 from remit.sandbox.launch.jail import Jail
@@ -38,14 +38,15 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.request import Request
     from remit.sandbox.mediate.broker import Source
 
-_MESSAGE = 1 << 18
-_SMALL = 4096
 _STACK = 1 << 18
 _WATCH_MS = 200
-_SIGKILL, _SIGSTOP = 9, 19
+_SIGSTOP = 19
 _DEVICE_NODES = 1 << 6 | 1 << 11
 """LANDLOCK_ACCESS_FS_MAKE_CHAR and MAKE_BLOCK."""
-_MOST_IDLE = 8
+_MOST = 32
+"""Threads of one policy. Beyond that, requests wait for one to come back."""
+_IDLE = 2
+"""Threads that wait at least, for each policy."""
 _EVENTS = 1024
 """Denials of one call that are kept for its reply."""
 
@@ -57,6 +58,7 @@ class Zygote:
         self._request = request
         self._ground = Ground(request)
         self._poll = select.poll()
+        self._mail = sockets.Receiver(envelope.LIMIT, 2)
         self._handlers: dict[int, Callable[[int, int], None]] = {}
         self._doors: set[int] = set()
         self._policies: dict[int, Policy] = {}
@@ -65,18 +67,21 @@ class Zygote:
         self._number = 0
         self._deadline = 0.0
         self._memory_limit = 0
-        self._look_again = 0.0
+        self._next_look = 0.0
         self._jobs_read, self._jobs = -1, -1
         self._arms_read, self._arms = -1, -1
         self._queue: list[tuple[Policy, int]] = []
         self._arming: dict[int, Policy] = {}
         self._cells: list[Cell | OSError] = []
-        self._wanted: list[bool] = []
+        self._revoked: set[str] = set()
 
     def run(self) -> None:
         """Ends the process. A failure of the start is told to the template."""
         try:
             self._confine()
+            # The plan is done with, and would be kept as long as the session.
+            self._request.operations = ()
+            self._ground.found.clear()
             self._tell("ready", self._ground.enforcement)
             self._loop()
         except Exception as error:
@@ -173,7 +178,7 @@ class Zygote:
                 continue
             try:
                 policy.allow(cell)
-                jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms)
+                jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms, self._revoked)
             except OSError as error:
                 cell.close()
                 cell.end()
@@ -202,24 +207,24 @@ class Zygote:
             self._watch_memory()
 
     def _timeout(self) -> int | None:
-        if self._memory_limit or any([jail.pid and jail.policy.memory_limit for jail in self._listeners.values()]):
+        if any([jail.pid and (self._memory_limit or jail.policy.memory_limit) for jail in self._listeners.values()]):
             return _WATCH_MS
         if self._deadline:
             return max(0, int((self._deadline - time.monotonic()) * 1000) + 1)
         return None
 
     def _watch_memory(self) -> None:
-        # Not at every event: it reads a file of every process, which would be most of what a mediated call costs.
-        if time.monotonic() < self._look_again:
+        """What processes use is sampled, and not at every message: looking costs as much as a call."""
+        now = time.monotonic()
+        if now < self._next_look:
             return
-        self._look_again = time.monotonic() + _WATCH_MS / 1000
+        self._next_look = now + _WATCH_MS / 1000
         if self._memory_limit and usage.memory_exceeds(self._memory_limit):
             self._end("memory")
         for jail in [*self._listeners.values()]:
-            limit = jail.policy.memory_limit
+            limit, call = jail.policy.memory_limit, jail.call
             if limit and jail.pid and not jail.limit and usage.memory_exceeds(limit, self.processes(jail)):
-                jail.limit = "memory"
-                jail.kill(_SIGKILL)
+                _tell_jail(jail, "memory", call)
 
     def _end(self, limit: str) -> None:
         self._tell("limit", limit)
@@ -243,7 +248,7 @@ class Zygote:
     # --- the template and the clients ----------------------------------------------------------------------------------
 
     def _from_template(self, descriptor: int, _events: int) -> None:
-        data, came = sockets.receive(descriptor, _SMALL)
+        data, came = self._mail.receive(descriptor)
         if not data:
             process.leave(0)
         if data == b"door":
@@ -252,7 +257,7 @@ class Zygote:
 
     def _from_client(self, door: int, _events: int) -> None:
         try:
-            data, came = sockets.receive(door, _MESSAGE)
+            data, came = self._mail.receive(door)
         except OSError:
             data, came = b"", []
         if not data:
@@ -261,6 +266,8 @@ class Zygote:
                 self._drop(policy)
             self._forget(door)
             return
+        if data == envelope.MARK:
+            data = envelope.content(came.pop())
         kind, *values = marshal.loads(data)
         if kind == "policy":
             self._define(door, values[0], values[1], came[0])
@@ -274,8 +281,9 @@ class Zygote:
         try:
             policy = Policy(identifier, wire, requests, self._note, self._maker.places)
         except Exception as error:
-            posix.close(requests)
+            # Said before the socket closes: whoever sees its end asks here why.
             self._say(door, "refused", identifier, *told(error))
+            posix.close(requests)
             return
         policy.door = door
         self._number += 1
@@ -290,12 +298,14 @@ class Zygote:
         policy.close()
 
     def _revoke(self, door: int, grant: str) -> None:
+        # Before looking at the calls: one whose request is on its way looks here after it can be seen.
+        self._revoked.add(grant)
         stopped: list[str] = []
         for jail in [*self._listeners.values()]:
-            if jail.call and grant in jail.chain:
-                stopped.append(jail.call)
-                jail.limit = jail.limit or "revoked"
-                _nudge(jail)
+            call = jail.call
+            if call and grant in jail.chain:
+                stopped.append(call)
+                _tell_jail(jail, "revoked", call)
         self._say(door, "revoked", grant, stopped)
 
     def _say(self, door: int, *message: Any) -> None:
@@ -315,7 +325,7 @@ class Zygote:
         posix.write(self._jobs, b"a")
 
     def _from_jail(self, descriptor: int, _events: int) -> None:
-        data, came = sockets.receive(descriptor, _SMALL)
+        data, came = self._mail.receive(descriptor)
         number, kind, *values = marshal.loads(data)
         jail = self._jails.get(number)
         if kind == "armed" and jail is not None:
@@ -331,6 +341,10 @@ class Zygote:
         elif kind == "taken" and jail is not None:
             jail.busy = True
             self._taken(jail.policy)
+        elif kind == "free" and jail is not None:
+            jail.busy = False
+            jail.policy.busy -= 1
+            jail.policy.idle += 1
         elif kind == "freeze" and jail is not None:
             self._freeze(jail)
         elif kind == "done" and jail is not None:
@@ -339,12 +353,10 @@ class Zygote:
             self._broken(number, values)
 
     def _taken(self, policy: Policy) -> None:
-        """One thread less is waiting. Arming another one now would compete with the call: it waits for its end, unless
-        this was the last."""
+        """One thread less is waiting. It comes back; another one is armed where this was the last."""
         policy.idle -= 1
         policy.busy += 1
-        policy.wanted = min(_MOST_IDLE, max(policy.wanted, policy.busy))
-        if not policy.idle and not policy.dropped:
+        if not policy.idle and not policy.dropped and policy.busy < _MOST:
             self._arm(policy)
 
     def _done(self, jail: Jail) -> None:
@@ -359,7 +371,7 @@ class Zygote:
             policy.busy -= 1
         else:
             policy.idle -= 1
-        while not policy.dropped and policy.idle < policy.wanted:
+        while not policy.dropped and policy.idle < _IDLE and policy.idle + policy.busy < _MOST:
             self._arm(policy)
 
     def _broken(self, number: int, failure: list[Any]) -> None:
@@ -416,8 +428,9 @@ class Zygote:
             seen.update(new)
 
 
-def _nudge(jail: Jail) -> None:
+def _tell_jail(jail: Jail, why: str, call: str) -> None:
+    """The call may be over by the time that its thread reads this: so it is named."""
     try:
-        posix.write(jail.wake, b"r")
+        posix.write(jail.wake, f"{why} {call}\n".encode())
     except OSError:
-        pass  # it has ended
+        pass  # the thread has ended

@@ -18,12 +18,16 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.model import Authority
 from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside
+from remit.sandbox.launch.envelope import LARGEST
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.session.asked import Grant as Asked
+from remit.sandbox.session.grantfile import plain
+from remit.sandbox.session.ledger import Ledger
 from remit.sandbox.session.result import (
     CompletedCall,
     Denial,
@@ -41,8 +45,10 @@ MAX_DEPTH = 8
 """How many times a session can be narrowed, one out of the other."""
 POLICIES = 32
 """Authorities for which calls are kept armed at a time; the least recently used one is given up."""
-_WINDOW = (24).to_bytes(2, "little") + (80).to_bytes(2, "little") + bytes(4)
+Terminal = tuple[bytes, tuple[bool, bool, bool]]
+"""A pseudo-terminal for a call: its ``struct winsize``, and which of its three streams it is."""
 _ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
+_HAS = {"expired": "has expired", "revoked": "was revoked"}
 
 
 @dataclass(slots=True)
@@ -52,8 +58,6 @@ class Armed:
     identifier: int
     plan: CallPlan
     requests: Any
-    authority: Authority
-    environment: tuple[bytes, ...]
 
 
 @dataclass(slots=True)
@@ -116,7 +120,7 @@ class Core:
         self.chain = (*chain, grant.id)
         """The ids of the grants that this one came out of, the session's first, and its own."""
         self._environ = environ
-        self._plans: dict[Asked | None, tuple[str, CallPlan, Authority]] = {}
+        self._plans: dict[Asked | None, tuple[str, CallPlan, Authority, tuple[bytes, ...]]] = {}
 
     # --- grants --------------------------------------------------------------------------------------------------------
 
@@ -200,8 +204,9 @@ class Core:
 
     # --- calls ---------------------------------------------------------------------------------------------------------
 
-    def plan(self, asked: Asked | None) -> tuple[str, CallPlan, Authority]:
-        """The compiled authority of calls under ``asked`` (None: everything that this session has), and its key."""
+    def plan(self, asked: Asked | None) -> tuple[str, CallPlan, Authority, tuple[bytes, ...]]:
+        """Of calls under ``asked`` (None: everything that this session has): what they have in common with others that
+        can be armed alike, by its key; and what is theirs alone, their authority and environment."""
         found = self._plans.get(asked)
         if found is not None:
             return found
@@ -210,7 +215,7 @@ class Core:
         else:
             authority, names = self._inside(asked)
         plan = compile_call(authority, self.ceiling, names)
-        found = (plan.digest, plan, authority)
+        found = (plan.digest, plan, authority, self._environment(authority, None))
         with self.shared.lock:
             # A grant that is used again means the objects that it meant the first time.
             self._plans[asked] = found
@@ -221,7 +226,7 @@ class Core:
 
         ``pair()`` makes two connected packet sockets: ours and the session's.
         """
-        key, plan, authority = self.plan(asked)
+        key, plan, _, _ = self.plan(asked)
         with self.shared.lock:
             policies = self.shared.policies
             known = policies.get(key)
@@ -230,7 +235,7 @@ class Core:
                 return known, None, []
             ours, theirs = pair()
             identifier = next(self.shared.numbers)
-            made = Armed(identifier, plan, ours, authority, self._environment(authority, None))
+            made = Armed(identifier, plan, ours)
             policies[key] = made
             dropped: list[Armed] = []
             while len(policies) > POLICIES:
@@ -245,7 +250,7 @@ class Core:
         *,
         cwd: str | os.PathLike[str] | None,
         env: Mapping[str, str] | None,
-        terminal: bytes | None,
+        terminal: Terminal | None,
         background: bool,
     ) -> Ticket:
         """A call that may start now, counted as a use of its grant. Raises RemitError."""
@@ -255,7 +260,10 @@ class Core:
         directory = (
             os.fsencode(os.path.join(self.ceiling.workspace, cwd)) if cwd else os.fsencode(self.ceiling.directory)
         )
-        environment = armed.environment if env is None else self._environment(armed.authority, env)
+        # Not the armed thread's: two grants that differ in variables alone share their threads.
+        _, _, authority, environment = self.plan(asked)
+        if env is not None:
+            environment = self._environment(authority, env)
         deadline = 0.0
         grant = self.grant
         chain = self.chain
@@ -271,8 +279,11 @@ class Core:
                         where="grant",
                         hint="ask the grantor for a new one",
                     )
+                if asked.proofs:
+                    claims = [claim for chain in asked.proofs for claim in plain(chain)]
+                    Ledger(state_directory(dict(os.environb))).spend(claims, self.shared.session)
                 uses.used += 1
-            grant = self._derive(asked, armed.authority, identifier, uses)
+            grant = self._derive(asked, authority, identifier, uses)
             if asked.expires is not None:
                 deadline = uses.boot + asked.expires
         else:
@@ -286,6 +297,10 @@ class Core:
         call = f"{self.shared.prefix}-{next(self.shared.numbers)}"
         request = (call, chain, words, list(environment), directory, terminal, background, deadline)
         data = marshal.dumps(request)
+        if len(data) > LARGEST:
+            raise LaunchError(
+                f"arguments and environment take {len(data)} bytes", hint="pass large data through stdin or a file"
+            )
         return Ticket(call, data, armed.requests, armed, grant, args, time.monotonic())
 
     def _derive(self, asked: Asked, authority: Authority, identifier: str, uses: Uses) -> Grant:
@@ -372,11 +387,7 @@ class Core:
     ) -> CompletedCall[Any]:
         """The result of a call that ran. Raises GrantExpired, GrantRevoked where that ended it."""
         _, status, limit, cpu, memory, denied, events = message
-        if limit in _ENDED:
-            raise _ENDED[limit](
-                f"grant {ticket.grant.id} {'has expired' if limit == 'expired' else 'was revoked'}; the call was ended",
-                hint="ask the grantor for a new one",
-            )
+        self.raise_ended(ticket, limit)
         denials = tuple(
             Denial(os.fsdecode(path), right, errno, rule, pid)
             for _, pid, _nr, path, right, verdict, errno, rule in events
@@ -396,6 +407,11 @@ class Core:
             stdout_lost=lost[0],
             stderr_lost=lost[1],
         )
+
+    def raise_ended(self, ticket: Ticket, why: str, what: str = "the call was ended") -> None:
+        """Raises GrantExpired, GrantRevoked where that is ``why`` a call ended (or was stopped)."""
+        if why in _ENDED:
+            raise _ENDED[why](f"grant {ticket.grant.id} {_HAS[why]}; {what}", hint="ask the grantor for a new one")
 
     def heard(self, message: tuple[Any, ...]) -> None:
         """A message from the session's first process that is about no call in particular."""

@@ -29,7 +29,7 @@ def test_nothing_said_is_nothing_granted() -> None:
     result = expanded("")
     assert result.floor == Authority()
     assert result.authority == Authority()
-    assert (result.degrade, result.audit, result.audit_on_full) == ((), "writes", "deny")
+    assert (result.degrade, result.audit, result.audit_on_full, result.on_expiry) == ((), "writes", "deny", "kill")
     assert result.package_index == ()
     assert result.notes == ()
 
@@ -168,6 +168,7 @@ allow = ["kvm"]
 level = "full"
 on_full = "stop"
 [enforcement]
+on_expiry = "freeze"
 degrade = ["limits", "canary"]
 """
     result = expanded(body)
@@ -182,3 +183,4 @@ degrade = ["limits", "canary"]
     assert authority.syscalls == ("bpf", "perf")
     assert authority.devices == ("kvm",)
     assert (result.audit, result.audit_on_full, result.degrade) == ("full", "stop", ("canary", "limits"))
+    assert result.on_expiry == "freeze"
