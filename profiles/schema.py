@@ -17,7 +17,7 @@ FORMAT = 1
 
 NAME_PATTERN = "[a-z][a-z0-9-]*"
 
-PACKAGE_INDEXES = ("pip", "npm")
+PACKAGE_INDEXES = ("pip", "npm", "cargo")
 """What ``{package_index:NAME}`` can name; ``{package_index}`` alone means all of them."""
 
 
@@ -40,6 +40,7 @@ class Kind(StrEnum):
     PATTERN = "pattern"
     ENDPOINT = "endpoint"
     PORT = "port"
+    PUBLISH = "published port"
     BOOLEAN = "boolean"
     ENVIRONMENT_NAME = "variable"
     ENVIRONMENT_VALUE = "variable's value"
@@ -251,6 +252,14 @@ KEYS: tuple[Key, ...] = (
         "Ports that programs inside may listen on; reachable inside the session only.",
         "[3000]",
         unit="port, 1 to 65535",
+    ),
+    _key(
+        "network",
+        "publish",
+        Shape.LIST,
+        Kind.PUBLISH,
+        "Ports of the host that lead to a port inside: `[ADDRESS:]PORT:INNER`, at 127.0.0.1 unless an address is named.",
+        '["127.0.0.1:8080:3000"]',
     ),
     _key(
         "network",

@@ -67,6 +67,16 @@ class Sockets:
                 posix.close(descriptor)
 
 
+def open_way(operation: tuple[object, ...], control: int) -> None:
+    """Do what a plan's ``Egress`` says, and send the sockets over ``control``. Raises OSError."""
+    _, _rules, udp, published, loopback = operation
+    try:
+        made = make(udp, publish=bool(published), loopback=bool(loopback))  # type: ignore[arg-type]  # a plan's values
+    except OSError as error:
+        raise OSError(error.errno, f"the network's rules could not be set: {error.strerror}") from None
+    made.send(control)
+
+
 def make(udp: tuple[int, ...], *, publish: bool, loopback: bool) -> Sockets:
     """Everything but ``lo`` itself, which is up. ``udp``: granted ports. Needs CAP_NET_ADMIN, CAP_NET_BIND_SERVICE.
 
