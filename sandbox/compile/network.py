@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remit.sandbox.authority.model import Authority, Endpoint
+from remit.sandbox.compile import packets
 from remit.sandbox.compile.landlock import BIND_TCP, CONNECT_TCP
 from remit.sandbox.compile.plan import Egress, Line
 from remit.sandbox.egress.wire import DNS_PORT, PROXY_PORT, RESOLVER, UDP_PORTS
@@ -55,7 +56,9 @@ def egress(authority: Authority, *, own_namespace: bool) -> Egress | None:
     udp = tuple(sorted({one.port for one in held if one.protocol == "udp"}))
     rules = tuple((str(one), str(one.source)) for one in held)
     published = tuple(_published(text) for text in authority.publish)
-    return Egress(rules, udp, published, authority.loopback) if rules or published else None
+    if not rules and not published:
+        return None
+    return Egress(rules, udp, published, packets.program(udp, loopback=authority.loopback))
 
 
 def _published(text: str) -> tuple[str, int, int]:

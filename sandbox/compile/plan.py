@@ -286,7 +286,7 @@ class Egress(Op):
     """The way out of the network namespace: routes, packet filter and sockets inside, and a gateway that decides.
 
     ``rules`` are (endpoint, where it stands), ``udp`` the granted UDP ports, ``published`` (address, port, port inside).
-    ``loopback``: programs inside also reach their own servers.
+    ``filter`` is the packet filter (``compile.packets``), a netlink batch in native order.
     """
 
     name: ClassVar[str] = "egress"
@@ -294,7 +294,7 @@ class Egress(Op):
     rules: tuple[tuple[str, str], ...]
     udp: tuple[int, ...] = ()
     published: tuple[tuple[str, int, int], ...] = ()
-    loopback: bool = True
+    filter: bytes = b""
 
     def describe(self) -> str:
         udp = f", UDP to port {', '.join(map(str, self.udp))}" if self.udp else ""

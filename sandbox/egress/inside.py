@@ -15,13 +15,14 @@ import marshal
 import posix
 from errno import EADDRNOTAVAIL, EAFNOSUPPORT
 
-from remit.sandbox.egress import nft, wire
+from remit.sandbox.egress import wire
 from remit.sandbox.kernel import sockets
-from remit.sandbox.kernel.netlink import ACK, CREATE, EXCL, REQUEST, ROUTE, attribute, exchange, message
+from remit.sandbox.kernel.netlink import ACK, CREATE, EXCL, NETFILTER, REQUEST, ROUTE, attribute, message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
 BACKLOG = 1024
 SOCKETS = "sockets"
@@ -42,8 +43,6 @@ _NO_IPV6 = (EAFNOSUPPORT, EADDRNOTAVAIL)
 _V4_LOOPBACK, _V6_LOOPBACK = b"\x7f\0\0\1", bytes(15) + b"\1"
 _V4_OWN = bytes([int(part) for part in wire.OWN_V4.split(".")])
 _V6_OWN = bytes.fromhex("fd72656d6974000f0000000000000001")
-
-RESOLV_CONF = f"# Written by Remit: names that were granted, and no others.\nnameserver {wire.RESOLVER}\n".encode()
 
 
 class Sockets:
@@ -67,17 +66,17 @@ class Sockets:
                 posix.close(descriptor)
 
 
-def open_way(operation: tuple[object, ...], control: int) -> None:
+def open_way(operation: tuple[Any, ...], control: int) -> None:
     """Do what a plan's ``Egress`` says, and send the sockets over ``control``. Raises OSError."""
-    _, _rules, udp, published, loopback = operation
+    _, _rules, udp, published, packet_filter = operation
     try:
-        made = make(udp, publish=bool(published), loopback=bool(loopback))  # type: ignore[arg-type]  # a plan's values
+        made = make(udp, packet_filter, publish=bool(published))
     except OSError as error:
         raise OSError(error.errno, f"the network's rules could not be set: {error.strerror}") from None
     made.send(control)
 
 
-def make(udp: tuple[int, ...], *, publish: bool, loopback: bool) -> Sockets:
+def make(udp: tuple[int, ...], packet_filter: bytes, *, publish: bool) -> Sockets:
     """Everything but ``lo`` itself, which is up. ``udp``: granted ports. Needs CAP_NET_ADMIN, CAP_NET_BIND_SERVICE.
 
     Raises OSError. A host without IPv6 gets a session without it; nothing of it can leave then either.
@@ -95,7 +94,7 @@ def make(udp: tuple[int, ...], *, publish: bool, loopback: bool) -> Sockets:
     if publish:
         for _ in range(wire.PUBLISH_SOCKETS):
             made.add(wire.PUBLISH, 0, sockets.internet(sockets.AF_INET, sockets.STREAM))
-    nft.load(_V4_OWN, _V6_OWN, udp, loopback=loopback)
+    sockets.netlink(NETFILTER, packet_filter, 1)
     return made
 
 
@@ -137,5 +136,4 @@ def _route(family: int, own: bytes) -> None:
     head = bytes((family, 0, 0, 0, _TABLE_LOCAL, _PROTOCOL_BOOT, _SCOPE_HOST, _TYPE_LOCAL)) + bytes(4)
     route = head + attribute(_RTA_OIF, _LO.to_bytes(4, "little")) + attribute(_RTA_PREFSRC, own)
     flags = REQUEST | ACK | CREATE | EXCL
-    exchange(ROUTE, message(_NEW_ADDRESS, flags, 1, address), 1)
-    exchange(ROUTE, message(_NEW_ROUTE, flags, 2, route), 1)
+    sockets.netlink(ROUTE, message(_NEW_ADDRESS, flags, 1, address) + message(_NEW_ROUTE, flags, 2, route), 2)

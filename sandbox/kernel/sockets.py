@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from remit.sandbox.kernel.call import NR, Buffer, address, call
+import posix
+
+from remit.sandbox.kernel.call import NR, Buffer, address, call, failure
+from remit.sandbox.kernel.netlink import ERROR, HEADER
 
 AF_INET = 2
 AF_INET6 = 10
 STREAM = 1
 DATAGRAM = 2
 _AF_UNIX = 1
+_AF_NETLINK = 16
+_SOCK_RAW = 3
+_NETLINK_SIZE = 1 << 14
 _SOCK_SEQPACKET = 5
 _SOCK_CLOEXEC = 0o2000000
 _SOCK_NONBLOCK = 0o4000
@@ -108,6 +114,36 @@ def receive(socket: int, size: int) -> tuple[bytes, int]:
     came = int.from_bytes(header.view[40:48], "little") >= _CONTROL_HEADER + 4
     descriptor = int.from_bytes(control.view[_CONTROL_HEADER : _CONTROL_HEADER + 4], "little") if came else -1
     return bytes(data.view[:got]), descriptor
+
+
+def netlink(protocol: int, data: bytes, acknowledged: int) -> None:
+    """Send ``data`` and wait until ``acknowledged`` messages that asked for it (``netlink.ACK``) have been answered.
+
+    Raises OSError with the kernel's first complaint; its file name is the message's sequence number.
+    """
+    opened = call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
+    try:
+        # To the kernel: struct sockaddr_nl of zeros but the family.
+        call(NR["sendto"], opened, data, len(data), 0, _AF_NETLINK.to_bytes(12, "little"), 12)
+        reply = Buffer(_NETLINK_SIZE)
+        while acknowledged > 0:
+            got = call(NR["recvfrom"], opened, reply.address, _NETLINK_SIZE, 0, None, None)
+            acknowledged -= _acknowledged(bytes(reply.view[:got]))
+    finally:
+        posix.close(opened)
+
+
+def _acknowledged(data: bytes) -> int:
+    count = 0
+    while len(data) >= HEADER + 4:
+        length = int.from_bytes(data[:4], "little")
+        if int.from_bytes(data[4:6], "little") == ERROR:
+            errno = -int.from_bytes(data[HEADER : HEADER + 4], "little", signed=True)
+            if errno:
+                raise failure(errno, f"netlink message {int.from_bytes(data[8:12], 'little')}")
+            count += 1
+        data = data[(length + 3) & ~3 :]
+    return count
 
 
 def _words(*values: int) -> bytes:

@@ -100,6 +100,7 @@ class Session:
                 for kind in operation[1]:
                     flags |= process.NAMESPACES[kind]
         self._way: Way | None = None
+        self._watched: tuple[int, ...] = ()
         self._groups: Groups | None = None
         if any([op[0] == "limit" and op[3] == "cgroup" for op in operations]):
             from remit.sandbox.launch import cgroups
@@ -155,7 +156,7 @@ class Session:
         poll.register(self._signals, select.POLLIN)
         way = self._way
         if way is not None:
-            poll.register(way.control, select.POLLIN)
+            self._watch(way, poll)
         try:
             while self._outcome is None:
                 relay = self._relay
@@ -170,6 +171,12 @@ class Session:
                         if not way.report():
                             poll.unregister(descriptor)
                             self._on_event(("gateway", way.problem))
+                    elif way is not None and descriptor in self._watched:
+                        for one in self._watched:
+                            poll.unregister(one)
+                        self._watched = ()
+                        way.start()
+                        poll.register(way.control, select.POLLIN)
                     elif relay is not None and descriptor == relay.master:
                         if events & select.POLLOUT:
                             relay.flush()
@@ -240,7 +247,8 @@ class Session:
         kind, *values = marshal.loads(data)
         if kind == "sockets":
             assert self._way is not None
-            self._way.listen(values[0], came)
+            self._way.hold(values[0], came)
+            self._watch(self._way, poll)
         elif kind == "event":
             self._on_event(tuple(values))
         elif kind == "started":
@@ -255,6 +263,12 @@ class Session:
             failure = LaunchError(message, hint=hint)
             failure.phase, failure.exit_status = phase, status
             raise failure
+
+    def _watch(self, way: Way, poll: select.poll) -> None:
+        """Wait for the first packet that wants out (or, at a published port, in)."""
+        self._watched = tuple(way.watched())
+        for descriptor in self._watched:
+            poll.register(descriptor, select.POLLIN)
 
     def _forward(self) -> None:
         try:

@@ -1,7 +1,9 @@
-"""A session's way out, seen from the launcher: the gateway's process, its sockets, what it reports.
+"""A session's way out, seen from the launcher: sockets of its namespace, and the gateway that takes them over.
 
-The gateway is spawned beside the stage and starts while the session is built; what connects meanwhile waits in the
-backlog of its sockets. It is the session's: it ends with it, and when it dies first, the session has no network.
+The gateway starts with the first packet that wants out: until then the launcher holds the sockets, and only watches
+them. Most commands connect nowhere, and a gateway costs what a whole session does (an interpreter, its memory). What
+connects meanwhile waits in the backlog. The gateway is the session's: it ends with it, and when it dies first, the
+session has no network.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import marshal
 import posix
 import select
 import sys
-from errno import EADDRINUSE, ECONNRESET, EPIPE
+from errno import EADDRINUSE, ECONNRESET, EMSGSIZE
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.egress import wire
 from remit.sandbox.kernel import process, sockets
+from remit.sandbox.kernel.call import failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,38 +37,63 @@ class Way:
     """One gateway. ``on_event`` is called with the fields of ``egress.wire.EVENT``."""
 
     def __init__(self, operation: Operation, who: Identity, on_event: Callable[[tuple[object, ...]], None]) -> None:
-        """Bind what is published, start the process, tell it the rules. Raises LaunchError."""
-        _, rules, _udp, published, _loopback = operation
+        """Bind what is published. Raises LaunchError."""
+        _, self._rules, _udp, published, _filter = operation
+        self._who = who
         self._on_event = on_event
-        self.alive = True
+        self.control = -1
+        self.pid = 0
         self.ready = False
         self.denials = 0
         self.problem = ""
-        listeners = [_publish(*one) for one in published]
+        self._waiting: list[tuple[tuple[wire.Role, ...], list[int]]] = []
+        if published:
+            roles = tuple([(wire.PUBLISHED, inner) for _, _, inner in published])
+            self._waiting.append((roles, [_publish(*one) for one in published]))
+
+    def hold(self, roles: tuple[wire.Role, ...], descriptors: list[int]) -> None:
+        """Keep sockets of the session's namespace until something arrives at one of them."""
+        self._waiting.append((roles, descriptors))
+        if self.control >= 0:
+            self._hand_over()
+
+    def watched(self) -> list[int]:
+        """The sockets at which the first packet can arrive: those that are held, but for the unconnected ones."""
+        return [
+            descriptor
+            for roles, descriptors in self._waiting
+            for (role, _), descriptor in zip(roles, descriptors, strict=True)
+            if role != wire.PUBLISH
+        ]
+
+    def start(self) -> None:
+        """Start the gateway, tell it the rules, and give it what is held. A failure is its death: see ``problem``."""
         self.control, inside = sockets.packet_pair()
-        process.close_range(3, 0xFFFFFFFF, on_exec=True)  # nothing of the caller's comes along
         try:
-            self.pid = _start(inside, who)
+            process.close_range(3, 0xFFFFFFFF, on_exec=True)  # nothing of the caller's comes along
+            self.pid = _start(inside, self._who)
         except OSError as error:
-            raise LaunchError(f"the gateway could not be started: {error.strerror}", hint="see 'remit doctor'") from None
+            self.problem = f"it could not be started: {error.strerror}"
         finally:
             posix.close(inside)
-        self._send((wire.CONFIG, "", {"rules": rules}))
-        if listeners:
-            roles = tuple([(wire.PUBLISHED, inner) for _, _, inner in published])
-            self.listen(roles, listeners)
-
-    def listen(self, roles: tuple[wire.Role, ...], descriptors: list[int], call: str = "") -> None:
-        """Give sockets to the gateway, and keep no copy: with it they end."""
         try:
-            sockets.send_descriptors(self.control, marshal.dumps((wire.LISTEN, call, (), roles)), descriptors)
+            _send(self.control, (wire.CONFIG, "", {"rules": self._rules}), [])
         except OSError as error:
-            if error.errno not in (EPIPE, ECONNRESET):
-                raise
-            # It has died: its end of the control socket says so.
+            self.problem = self.problem or f"it could not be told the rules: {error.strerror}"
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        try:
+            for roles, descriptors in waiting:
+                _send(self.control, (wire.LISTEN, "", (), roles), descriptors)
+        except OSError as error:
+            # It has died already: its end of the control socket says so too.
+            self.problem = self.problem or f"it could not be given its sockets: {error.strerror}"
         finally:
-            for descriptor in descriptors:
-                posix.close(descriptor)
+            for _, descriptors in waiting:
+                for descriptor in descriptors:
+                    posix.close(descriptor)
 
     def report(self) -> bool:
         """Read one message. False: the gateway is gone."""
@@ -76,7 +104,6 @@ class Way:
                 raise
             data = b""
         if not data:
-            self.alive = False
             self.problem = self.problem or "it ended by itself"
             return False
         kind, *values = marshal.loads(data)
@@ -92,7 +119,12 @@ class Way:
 
     def close(self) -> None:
         """End the gateway, and hear what it still has to say."""
-        if self.alive:
+        for _, descriptors in self._waiting:
+            for descriptor in descriptors:
+                posix.close(descriptor)
+        if self.control < 0:
+            return
+        if self.ready and not self.problem:
             try:
                 sockets.end_writing(self.control)
             except OSError:
@@ -102,16 +134,20 @@ class Way:
             while poll.poll(_PATIENCE_MS) and self.report():
                 pass
         posix.close(self.control)
-        if not posix.waitpid(self.pid, posix.WNOHANG)[0]:
+        if self.pid and not posix.waitpid(self.pid, posix.WNOHANG)[0]:
             # It had its time to say what happened; a gateway that hangs does not keep a session from ending.
             posix.kill(self.pid, _SIGKILL)
             posix.waitpid(self.pid, 0)
 
-    def _send(self, message: wire.Config) -> None:
-        data = marshal.dumps(message)
-        if len(data) > wire.MESSAGE_SIZE:
-            raise LaunchError("more network rules than a gateway takes", hint="grant networks or *.names, not each host")
-        posix.write(self.control, data)
+
+def _send(control: int, message: tuple[object, ...], descriptors: list[int]) -> None:
+    data = marshal.dumps(message)
+    if len(data) > wire.MESSAGE_SIZE:
+        raise failure(EMSGSIZE, "gateway")
+    if descriptors:
+        sockets.send_descriptors(control, data, descriptors)
+    else:
+        posix.write(control, data)
 
 
 def _publish(host: str, port: int, _inner: int) -> int:

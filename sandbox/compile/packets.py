@@ -18,8 +18,10 @@ Sources: ``include/uapi/linux/netfilter/nf_tables.h``, ``nfnetlink.h``.
 
 from __future__ import annotations
 
-from remit.sandbox.egress.wire import DNS_PORT, TCP_PORT, UDP_PORTS
-from remit.sandbox.kernel.netlink import ACK, APPEND, CREATE, EXCL, NETFILTER, REQUEST, attribute, exchange, message, nested
+from ipaddress import ip_address
+
+from remit.sandbox.egress.wire import DNS_PORT, OWN_V4, OWN_V6, TCP_PORT, UDP_PORTS
+from remit.sandbox.kernel.netlink import ACK, APPEND, CREATE, EXCL, REQUEST, attribute, message, nested
 
 _SUBSYSTEM = 10 << 8
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
@@ -37,11 +39,9 @@ _TABLE = b"remit\0"
 _SOURCE_NAT, _DESTINATION_NAT = 0, 1
 
 
-def load(own_v4: bytes, own_v6: bytes, udp: tuple[int, ...], *, loopback: bool) -> None:
-    """Load the filter into the calling process's network namespace (needs CAP_NET_ADMIN there). Raises OSError.
-
-    ``own_v4``, ``own_v6``: the session's own addresses. ``udp``: granted ports, the n-th one mapped to ``UDP_PORTS[n]``.
-    """
+def program(udp: tuple[int, ...], *, loopback: bool) -> bytes:
+    """The batch. It asks for one acknowledgement. ``udp``: granted ports, the n-th one mapped to ``UDP_PORTS[n]``."""
+    own_v4, own_v6 = ip_address(OWN_V4).packed, ip_address(OWN_V6).packed
     parts = [_nfnetlink(_BATCH_BEGIN, REQUEST, 0, _SUBSYSTEM >> 8)]
     parts.append(_nfnetlink(_NEW_TABLE, REQUEST | CREATE | EXCL, _INET, 0, attribute(1, _TABLE)))
     parts.append(_chain(b"nat\0", b"nat\0", _PRIORITY_DESTINATION_NAT, _ACCEPT))
@@ -69,7 +69,7 @@ def load(own_v4: bytes, own_v6: bytes, udp: tuple[int, ...], *, loopback: bool) 
     last = parts.pop()
     parts.append(last[:6] + (int.from_bytes(last[6:8], "little") | ACK).to_bytes(2, "little") + last[8:])
     parts.append(_nfnetlink(_BATCH_END, REQUEST, 0, _SUBSYSTEM >> 8))
-    exchange(NETFILTER, b"".join(parts), 1)
+    return b"".join(parts)
 
 
 def _nfnetlink(kind: int, flags: int, family: int, resource: int, body: bytes = b"") -> bytes:
