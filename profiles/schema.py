@@ -359,8 +359,9 @@ PLACEHOLDERS = {
         "exec, never write. A whole entry."
     ),
     "package_index": (
-        "What pip and npm are configured to use; `{package_index:pip}` and `{package_index:npm}` for one of "
-        "them. A whole entry of `network.connect`."
+        "The hosts that the user's own pip, npm and cargo are configured to use, looked up when a session is opened; "
+        "`{package_index:pip}`, `{package_index:npm}`, `{package_index:cargo}` for one of them. A whole entry of "
+        "`network.connect`."
     ),
 }
 """Every placeholder, with its meaning."""

@@ -28,7 +28,25 @@ TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 NOT_FOUND_STATUS = 127
 _KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
-_ROOMS = ("authority", "compile", "resolve", "session", "../profiles")
+# What pip, npm and cargo are told by (``resolve.indexes.VARIABLES``).
+_KEY_VARIABLES += (
+    b"PIP_INDEX_URL",
+    b"PIP_EXTRA_INDEX_URL",
+    b"PIP_CONFIG_FILE",
+    b"PIP_NO_INDEX",
+    b"VIRTUAL_ENV",
+    b"NPM_CONFIG_REGISTRY",
+    b"NPM_CONFIG_USERCONFIG",
+    b"NPM_CONFIG_GLOBALCONFIG",
+    b"NPM_CONFIG_PREFIX",
+    b"npm_config_registry",
+    b"npm_config_userconfig",
+    b"npm_config_globalconfig",
+    b"npm_config_prefix",
+    b"CARGO_HOME",
+    b"XDG_CONFIG_DIRS",
+)
+_ROOMS = ("authority", "compile", "egress", "resolve", "session", "../profiles")
 _FIELDS = ("source", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
 
