@@ -20,8 +20,19 @@ ORIGINS = ("env", "file", "keyring", "command")
 _TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _PATH = frozenset("!$&'()*+,-./0123456789:;=@ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz~")
 _FRAMING = frozenset(
-    "connection content-length expect host keep-alive proxy-authorization proxy-connection te trailer "
-    "transfer-encoding upgrade".split()
+    [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ]
 )
 
 
@@ -55,8 +66,7 @@ class Credential:
     """A secret for one host: put in place of a placeholder in ``header``, or in the query parameter ``query``.
 
     ``origin`` is ``env``, ``file``, ``keyring`` or ``command``, and ``place`` what follows its colon. ``variable`` is the
-    environment variable that holds the placeholder inside. ``template``: the whole value of the header, ``{}`` standing for
-    the secret, put in whatever the program sent; "" to replace the placeholder only.
+    environment variable that holds the placeholder inside. ``header`` and ``template``: see ``parse_header``.
     """
 
     host: str
@@ -123,18 +133,26 @@ def parse_http_path(text: str) -> str:
     return text
 
 
-def parse_header_name(text: str) -> str:
-    """The name of a header field, in lower case.
+def parse_header(text: str) -> tuple[str, str]:
+    """A header's name in lower case, and its template: ``NAME`` (the placeholder in it is replaced) or ``NAME: VALUE``
+    with ``{}`` once in the value (the whole value is put in, whatever the program sent).
 
     Raises:
-        ParseError: not a token (RFC 9110, 5.1), or one that belongs to the connection.
+        ParseError: not a token (RFC 9110, 5.1), a header that belongs to the connection, a template without ``{}``.
     """
-    name = text.lower()
-    if not text or len(text) > 80 or not _TOKEN.issuperset(text):
-        raise ParseError(f"{text[:80]!r} is not the name of a header", "such as authorization or x-api-key")
+    name, colon, template = text.partition(":")
+    name, template = name.lower(), template.strip(" ")
+    if not name or len(text) > 200 or not _TOKEN.issuperset(name):
+        raise ParseError(f"{text[:80]!r} is not a header", "such as x-api-key, or Authorization: Bearer {}")
     if name in _FRAMING:
-        raise ParseError(f"header {text!r} belongs to the connection", "such as authorization or x-api-key")
-    return name
+        raise ParseError(f"header {name!r} belongs to the connection", "such as authorization or x-api-key")
+    if not colon:
+        return name, ""
+    if template.count("{}") != 1:
+        raise ParseError(f"header {text[:80]!r} needs {{}} once, for the secret", f"{name}: Bearer {{}}")
+    if not template.isascii() or not template.isprintable():
+        raise ParseError(f"header {text[:80]!r} has characters that no header can have")
+    return name, template
 
 
 def parse_query_name(text: str) -> str:
@@ -145,19 +163,6 @@ def parse_query_name(text: str) -> str:
     """
     if not text or len(text) > 80 or not _TOKEN.issuperset(text) or set(text) & set("&%+#"):
         raise ParseError(f"{text[:80]!r} is not the name of a query parameter", "such as key or access_token")
-    return text
-
-
-def parse_template(text: str) -> str:
-    """The whole value of a header, with ``{}`` once where the secret goes.
-
-    Raises:
-        ParseError: no ``{}``, more than one, control characters.
-    """
-    if text.count("{}") != 1:
-        raise ParseError(f"template {text[:80]!r} needs {{}} once, for the secret", 'such as "Bearer {}"')
-    if not text.isascii() or not text.isprintable():
-        raise ParseError(f"template {text[:80]!r} has characters that no header can have")
     return text
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 VARIABLES = (
     "SSL_CERT_FILE",  # OpenSSL, Python's ssl, Go, Ruby
@@ -62,35 +63,54 @@ def bundle(certificate: bytes, system: Iterable[str] = SYSTEM_BUNDLES) -> bytes:
     return certificate
 
 
+def make(session: str, names: Iterable[str]) -> tuple[bytes, bytes]:
+    """A new authority's certificate and key, as PEM. ``names``: host names, and ``*.`` patterns, that it may certify.
+
+    The certificate is for inside, the key for nobody but the gateway.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Remit"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"Remit session {session}"[:64]),
+        ]
+    )
+    made = (
+        _builder(name, name, key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs=True), critical=True)
+        .add_extension(_constraints(names), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return _pem(made), private
+
+
 class Authority:
-    """One session's authority. ``names``: host names, and ``*.`` patterns, that it may certify."""
+    """An authority at work: makes the certificates of the hosts that it stands in for."""
 
-    def __init__(self, session: str, names: Iterable[str]) -> None:
+    def __init__(self, certificate: bytes, key: bytes) -> None:
+        """What ``make`` gave. Raises ``ValueError`` for anything else."""
         from cryptography import x509
-        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import NameOID
 
-        self._key = ec.generate_private_key(ec.SECP256R1())
+        loaded = serialization.load_pem_private_key(key, None)
+        if not isinstance(loaded, ec.EllipticCurvePrivateKey):
+            raise ValueError("not the key of a session's authority")
+        self._key = loaded
         self._leaf_key = ec.generate_private_key(ec.SECP256R1())
         self._leaves: OrderedDict[str, ssl.SSLContext] = OrderedDict()
-        self._name = x509.Name(
-            [
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Remit"),
-                x509.NameAttribute(NameOID.COMMON_NAME, f"Remit session {session}"[:64]),
-            ]
-        )
-        made = (
-            self._builder(self._name, self._key.public_key())
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(signs=True), critical=True)
-            .add_extension(_constraints(names), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-        self._certificate = made
-        self.certificate = _pem(made)
-        """The certificate to be trusted inside, as PEM."""
+        self._name = x509.load_pem_x509_certificate(certificate).subject
+        self._certificate = certificate
 
     def context(self, name: str) -> ssl.SSLContext:
         """What a server called ``name`` (canonical) needs to speak TLS; kept for the next connection."""
@@ -111,15 +131,13 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if len(name) <= 64 else [])
         public = self._leaf_key.public_key()
         leaf = (
-            self._builder(subject, public)
+            _builder(self._name, subject, public)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=len(name) > 64)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         key = self._leaf_key.private_bytes(
@@ -128,24 +146,23 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
-        _load(context, _pem(leaf) + self.certificate + key)
+        _load(context, _pem(leaf) + self._certificate + key)
         return context
 
-    def _builder(self, subject: x509.Name, public: object) -> x509.CertificateBuilder:
-        from cryptography import x509
-        from cryptography.hazmat.primitives.asymmetric import ec
 
-        assert isinstance(public, ec.EllipticCurvePublicKey)
-        now = datetime.datetime.now(datetime.UTC)
-        return (
-            x509.CertificateBuilder()
-            .issuer_name(self._name)
-            .subject_name(subject)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))  # a container's clock may be behind
-            .not_valid_after(now + datetime.timedelta(days=_DAYS))
-        )
+def _builder(issuer: x509.Name, subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    from cryptography import x509
+
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .issuer_name(issuer)
+        .subject_name(subject)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))  # a container's clock may be behind
+        .not_valid_after(now + datetime.timedelta(days=_DAYS))
+    )
 
 
 def _constraints(names: Iterable[str]) -> x509.NameConstraints:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remit.sandbox.egress.addresses import canonical
-from remit.sandbox.egress.decide import Decision, Destination, Reason, Rules, decide
+from remit.sandbox.egress.decide import Decision, Destination, Rules, decide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -87,6 +87,10 @@ async def system_resolver(name: str) -> list[str]:
     return [str(answer[4][0]) for answer in answers]
 
 
+def _straight(address: str, port: int) -> tuple[str, int]:
+    return address, port
+
+
 class Connector:
     """Resolves and connects for every connection of a gateway."""
 
@@ -97,10 +101,13 @@ class Connector:
         resolve_timeout: float = 10.0,
         connect_timeout: float = 30.0,
         lookups: int = 64,
+        route: Callable[[str, int], tuple[str, int]] = _straight,
     ) -> None:
+        """``route`` is where an address really is: for tests, which have no internet but their own."""
         self._resolve = resolve
         self._resolve_timeout = resolve_timeout
         self._connect_timeout = connect_timeout
+        self._route = route
         self._slots = asyncio.Semaphore(lookups)
         self._known: OrderedDict[str, tuple[float, list[str]]] = OrderedDict()
         self._asking: dict[str, asyncio.Task[list[str]]] = {}
@@ -144,7 +151,7 @@ class Connector:
         places = _interleaved(await self.allowed(rules, wanted))
         try:
             async with asyncio.timeout(self._connect_timeout):
-                return await _first(places)
+                return await self._first(places)
         except TimeoutError:
             raise Unreachable("timeout", f"{wanted} does not answer") from None
         except OSError as error:
@@ -176,6 +183,58 @@ class Connector:
             self._known.popitem(last=False)
         return found
 
+    async def _first(self, places: list[tuple[Destination, Decision]]) -> Reached:
+        """The first connection that stands, each address being tried a little after the one before it, or on its failure.
+
+        Raises:
+            OSError: the first address's failure, where all fail.
+        """
+        if len(places) == 1:
+            return await self._one(*places[0])
+        left = list(places)
+        running: dict[asyncio.Task[Reached], None] = {}
+        failures: list[OSError] = []
+        try:
+            while left or running:
+                if left:
+                    running[asyncio.create_task(self._one(*left.pop(0)))] = None
+                done, _ = await asyncio.wait(
+                    running, timeout=STAGGER if left else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                won: Reached | None = None
+                for task in done:
+                    del running[task]
+                    error = task.exception()
+                    if error is None:
+                        if won is None:
+                            won = task.result()
+                        else:
+                            task.result().sock.close()
+                    elif isinstance(error, OSError):
+                        failures.append(error)
+                    else:
+                        raise error
+                if won is not None:
+                    return won
+            raise failures[0]
+        finally:
+            for task in running:
+                task.cancel()
+                task.add_done_callback(_close_late)
+
+    async def _one(self, wanted: Destination, decision: Decision) -> Reached:
+        place = self._route(wanted.address, wanted.port)
+        family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # A number, never a name: the loop resolves nothing here.
+            await asyncio.get_running_loop().sock_connect(sock, place)
+        except BaseException:
+            sock.close()
+            raise
+        return Reached(sock, wanted, decision)
+
 
 def _interleaved(places: list[tuple[Destination, Decision]]) -> list[tuple[Destination, Decision]]:
     """Families in turn, the resolver's first one first (RFC 8305, 4)."""
@@ -188,59 +247,6 @@ def _interleaved(places: list[tuple[Destination, Decision]]) -> list[tuple[Desti
     return mixed
 
 
-async def _first(places: list[tuple[Destination, Decision]]) -> Reached:
-    """The first connection that stands, each address being tried a little after the one before it, or on its failure.
-
-    Raises:
-        OSError: the first address's failure, where all fail.
-    """
-    if len(places) == 1:
-        return await _one(*places[0])
-    left = list(places)
-    running: dict[asyncio.Task[Reached], None] = {}
-    failures: list[OSError] = []
-    try:
-        while left or running:
-            if left:
-                running[asyncio.create_task(_one(*left.pop(0)))] = None
-            done, _ = await asyncio.wait(
-                running, timeout=STAGGER if left else None, return_when=asyncio.FIRST_COMPLETED
-            )
-            won: Reached | None = None
-            for task in done:
-                del running[task]
-                error = task.exception()
-                if error is None:
-                    if won is None:
-                        won = task.result()
-                    else:
-                        task.result().sock.close()
-                elif isinstance(error, OSError):
-                    failures.append(error)
-                else:
-                    raise error
-            if won is not None:
-                return won
-        raise failures[0]
-    finally:
-        for task in running:
-            task.cancel()
-            task.add_done_callback(_close_late)
-
-
 def _close_late(task: asyncio.Task[Reached]) -> None:
     if not task.cancelled() and task.exception() is None:
         task.result().sock.close()
-
-
-async def _one(wanted: Destination, decision: Decision) -> Reached:
-    family = socket.AF_INET6 if ":" in wanted.address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A number, never a name: the loop resolves nothing here.
-        await asyncio.get_running_loop().sock_connect(sock, (wanted.address, wanted.port))
-    except BaseException:
-        sock.close()
-        raise
-    return Reached(sock, wanted, decision)

@@ -170,7 +170,20 @@ class Relay:
     relay, when both sockets are closed; ``ending`` is then "" for an orderly end.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_done", "active", "began", "ending", "engine", "inside", "inward", "meter", "outside", "outward")
+    __slots__ = (
+        "__weakref__",
+        "_done",
+        "active",
+        "began",
+        "closed",
+        "ending",
+        "engine",
+        "inside",
+        "inward",
+        "meter",
+        "outside",
+        "outward",
+    )
 
     def __init__(
         self,
@@ -185,12 +198,12 @@ class Relay:
         self.engine, self.inside, self.outside, self.meter, self._done = engine, inside, outside, meter, done
         self.began = self.active = engine.now
         self.ending = ""
-        self._closed = False
+        self.closed = False
         self.outward = _Way(self, inside, outside)
         self.inward = _Way(self, outside, inside)
         engine.relays.add(self)
         self.inward.start(first_out)
-        if not self._closed:  # what was said already can be too much
+        if not self.closed:  # what was said already can be too much
             self.outward.start(first)
 
     def way_ended(self) -> None:
@@ -200,12 +213,12 @@ class Relay:
 
     def abort(self, why: str) -> None:
         """End both sides with a reset."""
-        if not self._closed:
+        if not self.closed:
             self.ending = why
             self._close()
 
     def _close(self) -> None:
-        self._closed = True
+        self.closed = True
         self.engine.relays.discard(self)
         self.outward.stop()
         self.inward.stop()

@@ -155,9 +155,7 @@ def _in_query(target: bytes, one: Exchange) -> bytes:
         return target
     name, holder = one.query.encode(), one.placeholder.encode()
     value = quote_plus(one.secret.reveal()).encode()
-    parts = [
-        part.replace(holder, value) if part.partition(b"=")[0] == name else part for part in query.split(b"&")
-    ]
+    parts = [part.replace(holder, value) if part.partition(b"=")[0] == name else part for part in query.split(b"&")]
     return path + b"?" + b"&".join(parts)
 
 

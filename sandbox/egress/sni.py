@@ -105,7 +105,6 @@ class _Reader:
     def vector(self, size: int) -> bytes:
         return self.take(self.number(size))
 
-    @property
     def done(self) -> bool:
         return self.at == len(self.data)
 
@@ -123,11 +122,11 @@ def _hello(body: bytes, length: int) -> Hello:
     if not reader.vector(1):
         raise HelloError("no compression methods")
     extensions: dict[int, bytes] = {}
-    if not reader.done:
+    if not reader.done():
         inner = _Reader(reader.vector(2))
-        if not reader.done:
+        if not reader.done():
             raise HelloError("bytes behind the extensions")
-        while not inner.done:
+        while not inner.done():
             kind = inner.number(2)
             if kind in extensions:
                 raise HelloError(f"extension {kind} twice")
@@ -143,7 +142,7 @@ def _name(data: bytes) -> str:
     if listed.number(1) != 0:
         raise HelloError("a server name that is no host name")
     raw = listed.vector(2)
-    if not listed.done or not reader.done:
+    if not listed.done() or not reader.done():
         raise HelloError("more than one server name")
     try:
         text = raw.decode("ascii")
@@ -159,11 +158,11 @@ def _protocols(data: bytes) -> tuple[bytes, ...]:
     reader = _Reader(data)
     listed = _Reader(reader.vector(2))
     found: list[bytes] = []
-    while not listed.done:
+    while not listed.done():
         one = listed.vector(1)
         if not one:
             raise HelloError("an empty protocol name")
         found.append(one)
-    if not reader.done or not found:
+    if not reader.done() or not found:
         raise HelloError("malformed protocol names")
     return tuple(found)

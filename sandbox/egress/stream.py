@@ -84,9 +84,7 @@ class Tls:
         """``server_name``: be the client of that server; else be a server."""
         self._below = below
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._in, self._out, server_side=server_name is None, server_hostname=server_name
-        )
+        self._tls = context.wrap_bio(self._in, self._out, server_side=server_name is None, server_hostname=server_name)
         # One task reads and another writes; both may have something to send (TLS answers messages by itself).
         self._sending = asyncio.Lock()
 
