@@ -192,7 +192,11 @@ class House:
         sock.bind(("127.0.0.1", 0))
         self.originals[sock.getsockname()[1]] = (host, port)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.ports[f"{call}:tcp"]))
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.ports[f"{call}:tcp"]))
+        except OSError:
+            sock.close()
+            raise
         if tls is None:
             return await asyncio.open_connection(sock=sock)
         return await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=name or host)
@@ -249,7 +253,9 @@ def saying(text: bytes) -> Handler:
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await head_of(reader):
-            length = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
+            length = next(
+                (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
+            )
             await reader.readexactly(length)
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
             await writer.drain()
