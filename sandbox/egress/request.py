@@ -127,7 +127,7 @@ def check(
         raise BadRequest("a header that asks the server to take another method or path", 403)
     path = _path(target, strict=any([rule.paths for rule in rules]), method=method)
     websocket = _websocket(by_name)
-    kept = _end_to_end(headers, by_name, [one.header.encode() for one in web.exchanges_of(wanted.name)])
+    kept = _end_to_end(headers, by_name, [one.header.encode() for one in web.exchanges_of(wanted.name) if one.header])
     if websocket:
         kept += [(b"connection", b"upgrade"), (b"upgrade", b"websocket")]
     return Request(method.decode(), wanted, target, path, kept, websocket)
@@ -198,7 +198,7 @@ def _websocket(by_name: dict[bytes, list[bytes]]) -> bool:
 def _end_to_end(headers: Headers, by_name: dict[bytes, list[bytes]], kept: list[bytes]) -> Headers:
     """Without what belongs to this connection. What ``Connection`` names goes too, but not what is looked at here."""
     listed = b",".join(by_name.get(b"connection", []))
-    named = {token.strip().lower() for token in listed.split(b",")}
+    named = {token.strip().lower() for token in listed.split(b",")} - {b""}
     if named & {b"host", b"content-length", b"transfer-encoding", b"authorization", b"cookie", *kept}:
         raise BadRequest("Connection names a header that is not the connection's")
     dropped = _HOP | named
