@@ -110,51 +110,60 @@ class _Way:
         return False
 
     def _readable(self) -> None:
+        """Waiting for the source."""
+        if self._pass() and self.rest:
+            loop = self.relay.engine.loop
+            loop.remove_reader(self.source)
+            loop.add_writer(self.target, self._writable)
+
+    def _writable(self) -> None:
+        """Waiting for the target. While it is the slower one, this stays so: changing what is waited for at each chunk
+        costs a tenth of the throughput."""
+        if self.rest:
+            try:
+                sent = self._send(self.rest)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self.relay.abort(_text(error))
+                return
+            self.relay.active = self.relay.engine.now
+            # A view: cutting bytes off the front would copy the rest each time, and a slow reader takes little at a time.
+            self.rest = memoryview(self.rest)[sent:] if sent < len(self.rest) else b""
+        elif not self._pass() and not self.relay.closed and not self.ended:
+            loop = self.relay.engine.loop
+            loop.remove_writer(self.target)
+            loop.add_reader(self.source, self._readable)
+
+    def _pass(self) -> bool:
+        """Take a chunk and send what the target takes of it; false where there was none."""
         try:
             count = self._receive(self._buffer)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as error:
             self.relay.abort(_text(error))
-            return
+            return False
         if not count:
-            self.relay.engine.loop.remove_reader(self.source)
             self._end()
-            return
+            return False
         if not self._passed(count):
-            return
+            return False
         try:
             sent = self._send(self._view[:count])
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
             self.relay.abort(_text(error))
-            return
+            return False
         if sent < count:
             self.rest = bytes(self._view[sent:count])
-            loop = self.relay.engine.loop
-            loop.remove_reader(self.source)
-            loop.add_writer(self.target, self._writable)
-
-    def _writable(self) -> None:
-        try:
-            sent = self._send(self.rest)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self.relay.abort(_text(error))
-            return
-        self.relay.active = self.relay.engine.now
-        # A view: cutting bytes off the front would copy the rest each time, and a slow reader takes little at a time.
-        self.rest = memoryview(self.rest)[sent:] if sent < len(self.rest) else b""
-        if not self.rest:
-            loop = self.relay.engine.loop
-            loop.remove_writer(self.target)
-            loop.add_reader(self.source, self._readable)
+        return True
 
     def _end(self) -> None:
         """The source has no more: say so to the target, keep the other direction."""
         self.ended = True
+        self.stop()
         try:
             self.target.shutdown(socket.SHUT_WR)
         except OSError as error:
