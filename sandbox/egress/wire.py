@@ -61,7 +61,15 @@ OPTIONS = ("rules", "http", "credentials", "limits", "authority")
 ``authority``: (certificate, key) of the session's own CA as PEM bytes, where TLS is terminated for a host.
 """
 
-TCP, DNS_UDP, DNS_TCP, PROXY, UDP, PUBLISH, PUBLISHED = "tcp", "dns-udp", "dns-tcp", "proxy", "udp", "publish", "published"
+TCP, DNS_UDP, DNS_TCP, PROXY, UDP, PUBLISH, PUBLISHED = (
+    "tcp",
+    "dns-udp",
+    "dns-tcp",
+    "proxy",
+    "udp",
+    "publish",
+    "published",
+)
 
 ROLES = (TCP, DNS_UDP, DNS_TCP, PROXY, UDP, PUBLISH, PUBLISHED)
 """What a socket is for, and its number. A role comes once for IPv4 and once for IPv6 where the host has it; the socket
@@ -114,7 +122,9 @@ same networks, 198.18.0.0/15 and fd72:656d:6974:f::/64, from number 256 on."""
 PUBLISH_SOCKETS = 64
 """How many ``publish`` sockets a session has: how many connections can be relayed into it at a time."""
 
-GATEWAY = "import sys; sys.path.append(sys.argv[1]); from remit.sandbox.egress.gateway import main; main(int(sys.argv[2]))"
+GATEWAY = (
+    "import sys; sys.path.append(sys.argv[1]); from remit.sandbox.egress.gateway import main; main(int(sys.argv[2]))"
+)
 """What ``python -I -S -X utf8 -c`` runs: the directory that holds ``remit``, the number of the control socket. ``main``
 never returns normally before the control socket's end; libraries beside the standard one are its own to find
 (``remit.cli.boot`` is above it: the site directories are ``sys.argv[3:]``)."""
