@@ -209,7 +209,9 @@ def parse_publish(text: str) -> str:
     rest, colon, inner = text.rpartition(":")
     host, _, port = rest.rpartition(":")
     if not colon:
-        raise ParseError(f"port to publish {text!r} has no port inside", f"write {text}:{text}: HOST PORT, then PORT inside")
+        raise ParseError(
+            f"port to publish {text!r} has no port inside", f"write {text}:{text}: HOST PORT, then PORT inside"
+        )
     if host == "":
         host = "127.0.0.1"
     elif host.startswith("[") and host.endswith("]"):
@@ -219,7 +221,9 @@ def parse_publish(text: str) -> str:
         if ":" not in host:
             raise ParseError(f"port to publish {text!r}: an IPv4 address in IPv6's form", f"write {host[1:-1]}")
     elif ":" in host:
-        raise ParseError(f"port to publish {text!r} has too many colons", "IPv6 is written in brackets: [::1]:8080:3000")
+        raise ParseError(
+            f"port to publish {text!r} has too many colons", "IPv6 is written in brackets: [::1]:8080:3000"
+        )
     elif not _numeric(host):
         raise ParseError(f"port to publish {text!r}: {host!r} is not an address", "such as 127.0.0.1:8080:3000")
     else:

@@ -517,7 +517,7 @@ class _Job:
             tuple(sorted(self.authority.opened)),
             (
                 *((g.path, "".join(letter for right, letter in letters if right in g.rights)) for g in grants),
-                *((path, "w") for path in self.sockets()),
+                *((path, "s") for path in self.sockets()),
             ),
             brokered,
             refused(self.authority.syscalls),

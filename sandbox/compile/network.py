@@ -75,7 +75,9 @@ def _unheld(one: Endpoint, authority: Authority) -> str:
         return ""
     if not one.port:
         return "UDP is granted port by port: each one is a socket"
-    ports = sorted({each.port for each in authority.connect if each.protocol == "udp" and each.port not in (0, DNS_PORT)})
+    ports = sorted(
+        {each.port for each in authority.connect if each.protocol == "udp" and each.port not in (0, DNS_PORT)}
+    )
     if ports.index(one.port) >= len(UDP_PORTS):
         return f"more than {len(UDP_PORTS)} UDP ports"
     return ""
@@ -87,7 +89,7 @@ def landlock_tcp(authority: Authority, *, own_namespace: bool) -> tuple[int, tup
         return (0, ()) if authority.connect or authority.listen else (BIND_TCP | CONNECT_TCP, ())
     if authority.loopback:
         return 0, ()
-    ports = {port: BIND_TCP | CONNECT_TCP for port in authority.listen}
+    ports = dict.fromkeys(authority.listen, BIND_TCP | CONNECT_TCP)
     if egress(authority, own_namespace=True) is None:
         return BIND_TCP | CONNECT_TCP, tuple(sorted(ports.items()))
     reach = {one.port for one in authority.connect if one.protocol == "tcp"} | {DNS_PORT, PROXY_PORT}
@@ -102,7 +104,9 @@ def lower(authority: Authority, explicit: Authority, *, own_namespace: bool) -> 
     """What becomes of connect, listen, publish and loopback. ``explicit``: the part that the command line asked for."""
     if not own_namespace:
         slack = Line("network", "the host's network", "use", "no network namespace: UDP and the host's loopback")
-        lines = [Line("network", text, "publish", "the host's network is the session's own") for text in authority.publish]
+        lines = [
+            Line("network", text, "publish", "the host's network is the session's own") for text in authority.publish
+        ]
         return Report(deficit=tuple(lines), slack=(slack,))
     reasons: list[tuple[str, str]] = []
     granted: list[Line] = []

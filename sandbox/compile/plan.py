@@ -351,7 +351,7 @@ class Mediate(Op):
     catalogue: tuple[tuple[str, ...], ...]
     opened: tuple[str, ...]
     granted: tuple[tuple[str, str], ...]
-    """(path, letters of ``r``, ``w``, ``x``): everything granted, for the verdict on observed calls."""
+    """(path, letters of ``r``, ``w``, ``x``, or ``s`` for a socket): all that is granted, for verdicts on observed calls."""
     brokered_reads: tuple[str, ...] = ()
     refuse: tuple[tuple[str, int, tuple[tuple[int, int, int], ...]], ...] = ()
     gateway: bool = False

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-ROUTE, NETFILTER = 0, 12
-"""Protocols: ``NETLINK_ROUTE``, ``NETLINK_NETFILTER``."""
+ROUTE, SOCK_DIAG, NETFILTER = 0, 4, 12
+"""Protocols: ``NETLINK_ROUTE``, ``NETLINK_SOCK_DIAG``, ``NETLINK_NETFILTER``."""
 
-REQUEST, ACK, EXCL, CREATE, APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
+REQUEST, ACK, EXCL, DUMP, CREATE, APPEND = 0x1, 0x4, 0x200, 0x300, 0x400, 0x800
 NESTED = 0x8000
 
 HEADER = 16
-ERROR = 2
+ERROR, DONE = 2, 3
 
 
 def attribute(kind: int, data: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 
 from remit.sandbox.kernel.call import NR, Buffer, address, call, failure
-from remit.sandbox.kernel.netlink import ERROR, HEADER
+from remit.sandbox.kernel.netlink import DONE, ERROR, HEADER
 
 AF_INET = 2
 AF_INET6 = 10
@@ -129,6 +129,28 @@ def netlink(protocol: int, data: bytes, acknowledged: int) -> None:
         while acknowledged > 0:
             got = call(NR["recvfrom"], opened, reply.address, _NETLINK_SIZE, 0, None, None)
             acknowledged -= _acknowledged(bytes(reply.view[:got]))
+    finally:
+        posix.close(opened)
+
+
+def dump(protocol: int, data: bytes) -> list[bytes]:
+    """Send one request for a dump and return the messages of the answer. Raises OSError."""
+    opened = call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
+    found: list[bytes] = []
+    try:
+        call(NR["sendto"], opened, data, len(data), 0, _AF_NETLINK.to_bytes(12, "little"), 12)
+        reply = Buffer(_NETLINK_SIZE)
+        while True:
+            got = call(NR["recvfrom"], opened, reply.address, _NETLINK_SIZE, 0, None, None)
+            answer = bytes(reply.view[:got])
+            while len(answer) >= HEADER:
+                length, kind = int.from_bytes(answer[:4], "little"), int.from_bytes(answer[4:6], "little")
+                if kind == DONE:
+                    return found
+                if kind == ERROR:
+                    raise failure(-int.from_bytes(answer[HEADER : HEADER + 4], "little", signed=True), "netlink dump")
+                found.append(answer[:length])
+                answer = answer[(max(length, HEADER) + 3) & ~3 :]
     finally:
         posix.close(opened)
 

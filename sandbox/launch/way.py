@@ -22,6 +22,7 @@ from remit.sandbox.kernel.call import failure
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from remit.sandbox.launch.request import Identity
     from remit.sandbox.launch.wire import Operation
@@ -140,7 +141,7 @@ class Way:
             posix.waitpid(self.pid, 0)
 
 
-def _send(control: int, message: tuple[object, ...], descriptors: list[int]) -> None:
+def _send(control: int, message: tuple[Any, ...], descriptors: list[int]) -> None:
     data = marshal.dumps(message)
     if len(data) > wire.MESSAGE_SIZE:
         raise failure(EMSGSIZE, "gateway")
@@ -159,7 +160,9 @@ def _publish(host: str, port: int, _inner: int) -> int:
         sockets.listen(listener, _BACKLOG)
     except OSError as error:
         hint = "another program listens there; choose another port" if error.errno == EADDRINUSE else ""
-        raise LaunchError(f"{host}:{port} cannot be published: {error.strerror}", where="--publish", hint=hint) from None
+        raise LaunchError(
+            f"{host}:{port} cannot be published: {error.strerror}", where="--publish", hint=hint
+        ) from None
     return listener
 
 
@@ -171,7 +174,9 @@ def _start(control: int, who: Identity) -> int:
     null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
     try:
         if posix.geteuid() != 0:
-            return process.spawn(program, argv, [], directory=b"/", descriptors=(null, null, null, control), new_group=True)
+            return process.spawn(
+                program, argv, [], directory=b"/", descriptors=(null, null, null, control), new_group=True
+            )
         return _start_as(who, argv, null, control)
     finally:
         posix.close(null)

@@ -225,7 +225,8 @@ class _Reader:
         files = [
             self.first("npm_config_globalconfig", "NPM_CONFIG_GLOBALCONFIG") or f"{prefix}/etc/npmrc",
             "/etc/npmrc",
-            self.first("npm_config_userconfig", "NPM_CONFIG_USERCONFIG") or (f"{self.home}/.npmrc" if self.home else ""),
+            self.first("npm_config_userconfig", "NPM_CONFIG_USERCONFIG")
+            or (f"{self.home}/.npmrc" if self.home else ""),
         ]
         registry = ("", "")
         for file in filter(None, files):

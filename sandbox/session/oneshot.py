@@ -27,9 +27,14 @@ if TYPE_CHECKING:
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 NOT_FOUND_STATUS = 127
-_KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
-# What pip, npm and cargo are told by (``resolve.indexes.VARIABLES``).
-_KEY_VARIABLES += (
+_KEY_VARIABLES = (
+    b"HOME",
+    b"PATH",
+    b"XDG_CONFIG_HOME",
+    b"XDG_STATE_HOME",
+    b"XDG_CACHE_HOME",
+    b"XDG_RUNTIME_DIR",
+    # What pip, npm and cargo are told by (``resolve.indexes.VARIABLES``).
     b"PIP_INDEX_URL",
     b"PIP_EXTRA_INDEX_URL",
     b"PIP_CONFIG_FILE",

@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 HOSTS = {
     "granted.example.com": ("203.0.113.10", "2001:db8::10"),
@@ -43,7 +44,10 @@ def note(kind: str, what: str) -> None:
 
 def setup(directory: str) -> None:
     """Addresses, and a resolv.conf that names this world's resolver."""
-    for argument in ("link set lo up", *(f"addr add {address} dev lo nodad" for address in ADDRESSES if ":" in address)):
+    for argument in (
+        "link set lo up",
+        *(f"addr add {address} dev lo nodad" for address in ADDRESSES if ":" in address),
+    ):
         subprocess.run(["ip", *argument.split()], check=True)
     for address in ADDRESSES:
         if ":" not in address:
@@ -97,6 +101,7 @@ def serve(family: int, host: str, port: int, context: ssl.SSLContext | None) -> 
 
 
 def answer(client: socket.socket, host: str, port: int, context: ssl.SSLContext | None) -> None:
+    """One connection, to its end."""
     try:
         if context is not None:
             client = context.wrap_socket(client, server_side=True)
@@ -122,12 +127,24 @@ def echo(family: int, host: str, port: int) -> None:
         server.sendto(host.encode() + b" " + data, client)
 
 
+def abstract() -> None:
+    """A server on an abstract Unix socket, as D-Bus or X11 have."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.bind("\0remit-test-abstract")
+    server.listen()
+    while True:
+        client, _ = server.accept()
+        note("unix", "abstract")
+        client.close()
+
+
 def main() -> None:
+    """See the module."""
     directory, certificate, key = sys.argv[1:]
     setup(directory)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    jobs = [(dns, ())]
+    jobs: list[tuple[Callable[..., None], tuple[object, ...]]] = [(dns, ()), (abstract, ())]
     for address in (*ADDRESSES, "127.0.0.1", "::1"):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         jobs += [(serve, (family, address, port, None)) for port in TCP]

@@ -49,7 +49,16 @@ def internet(world: World) -> Generator[Internet, None, None]:
     authority, certificate, key = _certificates(directory)
     become = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
     script = str(Path(__file__).with_name("internet.py"))
-    argv = ["unshare", *become, "--net", "--mount", sys.executable, "-I", script, *map(str, (directory, certificate, key))]
+    argv = [
+        "unshare",
+        *become,
+        "--net",
+        "--mount",
+        sys.executable,
+        "-I",
+        script,
+        *map(str, (directory, certificate, key)),
+    ]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -131,7 +131,14 @@ def test_the_workspace_is_not_asked(home: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["https://exa mple.com/", "https://evil.com\x00.example.com/", "https://0x7f.1/", "https://*.example.com/", "x:y", "https://[::1"],
+    [
+        "https://exa mple.com/",
+        "https://evil.com\x00.example.com/",
+        "https://0x7f.1/",
+        "https://*.example.com/",
+        "x:y",
+        "https://[::1",
+    ],
 )
 def test_what_is_no_host_grants_nothing_and_says_so(home: Path, text: str) -> None:
     made = found(home, "pip", PIP_INDEX_URL=text)
