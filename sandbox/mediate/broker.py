@@ -75,7 +75,8 @@ class Broker:
 
     def __init__(self, listener_fd: int, spec: tuple[Any, ...], note: Note, *, observe: bool = False) -> None:
         name, roots, deny, protect, catalogue, opened, granted, *rest = spec
-        reads, refuse, gateway = [*rest, *[(), (), False][len(rest) :]]
+        reads, refuse = (*rest, (), ())[:2]
+        gateway = len(rest) > 2 and rest[2]
         if name != "mediate":
             raise ValueError(f"not a mediation: {name!r}")
         self.denials = 0
