@@ -416,8 +416,8 @@ def test_a_connect_grant_is_enforced_by_a_gateway() -> None:
 
 
 def test_nothing_granted_adds_nothing() -> None:
-    for authority in (coding(), coding(listen=(3000,)), coding(unix=("/run/s",))):
-        result = compiled(authority)
+    for granted in (coding(), coding(listen=(3000,)), coding(unix=("/run/s",))):
+        result = compiled(granted)
         assert not only(result, Egress)
         assert not only(result, Text)
         assert not any("proxy" in name.lower() for name, _ in only(result, Environment)[0].set_)
