@@ -245,7 +245,10 @@ class Gateway:
     async def _served(self, serve: Coroutine[Any, Any, None]) -> None:
         """One connection's task: its end is an end of the connection, never of the gateway."""
         try:
-            async with asyncio.timeout(self.gate.limits.time or None):
+            if self.gate.limits.time:
+                async with asyncio.timeout(self.gate.limits.time):
+                    await serve
+            else:
                 await serve
         except TimeoutError:
             pass
