@@ -48,6 +48,14 @@ GRANT: tuple[Option, ...] = (
         "connect", "", "HOST:PORT[/tcp|udp]", True, _START, "Let it connect. HOST: a name, *.example.com, or a CIDR."
     ),
     Option("listen", "", "PORT", True, _START, "Let it listen on PORT, inside the session."),
+    Option(
+        "publish",
+        "",
+        "[ADDRESS:]PORT:INNER",
+        True,
+        _START,
+        "Make PORT of this host lead to INNER inside.  [ADDRESS: 127.0.0.1]",
+    ),
     Option("unix", "", "PATH", True, _START, "Let it connect to the Unix socket PATH."),
     Option("env", "", "NAME[=VALUE]", True, _START, "Pass the caller's variable NAME, or set it to VALUE."),
     Option("limit", "", "NAME=VALUE", True, _START, "memory, pids, cpu, cpu-time, time, files, file-size or tmp."),

@@ -74,6 +74,7 @@ def expand(profile: Profile, context: Context) -> Expanded:
         auto_exec=AutoExec(_choice(profile, "filesystem.auto_exec")),
         connect=tuple(_endpoint(entry) for entry in connect if not _is_index(entry)),
         listen=tuple(int(entry.value) for entry in profile.items("network.listen")),
+        publish=tuple(str(entry.value) for entry in profile.items("network.publish")),
         loopback=_loopback(profile),
         unix=filler.names(profile, "ipc.unix"),
         syscalls=_words(profile, "syscalls.allow"),

@@ -17,7 +17,7 @@ FORMAT = 1
 
 NAME_PATTERN = "[a-z][a-z0-9-]*"
 
-PACKAGE_INDEXES = ("pip", "npm")
+PACKAGE_INDEXES = ("pip", "npm", "cargo")
 """What ``{package_index:NAME}`` can name; ``{package_index}`` alone means all of them."""
 
 
@@ -40,6 +40,7 @@ class Kind(StrEnum):
     PATTERN = "pattern"
     ENDPOINT = "endpoint"
     PORT = "port"
+    PUBLISH = "published port"
     BOOLEAN = "boolean"
     ENVIRONMENT_NAME = "variable"
     ENVIRONMENT_VALUE = "variable's value"
@@ -254,6 +255,14 @@ KEYS: tuple[Key, ...] = (
     ),
     _key(
         "network",
+        "publish",
+        Shape.LIST,
+        Kind.PUBLISH,
+        "Ports of the host that lead to a port inside: `[ADDRESS:]PORT:INNER`, at 127.0.0.1 unless an address is named.",
+        '["127.0.0.1:8080:3000"]',
+    ),
+    _key(
+        "network",
         "loopback",
         Shape.SCALAR,
         Kind.BOOLEAN,
@@ -350,8 +359,9 @@ PLACEHOLDERS = {
         "exec, never write. A whole entry."
     ),
     "package_index": (
-        "What pip and npm are configured to use; `{package_index:pip}` and `{package_index:npm}` for one of "
-        "them. A whole entry of `network.connect`."
+        "The hosts that the user's own pip, npm and cargo are configured to use, looked up when a session is opened; "
+        "`{package_index:pip}`, `{package_index:npm}`, `{package_index:cargo}` for one of them. A whole entry of "
+        "`network.connect`."
     ),
 }
 """Every placeholder, with its meaning."""

@@ -21,6 +21,7 @@ from remit.sandbox.authority.parse import (
     parse_path,
     parse_pattern,
     parse_port,
+    parse_publish,
 )
 
 _BRACES = re.compile(r"\{[^{}]*\}|[{}]")
@@ -120,6 +121,8 @@ def _text(key: Key, text: str) -> str:
             return _pattern(text)
         case Kind.ENDPOINT:
             return _endpoint(text)
+        case Kind.PUBLISH:
+            return parse_publish(text)
         case Kind.CHOICE:
             if text not in key.choices:
                 near = nearest(text, key.choices)

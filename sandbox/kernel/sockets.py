@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from remit.sandbox.kernel.call import NR, Buffer, address, call
+import posix
 
+from remit.sandbox.kernel.call import NR, Buffer, address, call, failure
+from remit.sandbox.kernel.netlink import DONE, ERROR, HEADER
+
+AF_INET = 2
+AF_INET6 = 10
+STREAM = 1
+DATAGRAM = 2
 _AF_UNIX = 1
-_AF_INET = 2
-_SOCK_DGRAM = 2
+_AF_NETLINK = 16
+_SOCK_RAW = 3
+_NETLINK_SIZE = 1 << 14
 _SOCK_SEQPACKET = 5
 _SOCK_CLOEXEC = 0o2000000
+_SOCK_NONBLOCK = 0o4000
 _SOL_SOCKET = 1
 _SCM_RIGHTS = 1
 _MSG_CMSG_CLOEXEC = 0x40000000
 _CONTROL_HEADER = 16
 _CONTROL_SIZE = 24
 """One descriptor: a header of 16 bytes (``cmsg(3)``), 4 bytes, padding."""
+_MOST_DESCRIPTORS = 253
 
 
 def packet_pair() -> tuple[int, int]:
@@ -26,16 +36,72 @@ def packet_pair() -> tuple[int, int]:
 
 def datagram() -> int:
     """An IPv4 datagram socket, for the ioctls of ``netdevice(7)``."""
-    return call(NR["socket"], _AF_INET, _SOCK_DGRAM | _SOCK_CLOEXEC, 0)
+    return call(NR["socket"], AF_INET, DATAGRAM | _SOCK_CLOEXEC, 0)
+
+
+def internet(family: int, kind: int) -> int:
+    """A non-blocking socket of AF_INET or AF_INET6, STREAM or DATAGRAM."""
+    return call(NR["socket"], family, kind | _SOCK_CLOEXEC | _SOCK_NONBLOCK, 0)
+
+
+def option(socket: int, level: int, name: int, value: int) -> None:
+    """``setsockopt(2)`` of an int."""
+    call(NR["setsockopt"], socket, level, name, value.to_bytes(4, "little"), 4)
+
+
+def bind(socket: int, family: int, host: bytes, port: int) -> None:
+    """``bind(2)`` to an address (4 or 16 bytes) and port."""
+    name = family.to_bytes(2, "little") + port.to_bytes(2, "big")
+    name += host + bytes(8) if family == AF_INET else bytes(4) + host + bytes(4)
+    call(NR["bind"], socket, name, len(name))
+
+
+def packed(host: str) -> bytes:
+    """An address in text as its 4 or 16 bytes. ValueError: it is none."""
+    if ":" not in host:
+        return bytes([int(part) for part in host.split(".")])
+    from ipaddress import IPv6Address  # 4 ms, for those who name one
+
+    return IPv6Address(host).packed
+
+
+def end_writing(socket: int) -> None:
+    """``shutdown(2)`` SHUT_WR: the other end reads to the end and may still answer."""
+    call(NR["shutdown"], socket, 1)
+
+
+def listen(socket: int, backlog: int) -> None:
+    """``listen(2)``; the kernel takes ``net.core.somaxconn`` where that is less."""
+    call(NR["listen"], socket, backlog)
+
+
+def send_descriptors(socket: int, data: bytes, descriptors: list[int]) -> None:
+    """One message with copies of up to 253 descriptors (``unix(7)`` SCM_RIGHTS)."""
+    control = _words(_CONTROL_HEADER + 4 * len(descriptors))
+    control += _SOL_SOCKET.to_bytes(4, "little") + _SCM_RIGHTS.to_bytes(4, "little")
+    control += b"".join([one.to_bytes(4, "little") for one in descriptors])
+    control += bytes(-len(control) % 8)
+    vector = _words(address(data), len(data))
+    header = _words(0, 0, address(vector), 1, address(control), len(control), 0)
+    call(NR["sendmsg"], socket, header, 0)
 
 
 def send_descriptor(socket: int, data: bytes, descriptor: int) -> None:
-    """One message with a copy of a descriptor (``unix(7)`` SCM_RIGHTS)."""
-    control = _words(_CONTROL_HEADER + 4) + _SOL_SOCKET.to_bytes(4, "little") + _SCM_RIGHTS.to_bytes(4, "little")
-    control += descriptor.to_bytes(4, "little") + bytes(4)
-    vector = _words(address(data), len(data))
-    header = _words(0, 0, address(vector), 1, address(control), _CONTROL_SIZE, 0)
-    call(NR["sendmsg"], socket, header, 0)
+    """One message with a copy of a descriptor."""
+    send_descriptors(socket, data, [descriptor])
+
+
+def receive_all(socket: int, size: int) -> tuple[bytes, list[int]]:
+    """One message of at most ``size`` bytes, and the descriptors that came with it. Empty: the other end is closed."""
+    room = _CONTROL_HEADER + 4 * _MOST_DESCRIPTORS
+    data, control = Buffer(size), Buffer(room)
+    vector = _words(data.address, size)
+    header = Buffer(56)
+    header.view[:] = _words(0, 0, address(vector), 1, control.address, room, 0)
+    got = call(NR["recvmsg"], socket, header.address, _MSG_CMSG_CLOEXEC)
+    end = int.from_bytes(control.view[:8], "little") if int.from_bytes(header.view[40:48], "little") else 0
+    came = [int.from_bytes(control.view[at : at + 4], "little") for at in range(_CONTROL_HEADER, end, 4)]
+    return bytes(data.view[:got]), came
 
 
 def receive(socket: int, size: int) -> tuple[bytes, int]:
@@ -48,6 +114,58 @@ def receive(socket: int, size: int) -> tuple[bytes, int]:
     came = int.from_bytes(header.view[40:48], "little") >= _CONTROL_HEADER + 4
     descriptor = int.from_bytes(control.view[_CONTROL_HEADER : _CONTROL_HEADER + 4], "little") if came else -1
     return bytes(data.view[:got]), descriptor
+
+
+def netlink(protocol: int, data: bytes, acknowledged: int) -> None:
+    """Send ``data`` and wait until ``acknowledged`` messages that asked for it (``netlink.ACK``) have been answered.
+
+    Raises OSError with the kernel's first complaint; its file name is the message's sequence number.
+    """
+    opened = call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
+    try:
+        # To the kernel: struct sockaddr_nl of zeros but the family.
+        call(NR["sendto"], opened, data, len(data), 0, _AF_NETLINK.to_bytes(12, "little"), 12)
+        reply = Buffer(_NETLINK_SIZE)
+        while acknowledged > 0:
+            got = call(NR["recvfrom"], opened, reply.address, _NETLINK_SIZE, 0, None, None)
+            acknowledged -= _acknowledged(bytes(reply.view[:got]))
+    finally:
+        posix.close(opened)
+
+
+def dump(protocol: int, data: bytes) -> list[bytes]:
+    """Send one request for a dump and return the messages of the answer. Raises OSError."""
+    opened = call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
+    found: list[bytes] = []
+    try:
+        call(NR["sendto"], opened, data, len(data), 0, _AF_NETLINK.to_bytes(12, "little"), 12)
+        reply = Buffer(_NETLINK_SIZE)
+        while True:
+            got = call(NR["recvfrom"], opened, reply.address, _NETLINK_SIZE, 0, None, None)
+            answer = bytes(reply.view[:got])
+            while len(answer) >= HEADER:
+                length, kind = int.from_bytes(answer[:4], "little"), int.from_bytes(answer[4:6], "little")
+                if kind == DONE:
+                    return found
+                if kind == ERROR:
+                    raise failure(-int.from_bytes(answer[HEADER : HEADER + 4], "little", signed=True), "netlink dump")
+                found.append(answer[:length])
+                answer = answer[(max(length, HEADER) + 3) & ~3 :]
+    finally:
+        posix.close(opened)
+
+
+def _acknowledged(data: bytes) -> int:
+    count = 0
+    while len(data) >= HEADER + 4:
+        length = int.from_bytes(data[:4], "little")
+        if int.from_bytes(data[4:6], "little") == ERROR:
+            errno = -int.from_bytes(data[HEADER : HEADER + 4], "little", signed=True)
+            if errno:
+                raise failure(errno, f"netlink message {int.from_bytes(data[8:12], 'little')}")
+            count += 1
+        data = data[(length + 3) & ~3 :]
+    return count
 
 
 def _words(*values: int) -> bytes:

@@ -119,6 +119,10 @@ class Stage:
         root.pivot(forbid_user_namespaces=bool(self._found["pivot"][1]))
         if "net" in self._found["unshare"][1]:
             loopback.up()
+        if "egress" in self._found:
+            from remit.sandbox.egress import inside
+
+            inside.open_way(self._found["egress"], request.control)
         # It can be read now, by the very call that must fail later.
         posix.close(posix.open(f"/proc/self/fd/{self._canary}", posix.O_RDONLY | posix.O_CLOEXEC))
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.cgroups import Groups
     from remit.sandbox.launch.request import Terminal
     from remit.sandbox.launch.terminal import Relay
+    from remit.sandbox.launch.way import Way
     from remit.sandbox.launch.wire import Operation, Wire
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM = 1, 2, 3, 10, 12, 14, 15
@@ -98,11 +99,14 @@ class Session:
             if operation[0] == "unshare":
                 for kind in operation[1]:
                     flags |= process.NAMESPACES[kind]
+        self._way: Way | None = None
+        self._watched: tuple[int, ...] = ()
         self._groups: Groups | None = None
         if any([op[0] == "limit" and op[3] == "cgroup" for op in operations]):
             from remit.sandbox.launch import cgroups
 
             self._groups = cgroups.make([op for op in operations if op[0] == "limit"])
+        self._open_way(operations, who)
         ready = who.self_map and self._groups is None
         if ready:
             posix.write(self._control, _GO)  # nothing is left to do from outside: the child need not wait for it
@@ -132,6 +136,15 @@ class Session:
             ) from None
         posix.write(self._control, _GO)
 
+    def _open_way(self, operations: Sequence[Operation], who: Identity) -> None:
+        for operation in operations:
+            if operation[0] == "egress":
+                # Both before the fork: the stage has nothing to import from once it is in its new root.
+                from remit.sandbox.egress import inside  # noqa: F401
+                from remit.sandbox.launch.way import Way
+
+                self._way = Way(operation, who, lambda event: self._on_event(("gateway", *event)))
+
     def kill(self) -> None:
         """End everything inside, now."""
         posix.kill(self.pid, SIGKILL)
@@ -141,6 +154,9 @@ class Session:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
+        way = self._way
+        if way is not None:
+            self._watch(way, poll)
         try:
             while self._outcome is None:
                 relay = self._relay
@@ -151,6 +167,16 @@ class Session:
                         self._report(poll)
                     elif descriptor == self._signals:
                         self._forward()
+                    elif way is not None and descriptor == way.control:
+                        if not way.report():
+                            poll.unregister(descriptor)
+                            self._on_event(("gateway", way.problem))
+                    elif way is not None and descriptor in self._watched:
+                        for one in self._watched:
+                            poll.unregister(one)
+                        self._watched = ()
+                        way.start()
+                        poll.register(way.control, select.POLLIN)
                     elif relay is not None and descriptor == relay.master:
                         if events & select.POLLOUT:
                             relay.flush()
@@ -168,10 +194,17 @@ class Session:
             self._outcome.limit = "memory"
         return self._outcome
 
+    @property
+    def network_denials(self) -> int:
+        """What the gateway refused. All of it only after ``close``."""
+        return self._way.denials if self._way is not None else 0
+
     def close(self) -> None:
         """Wait until everything inside is gone, and take away what was made outside for it."""
         posix.close(self._control)  # a first process that still waits for its launcher ends now
         posix.waitpid(self.pid, 0)
+        if self._way is not None:
+            self._way.close()
         if self._groups is not None:
             self._groups.remove()
 
@@ -194,7 +227,7 @@ class Session:
 
     def _report(self, poll: select.poll) -> None:
         try:
-            data, master = sockets.receive(self._control, _MESSAGE_SIZE)
+            data, came = sockets.receive_all(self._control, _MESSAGE_SIZE)
         except OSError as error:
             if error.errno == ECONNRESET:
                 return  # it ended with a signal of ours unread; what it said before comes next
@@ -203,16 +236,20 @@ class Session:
             raise LaunchError(
                 "the session's first process died", hint="nothing inside survived it; 'remit doctor' may say why"
             )
-        if master >= 0:
+        if data == b"terminal":
             assert self._terminal is not None
             from remit.sandbox.launch.terminal import Relay
 
-            self._relay = Relay(self._terminal, master)
+            self._relay = Relay(self._terminal, came[0])
             if self._relay.source >= 0:
                 poll.register(self._relay.source, select.POLLIN)
             return
         kind, *values = marshal.loads(data)
-        if kind == "event":
+        if kind == "sockets":
+            assert self._way is not None
+            self._way.hold(values[0], came)
+            self._watch(self._way, poll)
+        elif kind == "event":
             self._on_event(tuple(values))
         elif kind == "started":
             self._enforcement = values[1]
@@ -226,6 +263,12 @@ class Session:
             failure = LaunchError(message, hint=hint)
             failure.phase, failure.exit_status = phase, status
             raise failure
+
+    def _watch(self, way: Way, poll: select.poll) -> None:
+        """Wait for the first packet that wants out (or, at a published port, in)."""
+        self._watched = tuple(way.watched())
+        for descriptor in self._watched:
+            poll.register(descriptor, select.POLLIN)
 
     def _forward(self) -> None:
         try:

@@ -75,7 +75,7 @@ class Broker:
 
     def __init__(self, listener_fd: int, spec: tuple[Any, ...], note: Note, *, observe: bool = False) -> None:
         name, roots, deny, protect, catalogue, opened, granted, *rest = spec
-        reads, refuse = (*rest, (), ())[:2]
+        reads, refuse, gateway = [*rest, *[(), (), False][len(rest) :]]
         if name != "mediate":
             raise ValueError(f"not a mediation: {name!r}")
         self.denials = 0
@@ -86,14 +86,18 @@ class Broker:
         """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
         self._execs = frozenset([NR[call] for call in ("execve", "execveat") if call in NR])
         self._pid = self._nr = 0
+        self._gateway = bool(gateway)
         self._granted: list[tuple[bytes, str]] = [(_bytes(path), letters) for path, letters in granted]
+        self._sockets = frozenset([_bytes(path) for path, letters in granted if letters == "s"])
         places = tuple([_bytes(root) for root in roots])
         readable = tuple([_bytes(root) for root in reads])
         rules = Rules(places, deny, protect, catalogue, opened)
         self._listener = Listener(listener_fd)
         if listener_fd >= 0:
             self._listener.synchronous()
-        self._calls = Calls(self._listener, rules, places, readable, self._denied, self._outside, monotonic)
+        self._calls = Calls(
+            self._listener, rules, places, readable, self._denied, self._outside, monotonic, self._granted_socket
+        )
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
         for call in MEDIATED + OBSERVED:
             if call in NR:
@@ -176,8 +180,13 @@ class Broker:
         self._tell(path, right, "denied", errno, rule)
         return Denied(errno, rule)
 
+    def _granted_socket(self, path: bytes) -> bool:
+        return path in self._sockets
+
     def _outside(self, path: bytes, right: str) -> None:
         """Count what the kernel is about to refuse because nothing grants it."""
+        if self._gateway and right == "connect" and not path.startswith(b"/"):
+            return
         letter = _LETTERS[right]
         for place, letters in self._granted:
             if letter in letters and under(path, place):

@@ -27,8 +27,31 @@ if TYPE_CHECKING:
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 NOT_FOUND_STATUS = 127
-_KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
-_ROOMS = ("authority", "compile", "resolve", "session", "../profiles")
+_KEY_VARIABLES = (
+    b"HOME",
+    b"PATH",
+    b"XDG_CONFIG_HOME",
+    b"XDG_STATE_HOME",
+    b"XDG_CACHE_HOME",
+    b"XDG_RUNTIME_DIR",
+    # What pip, npm and cargo are told by (``resolve.indexes.VARIABLES``).
+    b"PIP_INDEX_URL",
+    b"PIP_EXTRA_INDEX_URL",
+    b"PIP_CONFIG_FILE",
+    b"PIP_NO_INDEX",
+    b"VIRTUAL_ENV",
+    b"NPM_CONFIG_REGISTRY",
+    b"NPM_CONFIG_USERCONFIG",
+    b"NPM_CONFIG_GLOBALCONFIG",
+    b"NPM_CONFIG_PREFIX",
+    b"npm_config_registry",
+    b"npm_config_userconfig",
+    b"npm_config_globalconfig",
+    b"npm_config_prefix",
+    b"CARGO_HOME",
+    b"XDG_CONFIG_DIRS",
+)
+_ROOMS = ("authority", "compile", "egress", "resolve", "session", "../profiles")
 _FIELDS = ("source", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
 
@@ -101,6 +124,9 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
         _status(invocation.status_fd, {"event": "started", "session": record.identifier, "plan": digest})
 
     def happened(event: tuple[object, ...]) -> None:
+        if event[0] == "gateway":
+            _network(record, event[1:])
+            return
         values = [value.decode(errors="surrogateescape") if isinstance(value, bytes) else value for value in event]
         record.event({"kind": "denial", **dict(zip(_FIELDS, values, strict=True))})
 
@@ -116,10 +142,12 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
         )
         try:
             outcome = session.wait()
-            status = _exit_status(outcome)
-            record.ended({"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
         finally:
             session.close()
+        # After the close: the gateway's last words are among them.
+        outcome.denials += session.network_denials
+        status = _exit_status(outcome)
+        record.ended({"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
     except RemitError as error:
         if error.exit_status == NOT_FOUND_STATUS:
             _look_outside(error, invocation.command[0])
@@ -243,6 +271,16 @@ def _directory(invocation: Invocation, workspace: str) -> str:
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _network(record: Record, event: tuple[object, ...]) -> None:
+    from remit.sandbox.audit import network  # only where there is a gateway
+
+    if len(event) > 1:
+        record.event(network.connection(event))
+        return
+    record.event(network.gone(str(event[0])))
+    _say(f"the gateway is gone ({event[0]}): no network from now on")
 
 
 def _exit_status(outcome: start.Outcome) -> int:
