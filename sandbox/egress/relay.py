@@ -74,7 +74,9 @@ class Engine:
 
 
 class _Way:
-    """One direction: waits for its source, or for its target, or (ended) for nothing. ``rest`` is what ``target`` has not taken; while there is any, ``source`` is not read."""
+    """One direction: waits for its source, or for its target, or (ended) for nothing.
+
+    ``rest`` is what ``target`` has not taken; while there is any, ``source`` is not read."""
 
     __slots__ = (
         "_buffer",
