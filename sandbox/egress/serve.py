@@ -37,8 +37,8 @@ _BATCH = 64
 _PAUSE = 0.5
 """Seconds without accepting when there are no descriptors left."""
 
-_SPARE = 64
-"""Descriptors that connections do not get."""
+_LAST_WORDS = 2.0
+"""Seconds that the launcher has for what the gateway still has to say when it is ended."""
 
 _REMEMBERED = 1024
 _QUERIES = 256
@@ -91,15 +91,18 @@ class Gateway:
             await self._over.wait()
         finally:
             sweeper.cancel()
-            self.close()
-            await asyncio.gather(sweeper, return_exceptions=True)
-
-    def close(self) -> None:
-        """End every connection, close every socket."""
-        for call in list(self._live):
-            self._close(call)
-        self.gate.engine.close()
-        self.control.close()
+            tasks = [task for live in self._live.values() for task in live.tasks]
+            for call in list(self._live):
+                self._close(call)
+            self.gate.engine.close()
+            await asyncio.gather(sweeper, *tasks, return_exceptions=True)
+            try:
+                # The launcher may have closed its side for writing only, and still listen to how things ended.
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self.control.flushed()
+            except TimeoutError:
+                pass
+            self.control.close()
 
     # --- what the launcher says ---------------------------------------------------------------------------------------
 
