@@ -64,8 +64,9 @@ class Run:
 
 
 STAGE = "sandbox/launch/stage.py"
-NO_PROOF: Edit = (STAGE, "            self._prove()\n", "            pass\n")
-NO_PDEATHSIG: Edit = (STAGE, "        process.die_with_parent()\n", "")
+GROUND = "sandbox/launch/ground.py"
+NO_PROOF: Edit = (STAGE, "            ground.prove()\n", "            pass\n")
+NO_PDEATHSIG: Edit = (GROUND, "        process.die_with_parent()\n", "")
 
 MUTATIONS = (
     Mutation(
@@ -108,7 +109,7 @@ MUTATIONS = (
         2,
         "landlock-alone",
         "without namespaces, Landlock's rules all stand at / (and the start proves nothing)",
-        ((STAGE, "opened[path] = _open_inside(path)", 'opened[path] = _open_inside("/")'), NO_PROOF),
+        ((GROUND, "opened[path] = open_inside(path)", 'opened[path] = open_inside("/")'), NO_PROOF),
         "test_run_confinement.py",
         "invariant_2_each_layer and namespaces",
     ),
@@ -117,7 +118,7 @@ MUTATIONS = (
         "namespaces-alone",
         "without Landlock, the new root is built and never entered (and the start proves nothing)",
         (
-            (STAGE, '        root.pivot(forbid_user_namespaces=bool(self._found["pivot"][1]))\n', ""),
+            (GROUND, '        root.pivot(forbid_user_namespaces=bool(self.found["pivot"][1]))\n', ""),
             NO_PROOF,
         ),
         "test_run_confinement.py",
@@ -245,7 +246,7 @@ MUTATIONS = (
         8,
         "memory",
         "the forked child keeps its copy of the caller's arguments and environment",
-        ((STAGE, "        memory.forget_caller(request.stack_strings)\n", ""),),
+        ((GROUND, "        memory.forget_caller(request.stack_strings)\n", ""),),
         STDIO,
         "invariant_8_no_process_inside",
         ROOT,
@@ -309,8 +310,8 @@ MUTATIONS = (
         "landlock-off",
         "the Landlock domains are made and never entered",
         (
-            (STAGE, '        landlock.restrict_self(self._rulesets["session"])\n', ""),
-            (STAGE, '            landlock.restrict_self(self._rulesets["command"])\n', "            pass\n"),
+            (STAGE, '            landlock.restrict_self(ground.rulesets["session"])\n', "            pass\n"),
+            (STAGE, '            landlock.restrict_self(ground.rulesets["command"])\n', "            pass\n"),
         ),
         START,
         "invariant_11",
@@ -330,7 +331,7 @@ MUTATIONS = (
         (
             (
                 "sandbox/mediate/broker.py",
-                '        self._note("mediation", self._pid, self._nr, path, right, verdict, errno, rule)\n',
+                '        self._note(self._source, "mediation", self._pid, self._nr, path, right, verdict, errno, rule)\n',
                 "        del path, right, verdict, errno, rule\n",
             ),
         ),

@@ -76,7 +76,7 @@ def compile_session(
 
     Unenforceable: with every reason, each with its fix.
     """
-    job = _Job(
+    job = Job(
         authority,
         floor,
         names,
@@ -96,7 +96,7 @@ def compile_session(
 
 
 @dataclass(slots=True)
-class _Job:
+class Job:
     """One compilation: its inputs, and what it has to say so far."""
 
     authority: Authority
@@ -521,7 +521,7 @@ class _Job:
             ),
             brokered,
             refused(self.authority.syscalls),
-            network.egress(self.authority, own_namespace=layers.network) is not None,
+            gateway=network.egress(self.authority, own_namespace=layers.network) is not None,
         )
 
     def entries(self, pattern: PathPattern) -> list[_PatternEntry]:

@@ -100,9 +100,9 @@ def build(
 ) -> Tree:
     """The tree for ``grants``.
 
-    ``links``: (canonical path of a link, its target) to repeat. ``sockets``: granted Unix sockets. ``directories``: to exist, empty,
-    if nothing else shows there. ``covers``: existing denied objects. ``read_only``: existing protected objects. Both
-    matter only where a bound tree shows them.
+    ``links``: (canonical path of a link, its target) to repeat. ``sockets``: granted Unix sockets. ``directories``:
+    to exist, empty, if nothing else shows there. ``covers``: existing denied objects. ``read_only``: existing protected
+    objects. Both matter only where a bound tree shows them.
     """
     tree = Tree()
     taken = {grant.path for grant in grants}

@@ -9,6 +9,7 @@ that the namespace does not; without it, they leave the granted ports and the ga
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from remit.sandbox.authority.model import Authority, Endpoint
@@ -59,6 +60,12 @@ def egress(authority: Authority, *, own_namespace: bool) -> Egress | None:
     if not rules and not published:
         return None
     return Egress(rules, udp, published, packets.program(udp, loopback=authority.loopback))
+
+
+def variables(authority: Authority, degrade: Collection[str]) -> dict[str, str]:
+    """What programs under ``authority`` are told of a way out, if they have one."""
+    own = not {"network", "namespaces"} & set(degrade)
+    return dict(VARIABLES) if egress(authority, own_namespace=own) is not None else {}
 
 
 def _published(text: str) -> tuple[str, int, int]:

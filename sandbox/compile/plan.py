@@ -354,6 +354,9 @@ class Mediate(Op):
     """(path, letters of ``r``, ``w``, ``x``, or ``s`` for a socket): all that is granted, for verdicts on observed calls."""
     brokered_reads: tuple[str, ...] = ()
     refuse: tuple[tuple[str, int, tuple[tuple[int, int, int], ...]], ...] = ()
+    outer: tuple[str, ...] = ()
+    """Subtrees that the session may write and this call may not: modes and owners there are refused, since neither a mount
+    nor Landlock would."""
     gateway: bool = False
     """Connections to the network are judged, and denials of them counted, by the gateway."""
 

@@ -56,24 +56,29 @@ class Sockets:
         self.descriptors.append(descriptor)
         self.roles.append((role, number))
 
-    def send(self, control: int) -> None:
-        """Give them to the launcher, in as many messages as it takes, and keep no copy."""
+    def send(self, control: int, *call: Any) -> None:
+        """Give them to the launcher, in as many messages as it takes, and keep no copy. ``call``: (number, rules)."""
         while self.descriptors:
             now, self.descriptors = self.descriptors[: wire.MOST_DESCRIPTORS], self.descriptors[wire.MOST_DESCRIPTORS :]
             roles, self.roles = self.roles[: len(now)], self.roles[len(now) :]
-            sockets.send_descriptors(control, marshal.dumps((SOCKETS, tuple(roles))), now)
+            sockets.send(control, marshal.dumps((SOCKETS, tuple(roles), *call)), tuple(now))
             for descriptor in now:
                 posix.close(descriptor)
 
+    def close(self) -> None:
+        """Give them up: nobody will take them."""
+        for descriptor in self.descriptors:
+            posix.close(descriptor)
+        self.descriptors, self.roles = [], []
 
-def open_way(operation: tuple[Any, ...], control: int) -> None:
-    """Do what a plan's ``Egress`` says, and send the sockets over ``control``. Raises OSError."""
+
+def open_way(operation: tuple[Any, ...]) -> Sockets:
+    """Do what a plan's ``Egress`` says, in the network namespace of the calling thread. Raises OSError."""
     _, _rules, udp, published, packet_filter = operation
     try:
-        made = make(udp, packet_filter, publish=bool(published))
+        return make(udp, packet_filter, publish=bool(published))
     except OSError as error:
         raise OSError(error.errno, f"the network's rules could not be set: {error.strerror}") from None
-    made.send(control)
 
 
 def make(udp: tuple[int, ...], packet_filter: bytes, *, publish: bool) -> Sockets:

@@ -34,6 +34,8 @@ NAMESPACES = {
 
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
+CAP_SYS_CHROOT = 18
+CAP_NET_ADMIN = 12
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -41,6 +43,8 @@ _PR_SET_NAME = 15
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
 _CLOSE_RANGE_CLOEXEC = 4
 _SIGKILL = 9
 _SIGCHLD = 17
@@ -119,11 +123,27 @@ def drop_bounding_set() -> None:
         capability += 1
 
 
-def set_capabilities(mask: int) -> None:
-    """``capset(2)``: permitted and effective become ``mask``, inheritable becomes empty, for the calling thread."""
+def set_capabilities(mask: int, inheritable: int = 0) -> None:
+    """``capset(2)``: permitted and effective become ``mask``, for the calling thread. What is not inheritable any more is
+    not ambient any more either."""
     header = _CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4)
-    low, high = (mask & 0xFFFFFFFF).to_bytes(4, "little"), (mask >> 32).to_bytes(4, "little")
-    call(NR["capset"], header, low + low + bytes(4) + high + high + bytes(4))
+    sets = b"".join(
+        [(one >> shift & 0xFFFFFFFF).to_bytes(4, "little") for shift in (0, 32) for one in (mask, mask, inheritable)]
+    )
+    call(NR["capset"], header, sets)
+
+
+def capabilities() -> int:
+    """``capget(2)``: the calling thread's permitted capabilities."""
+    header = _CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4)
+    sets = Buffer(24)
+    call(NR["capget"], header, sets.address)
+    return int.from_bytes(sets.view[4:8], "little") | int.from_bytes(sets.view[16:20], "little") << 32
+
+
+def raise_ambient(capability: int) -> None:
+    """``PR_CAP_AMBIENT_RAISE`` (Linux 4.3): a program that this thread executes keeps it. It must be inheritable."""
+    call(NR["prctl"], _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0)
 
 
 def close_range(first: int, last: int, *, on_exec: bool = False) -> None:
@@ -134,6 +154,7 @@ def close_range(first: int, last: int, *, on_exec: bool = False) -> None:
 _SETPGROUP = 0x02
 _SETSIGDEF = 0x04
 _SETSIGMASK = 0x08
+_SETSID = 0x80
 _ATTRIBUTES_SIZE = 512
 _ACTIONS_SIZE = 128
 _SIGSET_SIZE = 128
@@ -152,6 +173,8 @@ def spawn(
     directory: bytes,
     descriptors: tuple[int, ...] = (0, 1, 2),
     new_group: bool = False,
+    new_session: bool = False,
+    terminal: bytes = b"",
     foreground: int = -1,
 ) -> int:
     """``posix_spawn(3)`` with every signal at its default and none blocked. Returns the pid; raises OSError.
@@ -162,20 +185,19 @@ def spawn(
     in its own process group reads the terminal as a background job.
 
     ``descriptors[i]`` becomes descriptor i; all others are closed on exec by the caller. ``foreground`` is a terminal
-    whose foreground group the new group becomes.
+    whose foreground group the new group becomes. ``new_session``: ``setsid(2)``; ``terminal`` is then the path of a
+    terminal that becomes the new session's own, opened before the descriptors are placed.
     """
-    attributes, actions, signals = Buffer(_ATTRIBUTES_SIZE), Buffer(_ACTIONS_SIZE), Buffer(_SIGSET_SIZE)
-    pid = Buffer(_INT_SIZE)
-    check("posix_spawnattr_init", attributes.address)
+    flags = _SETSIGDEF | _SETSIGMASK | (_SETPGROUP if new_group else 0) | (_SETSID if new_session else 0)
+    attributes = _attributes(flags)
+    actions, pid = Buffer(_ACTIONS_SIZE), Buffer(_INT_SIZE)
     check("posix_spawn_file_actions_init", actions.address)
     try:
-        check("posix_spawnattr_setsigmask", attributes.address, signals.address)
-        signals.view[:] = b"\xff" * _SIGSET_SIZE
-        check("posix_spawnattr_setsigdefault", attributes.address, signals.address)
-        flags = _SETSIGDEF | _SETSIGMASK | (_SETPGROUP if new_group else 0)
-        check("posix_spawnattr_setflags", attributes.address, flags)
         if foreground >= 0 and has_libc("posix_spawn_file_actions_addtcsetpgrp_np"):
             check("posix_spawn_file_actions_addtcsetpgrp_np", actions.address, foreground)
+        if terminal:
+            # Opening it makes it the controlling one of a session's leader that has none (``tty_ioctl(4)``).
+            check("posix_spawn_file_actions_addopen", actions.address, 0, terminal, posix.O_RDWR, 0)
         for number, descriptor in enumerate(descriptors):
             check("posix_spawn_file_actions_adddup2", actions.address, descriptor, number)
         check("posix_spawn_file_actions_addchdir_np", actions.address, directory)
@@ -183,8 +205,24 @@ def spawn(
         check("posix_spawn", pid.address, program, actions.address, attributes.address, address(argv), address(envp))
     finally:
         libc_call("posix_spawn_file_actions_destroy", actions.address)
-        libc_call("posix_spawnattr_destroy", attributes.address)
     return int.from_bytes(pid.view, "little")
+
+
+_made_attributes: dict[int, Buffer] = {}
+
+
+def _attributes(flags: int) -> Buffer:
+    """A ``posix_spawnattr_t`` with every signal at its default and none blocked; made once, only read afterwards."""
+    made = _made_attributes.get(flags)
+    if made is None:
+        made, signals = Buffer(_ATTRIBUTES_SIZE), Buffer(_SIGSET_SIZE)
+        check("posix_spawnattr_init", made.address)
+        check("posix_spawnattr_setsigmask", made.address, signals.address)
+        signals.view[:] = b"\xff" * _SIGSET_SIZE
+        check("posix_spawnattr_setsigdefault", made.address, signals.address)
+        check("posix_spawnattr_setflags", made.address, flags)
+        _made_attributes[flags] = made
+    return made
 
 
 def set_limit(pid: int, resource: int, soft: int, hard: int) -> None:
@@ -206,6 +244,12 @@ def block_signals(signals: tuple[int, ...]) -> None:
     """``SIG_BLOCK`` for the calling thread. (The ``signal`` module imports ``enum``: 3 ms.)"""
     mask = sum(1 << (signal - 1) for signal in signals)
     call(NR["rt_sigprocmask"], 0, mask.to_bytes(8, "little"), None, 8)
+
+
+def ignore_signal(signal: int) -> None:
+    """``SIG_IGN`` for this process."""
+    ignored = (1).to_bytes(8, "little") + bytes(24)
+    call(NR["rt_sigaction"], signal, ignored, None, 8)
 
 
 def signalfd(signals: tuple[int, ...]) -> int:

@@ -19,12 +19,17 @@ _SOCK_SEQPACKET = 5
 _SOCK_CLOEXEC = 0o2000000
 _SOCK_NONBLOCK = 0o4000
 _SOL_SOCKET = 1
+_SO_PEERCRED = 17
 _SCM_RIGHTS = 1
 _MSG_CMSG_CLOEXEC = 0x40000000
+_MSG_DONTWAIT = 0x40
+_MSG_NOSIGNAL = 0x4000
 _CONTROL_HEADER = 16
-_CONTROL_SIZE = 24
-"""One descriptor: a header of 16 bytes (``cmsg(3)``), 4 bytes, padding."""
-_MOST_DESCRIPTORS = 253
+"""Before the descriptors, of 4 bytes each (``cmsg(3)``)."""
+
+
+MOST_DESCRIPTORS = 253
+"""In one message: SCM_MAX_FD of ``unix(7)``."""
 
 
 def packet_pair() -> tuple[int, int]:
@@ -75,45 +80,59 @@ def listen(socket: int, backlog: int) -> None:
     call(NR["listen"], socket, backlog)
 
 
-def send_descriptors(socket: int, data: bytes, descriptors: list[int]) -> None:
-    """One message with copies of up to 253 descriptors (``unix(7)`` SCM_RIGHTS)."""
-    control = _words(_CONTROL_HEADER + 4 * len(descriptors))
-    control += _SOL_SOCKET.to_bytes(4, "little") + _SCM_RIGHTS.to_bytes(4, "little")
-    control += b"".join([one.to_bytes(4, "little") for one in descriptors])
-    control += bytes(-len(control) % 8)
+def send(socket: int, data: bytes, descriptors: tuple[int, ...] = (), *, wait: bool = True) -> None:
+    """One message with copies of descriptors (``unix(7)`` SCM_RIGHTS). Raises OSError (EPIPE: nobody is there any more).
+
+    Without ``wait``, EAGAIN where the other end's queue is full.
+    """
     vector = _words(address(data), len(data))
-    header = _words(0, 0, address(vector), 1, address(control), len(control), 0)
-    call(NR["sendmsg"], socket, header, 0)
+    control = b""
+    if descriptors:
+        size = _CONTROL_HEADER + 4 * len(descriptors)
+        control = _words(size) + _SOL_SOCKET.to_bytes(4, "little") + _SCM_RIGHTS.to_bytes(4, "little")
+        control += b"".join([descriptor.to_bytes(4, "little") for descriptor in descriptors])
+        control += bytes(-size % 8)
+    header = _words(0, 0, address(vector), 1, address(control) if control else 0, len(control), 0)
+    call(NR["sendmsg"], socket, header, _MSG_NOSIGNAL | (0 if wait else _MSG_DONTWAIT))
 
 
-def send_descriptor(socket: int, data: bytes, descriptor: int) -> None:
-    """One message with a copy of a descriptor."""
-    send_descriptors(socket, data, [descriptor])
+def receive(socket: int, size: int, most: int = 1, *, wait: bool = True) -> tuple[bytes, list[int]]:
+    """One message of at most ``size`` bytes, and the descriptors (at most ``most``) that came with it.
 
-
-def receive_all(socket: int, size: int) -> tuple[bytes, list[int]]:
-    """One message of at most ``size`` bytes, and the descriptors that came with it. Empty: the other end is closed."""
-    room = _CONTROL_HEADER + 4 * _MOST_DESCRIPTORS
-    data, control = Buffer(size), Buffer(room)
+    Empty: the other end is closed. Without ``wait``, EAGAIN where there is nothing.
+    """
+    data = Buffer(size)
+    space = (_CONTROL_HEADER + 4 * most + 7) & ~7
+    control = Buffer(space)
     vector = _words(data.address, size)
     header = Buffer(56)
-    header.view[:] = _words(0, 0, address(vector), 1, control.address, room, 0)
-    got = call(NR["recvmsg"], socket, header.address, _MSG_CMSG_CLOEXEC)
-    end = int.from_bytes(control.view[:8], "little") if int.from_bytes(header.view[40:48], "little") else 0
-    came = [int.from_bytes(control.view[at : at + 4], "little") for at in range(_CONTROL_HEADER, end, 4)]
+    header.view[:] = _words(0, 0, address(vector), 1, control.address, space, 0)
+    got = call(NR["recvmsg"], socket, header.address, _MSG_CMSG_CLOEXEC | (0 if wait else _MSG_DONTWAIT))
+    length = int.from_bytes(header.view[40:48], "little")
+    came: list[int] = []
+    if length >= _CONTROL_HEADER + 4:
+        end = int.from_bytes(control.view[:8], "little")
+        came = [int.from_bytes(control.view[at : at + 4], "little") for at in range(_CONTROL_HEADER, end, 4)]
     return bytes(data.view[:got]), came
 
 
-def receive(socket: int, size: int) -> tuple[bytes, int]:
-    """One message of at most ``size`` bytes, and the descriptor that came with it or -1. Empty: the other end is closed."""
-    data, control = Buffer(size), Buffer(_CONTROL_SIZE)
-    vector = _words(data.address, size)
-    header = Buffer(56)
-    header.view[:] = _words(0, 0, address(vector), 1, control.address, _CONTROL_SIZE, 0)
-    got = call(NR["recvmsg"], socket, header.address, _MSG_CMSG_CLOEXEC)
-    came = int.from_bytes(header.view[40:48], "little") >= _CONTROL_HEADER + 4
-    descriptor = int.from_bytes(control.view[_CONTROL_HEADER : _CONTROL_HEADER + 4], "little") if came else -1
-    return bytes(data.view[:got]), descriptor
+def accept(listener: int) -> int:
+    """``accept4(2)``: a connection, close-on-exec."""
+    return call(NR["accept4"], listener, None, None, _SOCK_CLOEXEC)
+
+
+def peer(socket: int) -> tuple[int, int, int]:
+    """(pid, uid, gid) of whoever connected a Unix socket, as the kernel recorded them then (SO_PEERCRED, ``unix(7)``)."""
+    value, size = Buffer(12), Buffer(4)
+    size.view[:] = (12).to_bytes(4, "little")
+    call(NR["getsockopt"], socket, _SOL_SOCKET, _SO_PEERCRED, value.address, size.address)
+    pid, uid, gid = (int.from_bytes(value.view[at : at + 4], "little") for at in (0, 4, 8))
+    return pid, uid, gid
+
+
+def shut_down(socket: int) -> None:
+    """``shutdown(2)`` in both directions: every holder of either end sees the end, queued messages first."""
+    call(NR["shutdown"], socket, 2)
 
 
 def netlink(protocol: int, data: bytes, acknowledged: int) -> None:

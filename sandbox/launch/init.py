@@ -14,8 +14,8 @@ from errno import ECHILD, ESRCH
 from fcntl import ioctl
 
 from remit.sandbox.kernel import process
-from remit.sandbox.launch import usage
-from remit.sandbox.mediate.broker import Broker
+from remit.sandbox.launch import limits, usage
+from remit.sandbox.mediate.broker import Broker, Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ SIGXCPU = 24
 _GROUP_SIGNALS = (2, 3, 18, 19, 20)  # INT QUIT CONT STOP TSTP
 _WATCH_MS = 200
 _TCSBRK = 0x5409
-_RLIMITS = {"cpu-time": 0, "file-size": 1, "pids": 6, "files": 7}
 
 
 class Init:
@@ -59,6 +58,9 @@ class Init:
         self._early_stops: dict[int, int] = {}
         self._listener = -1
         self._broker: Broker | None = None
+        # The command's process exists and has not run an instruction of its own program yet. More than one is tried
+        # where the program is a script that only a shell takes.
+        self._source = Source(before_exec=self._apply_limits)
         # Before the command's thread exists: a SIGCHLD that any thread does not block is lost to the descriptor.
         process.block_signals((SIGCHLD,))
         self._children = process.signalfd((SIGCHLD,))
@@ -111,7 +113,7 @@ class Init:
             for descriptor, events in poll.poll(self._timeout()):
                 if descriptor == self._listener:
                     if events & select.POLLIN and self._broker is not None:
-                        self._broker.handle()
+                        self._broker.handle(self._source)
                     elif events & select.POLLHUP:
                         poll.unregister(descriptor)  # nobody is left under the filter
                 elif descriptor == children:
@@ -136,13 +138,11 @@ class Init:
     def _woken(self, poll: select.poll) -> None:
         for event in posix.read(self._wake_read, 64):
             if event == ord("l"):
-                assert self._broker is not None
-                self._broker.attach(self._listener)
+                self._source.attach(self._listener)
                 poll.register(self._listener, select.POLLIN)
             elif event == ord("c"):
                 self._command = self._spawned
-                if self._broker is not None:
-                    self._broker.before_exec = None
+                self._source.before_exec = None
                 self._tell("started", self._command, self._enforcement)
                 if self._command in self._early_stops:
                     self._tell("stopped", self._early_stops[self._command])
@@ -156,26 +156,12 @@ class Init:
 
     def _make_broker(self, plan: Operation) -> None:
         """While the command's thread confines itself, and before it can be reported: its listener comes later."""
-        broker = Broker(-1, plan, self._note)
-        # The command's process exists and has not run an instruction of its own program yet. More than one is tried
-        # where the program is a script that only a shell takes.
-        broker.before_exec = self._apply_limits
-        self._broker = broker
+        self._broker = Broker(plan, self._note)
 
     def _apply_limits(self, pid: int) -> None:
-        for _, what, value, mechanism in self._limits:
-            if mechanism not in ("rlimit", "nproc"):
-                continue
-            amount = int(value)
-            if what == "cpu-time":
-                amount = max(1, -(-amount // 1000))  # the resource counts seconds
-            # One second between the CPU limits: SIGXCPU tells what ended the command, SIGKILL ends what ignores it.
-            hard = amount + 1 if what == "cpu-time" else amount
-            # A limit of Remit's never raises the one that the caller has.
-            inherited = process.hard_limit(_RLIMITS[str(what)])
-            process.set_limit(pid, _RLIMITS[str(what)], min(amount, inherited), min(hard, inherited))
+        limits.apply(pid, limits.prepared(self._limits))
 
-    def _note(self, *event: Any) -> None:
+    def _note(self, _source: Source, *event: Any) -> None:
         self._tell("event", *event)
 
     def _tell(self, *message: Any) -> None:
@@ -235,12 +221,11 @@ class Init:
 
     def _end(self, status: int | None, limit: str) -> None:
         """Report, and end. The kernel ends every process of this PID namespace with us."""
-        denials = self._broker.denials if self._broker is not None else 0
         if self._terminal >= 0:
             _drain(self._terminal)
         if not self._own_namespace:
             _end_descendants()
-        self._tell("exited", status, limit, denials)
+        self._tell("exited", status, limit, self._source.denials)
         process.leave(0)
 
 

@@ -13,6 +13,8 @@ from errno import ECONNRESET
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import memory, process, sockets
+from remit.sandbox.kernel.sockets import MOST_DESCRIPTORS
+from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.request import Identity, Request
 from remit.sandbox.launch.stage import Stage
 
@@ -47,8 +49,109 @@ class Outcome:
         self.enforcement = enforcement
 
 
+class Child:
+    """A session's first process, made from a plan, seen from its parent.
+
+    ``body`` is what it does, in the child: it gets the ``Request``. ``on_network`` hears what the gateway decides
+    (``egress.wire.EVENT``), or one text: why it is gone. Raises LaunchError.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        body: Callable[[Request], None],
+        *,
+        canary: tuple[str, bytes],
+        argv: list[bytes] | None = None,
+        environment: list[bytes] | None = None,
+        directory: str = "/",
+        terminal: Terminal | None = None,
+        on_network: Callable[[tuple[object, ...]], None] | None = None,
+    ) -> None:
+        _, _, workspace, degraded, _, operations = wire
+        who = _identity(workspace, operations)
+        self.way: Way | None = None
+        for operation in operations:
+            if operation[0] == "egress" and on_network is not None:
+                from remit.sandbox.launch.way import Way
+
+                self.way = Way(operation, who, on_network)
+        self.control, inside = sockets.packet_pair()
+        request = Request(
+            operations=operations,
+            idmapped=who.idmapped,
+            control=inside,
+            uid=who.uid,
+            gid=who.gid,
+            self_map=who.self_map,
+            stack_strings=memory.own_strings(),
+            canary=canary,
+            argv=argv or [],
+            environment=environment or [],
+            directory=directory.encode(errors="surrogateescape"),
+            terminal=terminal,
+            degraded=degraded,
+        )
+        flags = 0
+        for operation in operations:
+            if operation[0] == "unshare":
+                for kind in operation[1]:
+                    flags |= process.NAMESPACES[kind]
+        self.groups: Groups | None = None
+        if any([op[0] == "limit" and op[3] == "cgroup" for op in operations]):
+            from remit.sandbox.launch import cgroups
+
+            self.groups = cgroups.make([op for op in operations if op[0] == "limit"])
+        ready = who.self_map and self.groups is None
+        if ready:
+            posix.write(self.control, _GO)  # nothing is left to do from outside: the child need not wait for it
+        try:
+            self.pid = process.clone3(flags)
+        except OSError as error:
+            raise LaunchError(
+                f"no new namespaces: {error.strerror}",
+                hint="'remit doctor' says what refuses them and how to allow them",
+            ) from None
+        if self.pid == 0:
+            _run(request, inside, body)
+        posix.close(inside)
+        for descriptor in who.idmapped.values():
+            posix.close(descriptor)
+        if ready:
+            return
+        try:
+            if not who.self_map and flags & process.CLONE_NEWUSER:
+                who.write_maps(self.pid)
+            if self.groups is not None:
+                self.groups.add(self.pid)
+        except OSError as error:
+            self.kill()
+            raise LaunchError(
+                f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'"
+            ) from None
+        posix.write(self.control, _GO)
+
+    def kill(self) -> None:
+        """End everything inside, now."""
+        posix.kill(self.pid, SIGKILL)
+
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed something inside for the session's memory limit."""
+        return self.groups is not None and self.groups.out_of_memory()
+
+    def close(self) -> int:
+        """Wait until everything inside is gone, and take away what was made outside for it. The wait status."""
+        posix.close(self.control)  # a first process that still waits for its launcher ends now
+        _, status = posix.waitpid(self.pid, 0)
+        if self.way is not None:
+            self.way.close()
+        if self.groups is not None:
+            self.groups.remove()
+        return status
+
+
 class Session:
-    """A running session, seen from its parent."""
+    """A session of one command, seen from its parent."""
 
     def __init__(
         self,
@@ -60,103 +163,44 @@ class Session:
         canary: tuple[str, bytes],
         on_event: Callable[[tuple[object, ...]], None],
         on_start: Callable[[Mapping[str, str]], None],
-        pty: bool = True,
     ) -> None:
         self._on_event = on_event
         self._on_start = on_start
         self._terminal: Terminal | None = None
         self._relay: Relay | None = None
-        if pty and (posix.isatty(0) or posix.isatty(1) or posix.isatty(2)):
+        if posix.isatty(0) or posix.isatty(1) or posix.isatty(2):
             from remit.sandbox.launch import terminal
 
             self._terminal = terminal.wanted()
         self._outcome: Outcome | None = None
         self._enforcement: Mapping[str, str] = {}
-        _, _, workspace, degraded, _, operations = wire
-        who = _identity(workspace, operations)
-        outside, inside = sockets.packet_pair()
-        self._control = outside
         # Blocked before the fork: a signal that came between would end a launcher whose child nobody waits for.
         process.block_signals(FORWARDED)
         self._signals = process.signalfd(FORWARDED)
-        request = Request(
-            operations=operations,
-            idmapped=who.idmapped,
-            control=inside,
-            uid=who.uid,
-            gid=who.gid,
-            self_map=who.self_map,
-            stack_strings=memory.own_strings(),
+        self._child = Child(
+            wire,
+            _stage,
             canary=canary,
             argv=argv,
             environment=environment,
-            directory=directory.encode(errors="surrogateescape"),
+            directory=directory,
             terminal=self._terminal,
-            degraded=degraded,
+            on_network=lambda event: on_event(("gateway", *event)),
         )
-        flags = 0
-        for operation in operations:
-            if operation[0] == "unshare":
-                for kind in operation[1]:
-                    flags |= process.NAMESPACES[kind]
-        self._way: Way | None = None
-        self._watched: tuple[int, ...] = ()
-        self._groups: Groups | None = None
-        if any([op[0] == "limit" and op[3] == "cgroup" for op in operations]):
-            from remit.sandbox.launch import cgroups
-
-            self._groups = cgroups.make([op for op in operations if op[0] == "limit"])
-        self._open_way(operations, who)
-        ready = who.self_map and self._groups is None
-        if ready:
-            posix.write(self._control, _GO)  # nothing is left to do from outside: the child need not wait for it
-        try:
-            self.pid = process.clone3(flags)
-        except OSError as error:
-            raise LaunchError(
-                f"no new namespaces: {error.strerror}",
-                hint="'remit doctor' says what refuses them and how to allow them",
-            ) from None
-        if self.pid == 0:
-            _run_stage(request, inside)
-        posix.close(inside)
-        for descriptor in who.idmapped.values():
-            posix.close(descriptor)
-        if ready:
-            return
-        try:
-            if not who.self_map and flags & process.CLONE_NEWUSER:
-                who.write_maps(self.pid)
-            if self._groups is not None:
-                self._groups.add(self.pid)
-        except OSError as error:
-            self.kill()
-            raise LaunchError(
-                f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'"
-            ) from None
-        posix.write(self._control, _GO)
-
-    def _open_way(self, operations: Sequence[Operation], who: Identity) -> None:
-        for operation in operations:
-            if operation[0] == "egress":
-                # Both before the fork: the stage has nothing to import from once it is in its new root.
-                from remit.sandbox.egress import inside  # noqa: F401
-                from remit.sandbox.launch.way import Way
-
-                self._way = Way(operation, who, lambda event: self._on_event(("gateway", *event)))
+        self._control = self._child.control
 
     def kill(self) -> None:
         """End everything inside, now."""
-        posix.kill(self.pid, SIGKILL)
+        self._child.kill()
 
     def wait(self) -> Outcome:
         """Relay, forward and listen until the session has ended. Raises LaunchError where the command never ran."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
-        way = self._way
+        way = self._child.way
         if way is not None:
-            self._watch(way, poll)
+            way.watch(poll)
         try:
             while self._outcome is None:
                 relay = self._relay
@@ -167,16 +211,8 @@ class Session:
                         self._report(poll)
                     elif descriptor == self._signals:
                         self._forward()
-                    elif way is not None and descriptor == way.control:
-                        if not way.report():
-                            poll.unregister(descriptor)
-                            self._on_event(("gateway", way.problem))
-                    elif way is not None and descriptor in self._watched:
-                        for one in self._watched:
-                            poll.unregister(one)
-                        self._watched = ()
-                        way.start()
-                        poll.register(way.control, select.POLLIN)
+                    elif way is not None and way.owns(descriptor):
+                        way.ready(descriptor, poll)
                     elif relay is not None and descriptor == relay.master:
                         if events & select.POLLOUT:
                             relay.flush()
@@ -190,23 +226,18 @@ class Session:
                 while self._relay.output() and self._readable(self._relay.master):
                     pass
                 self._relay.suspend()
-        if self._groups is not None and not self._outcome.limit and self._groups.out_of_memory():
+        if not self._outcome.limit and self._child.out_of_memory():
             self._outcome.limit = "memory"
         return self._outcome
+
+    def close(self) -> None:
+        """Wait until everything inside is gone, and take away what was made outside for it."""
+        self._child.close()
 
     @property
     def network_denials(self) -> int:
         """What the gateway refused. All of it only after ``close``."""
-        return self._way.denials if self._way is not None else 0
-
-    def close(self) -> None:
-        """Wait until everything inside is gone, and take away what was made outside for it."""
-        posix.close(self._control)  # a first process that still waits for its launcher ends now
-        posix.waitpid(self.pid, 0)
-        if self._way is not None:
-            self._way.close()
-        if self._groups is not None:
-            self._groups.remove()
+        return self._child.way.denials if self._child.way is not None else 0
 
     @staticmethod
     def _readable(descriptor: int) -> bool:
@@ -227,7 +258,7 @@ class Session:
 
     def _report(self, poll: select.poll) -> None:
         try:
-            data, came = sockets.receive_all(self._control, _MESSAGE_SIZE)
+            data, came = sockets.receive(self._control, _MESSAGE_SIZE, MOST_DESCRIPTORS)
         except OSError as error:
             if error.errno == ECONNRESET:
                 return  # it ended with a signal of ours unread; what it said before comes next
@@ -246,9 +277,8 @@ class Session:
             return
         kind, *values = marshal.loads(data)
         if kind == "sockets":
-            assert self._way is not None
-            self._way.hold(values[0], came)
-            self._watch(self._way, poll)
+            assert self._child.way is not None
+            self._child.way.hold(values[0], came, poll)
         elif kind == "event":
             self._on_event(tuple(values))
         elif kind == "started":
@@ -263,12 +293,6 @@ class Session:
             failure = LaunchError(message, hint=hint)
             failure.phase, failure.exit_status = phase, status
             raise failure
-
-    def _watch(self, way: Way, poll: select.poll) -> None:
-        """Wait for the first packet that wants out (or, at a published port, in)."""
-        self._watched = tuple(way.watched())
-        for descriptor in self._watched:
-            poll.register(descriptor, select.POLLIN)
 
     def _forward(self) -> None:
         try:
@@ -310,20 +334,14 @@ def _identity(workspace: str, operations: Sequence[Operation]) -> Identity:
     return identity.choose(workspace, operations)
 
 
-def _run_stage(request: Request, control: int) -> None:
+def _stage(request: Request) -> None:
+    Stage(request).run()
+
+
+def _run(request: Request, control: int, body: Callable[[Request], None]) -> None:
     try:
         # Nothing of the launcher's or its caller's but the standard descriptors and the socket.
-        _keep(control, *request.idmapped.values())
-        Stage(request).run()
+        keep(control, *request.idmapped.values())
+        body(request)
     finally:
         process.leave(125)
-
-
-def _keep(*wanted: int) -> None:
-    """Close every descriptor but the standard ones and ``wanted``."""
-    first = 3
-    for descriptor in sorted(wanted):
-        if descriptor > first:
-            process.close_range(first, descriptor - 1)
-        first = descriptor + 1
-    process.close_range(first, 0xFFFFFFFF)

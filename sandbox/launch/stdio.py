@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import posix
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl, ioctl
 from stat import S_ISDIR, S_ISREG
@@ -14,9 +15,25 @@ if TYPE_CHECKING:
 
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
+_TIOCGPTN = 0x80045430
 _TIOCSCTTY = 0x540E
 _TIOCSWINSZ = 0x5414
 _SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
+
+
+def open_call_terminal(reply: int, size: bytes) -> tuple[int, bytes]:
+    """A new pseudo-terminal of the cell's, whose master goes to the client; its slave's descriptor and path.
+
+    ``size`` is a ``struct winsize`` (``tty_ioctl(4)``).
+    """
+    master = posix.open("/dev/ptmx", posix.O_RDWR | posix.O_NOCTTY | posix.O_CLOEXEC)
+    ioctl(master, _TIOCSPTLCK, bytes(4))
+    slave = ioctl(master, _TIOCGPTPEER, posix.O_RDWR | posix.O_NOCTTY | posix.O_CLOEXEC)
+    ioctl(slave, _TIOCSWINSZ, size)
+    number = int.from_bytes(ioctl(master, _TIOCGPTN, bytes(4)), "little")
+    sockets.send(reply, marshal.dumps(("terminal",)), (master,))
+    posix.close(master)
+    return slave, b"/dev/pts/%d" % number
 
 
 def open_terminal(control: int, terminal: Terminal, descriptors: list[int]) -> int:
@@ -37,7 +54,7 @@ def open_terminal(control: int, terminal: Terminal, descriptors: list[int]) -> i
     for number, replaced in enumerate(terminal.replaces):
         if replaced:
             descriptors[number] = slave
-    sockets.send_descriptor(control, b"terminal", master)
+    sockets.send(control, b"terminal", (master,))
     posix.close(master)
     return slave
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import posix
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _PAGE = posix.sysconf("SC_PAGE_SIZE")
 
 
-def memory_exceeds(limit: int) -> bool:
-    """Whether the memory of every process but this one, shared pages divided (PSS), is more than ``limit`` bytes.
+def memory_exceeds(limit: int, processes: Iterable[int] | None = None) -> bool:
+    """Whether the memory of ``processes``, shared pages divided (PSS), is more than ``limit`` bytes.
+
+    Without ``processes``: of every process but this one.
 
     Resident sizes are cheap to read and never smaller than the truth in sum: the exact figure is asked for only when
     they pass the limit.
     """
-    processes = [name for name in posix.listdir("/proc") if name.isdecimal() and int(name) != posix.getpid()]
-    if sum(_resident(name) for name in processes) <= limit:
+    if processes is None:
+        names = [name for name in posix.listdir("/proc") if name.isdecimal() and int(name) != posix.getpid()]
+    else:
+        names = [str(pid) for pid in processes]
+    if sum([_resident(name) for name in names]) <= limit:
         return False
-    return sum(_proportional(name) for name in processes) > limit
+    return sum([_proportional(name) for name in names]) > limit
 
 
 def _read(path: str) -> bytes:

@@ -12,3 +12,20 @@ Assumption: TypeAlias = tuple[str, str, str, tuple[tuple[str, str], ...]]
 
 Wire: TypeAlias = tuple[int, str, str, tuple[str, ...], tuple[Assumption, ...], tuple[Operation, ...]]
 """(format, digest, workspace, degraded, assumptions, operations)."""
+
+CallWire: TypeAlias = tuple[
+    int,
+    str,
+    tuple[int, int, int, tuple[tuple[str, int], ...], tuple[tuple[int, int], ...]],
+    bytes,
+    tuple[Any, ...],
+    tuple[Operation, ...],
+    bool,
+    bool,
+    tuple[tuple[str, tuple[int, int]], ...],
+    tuple[tuple[str, int], ...],
+    Operation | None,
+]
+"""(format, digest, Landlock domain, filter program, mediation, limits, private cell, freeze instead of kill, granted
+objects as path -> (device, inode), rights over the cell's own file systems by path, a private network's way out):
+what ``compile.call`` writes."""

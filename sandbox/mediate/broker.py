@@ -7,7 +7,6 @@ session ends; nothing opens.
 
 from __future__ import annotations
 
-import gc
 from errno import EACCES, ENOSYS
 from time import monotonic
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeAlias
 
-    Note: TypeAlias = Callable[[str, int, int, bytes, str, str, int, str], None]
+    Note: TypeAlias = Callable[["Source", str, int, int, bytes, str, str, int, str], None]
     Condition: TypeAlias = tuple[int, int, int]
 
 MEDIATED = (
@@ -66,37 +65,52 @@ class Denied(OSError):
     """An action outside the grant; already counted."""
 
 
-class Broker:
-    """Answers the notifications of one listener.
+class Source:
+    """Whose calls one listener brings: those of one command and everything it starts, told by the filter they are under."""
 
-    ``spec`` is the wire form of ``compile.plan.Mediate``. ``note(kind, pid, nr, object, right, verdict, errno, rule)``
-    is called for each denial and, with ``observe``, for each call. ``denials`` counts actions outside the grant.
+    __slots__ = ("before_exec", "denials", "handled", "listener")
+
+    def __init__(self, before_exec: Callable[[int], None] | None = None) -> None:
+        self.listener = Listener(-1)
+        self.denials = 0
+        """Actions outside the grant."""
+        self.handled = 0
+        self.before_exec = before_exec
+        """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
+
+    def attach(self, listener: int) -> None:
+        """Its notifications come from this descriptor."""
+        self.listener.fd = listener
+        self.listener.synchronous()
+
+
+class Broker:
+    """Decides, for every source under one authority, and performs.
+
+    ``spec`` is the wire form of ``compile.plan.Mediate``. ``note(source, kind, pid, nr, object, right, verdict, errno,
+    rule)`` is called for each denial and, with ``observe``, for each call.
     """
 
-    def __init__(self, listener_fd: int, spec: tuple[Any, ...], note: Note, *, observe: bool = False) -> None:
+    def __init__(self, spec: tuple[Any, ...], note: Note, *, observe: bool = False) -> None:
         name, roots, deny, protect, catalogue, opened, granted, *rest = spec
-        reads, refuse, gateway = [*rest, *[(), (), False][len(rest) :]]
+        reads, refuse, outer = (*rest, (), (), ())[:3]
+        gateway = len(rest) > 3 and rest[3]
         if name != "mediate":
             raise ValueError(f"not a mediation: {name!r}")
-        self.denials = 0
-        self.handled = 0
         self._note = note
         self._observe = observe
-        self.before_exec: Callable[[int], None] | None = None
-        """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
         self._execs = frozenset([NR[call] for call in ("execve", "execveat") if call in NR])
         self._pid = self._nr = 0
+        self._source = Source()
         self._gateway = bool(gateway)
         self._granted: list[tuple[bytes, str]] = [(_bytes(path), letters) for path, letters in granted]
         self._sockets = frozenset([_bytes(path) for path, letters in granted if letters == "s"])
         places = tuple([_bytes(root) for root in roots])
         readable = tuple([_bytes(root) for root in reads])
         rules = Rules(places, deny, protect, catalogue, opened)
-        self._listener = Listener(listener_fd)
-        if listener_fd >= 0:
-            self._listener.synchronous()
+        beyond = tuple([_bytes(root) for root in outer])
         self._calls = Calls(
-            self._listener, rules, places, readable, self._denied, self._outside, monotonic, self._granted_socket
+            rules, places, readable, beyond, self._denied, self._outside, self._grants, monotonic, self._granted_socket
         )
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
         for call in MEDIATED + OBSERVED:
@@ -107,40 +121,34 @@ class Broker:
             if call in NR:
                 self._refused.setdefault(NR[call], []).append((errno, conditions))
         self._modes = {NR[call]: argument for call, argument in _MODES.items() if call in NR}
-        # A collection in the middle of a call is a call that takes a millisecond; nothing here makes cycles.
-        gc.freeze()
-        gc.disable()
 
-    def attach(self, listener_fd: int) -> None:
-        """Listen there. For a broker that was made, with -1, while its listener was still to come."""
-        self._listener.fd = listener_fd
-        self._listener.synchronous()
-
-    def handle(self) -> None:
+    def handle(self, source: Source) -> None:
         """Receive and answer one notification. Raises only when the listener itself is gone."""
-        notification = self._listener.receive()
+        listener = source.listener
+        notification = listener.receive()
         if notification is None:
             return
         identifier, pid, _, nr, _, _, *arguments = notification
-        self.handled += 1
-        self._pid, self._nr = pid, nr
+        source.handled += 1
+        self._source, self._pid, self._nr = source, pid, nr
         calls = self._calls
+        calls.listener = listener
         calls.id = identifier
         calls.performing = False
         calls.view.begin(pid)
         try:
             answer = self._answer(nr, arguments)
         except OSError as error:
-            self._listener.reply(identifier, error=error.errno or EACCES)
+            listener.reply(identifier, error=error.errno or EACCES)
         except Exception as error:
             # A bug of the mediator is the caller's EACCES, never its permission.
             self._tell(b"", "", "error", EACCES, f"{type(error).__name__}: {error}")
-            self._listener.reply(identifier, error=EACCES)
+            listener.reply(identifier, error=EACCES)
         else:
             if answer == PROCEED:
-                self._listener.proceed(identifier)
+                listener.proceed(identifier)
             elif answer != ANSWERED:
-                self._listener.reply(identifier, answer)
+                listener.reply(identifier, answer)
         finally:
             calls.view.end()
 
@@ -157,10 +165,11 @@ class Broker:
         if found is None:
             raise self._denied("call", b"", f"system call {nr} is not mediated", ENOSYS)
         handler, performs = found
-        if self.before_exec is not None and nr in self._execs:
-            self.before_exec(self._pid)
+        before_exec = self._source.before_exec
+        if before_exec is not None and nr in self._execs:
+            before_exec(self._pid)
         if self._observe:
-            self._note("attempt", self._pid, nr, b"", "", "", 0, "")
+            self._note(self._source, "attempt", self._pid, nr, b"", "", "", 0, "")
         try:
             return handler(*arguments)
         except Denied:
@@ -176,28 +185,31 @@ class Broker:
             return PROCEED
 
     def _denied(self, right: str, path: bytes, rule: str, errno: int) -> OSError:
-        self.denials += 1
+        self._source.denials += 1
         self._tell(path, right, "denied", errno, rule)
         return Denied(errno, rule)
 
     def _granted_socket(self, path: bytes) -> bool:
         return path in self._sockets
 
+    def _grants(self, path: bytes, right: str) -> bool:
+        """Something that is granted holds this."""
+        letter = _LETTERS[right]
+        return any([letter in letters and under(path, place) for place, letters in self._granted])
+
     def _outside(self, path: bytes, right: str) -> None:
         """Count what the kernel is about to refuse because nothing grants it."""
         if self._gateway and right == "connect" and not path.startswith(b"/"):
+            return  # the gateway's to judge, and to count
+        if self._grants(path, right):
             return
-        letter = _LETTERS[right]
-        for place, letters in self._granted:
-            if letter in letters and under(path, place):
-                return
         if path.startswith(_PRIVATE) and not path.startswith(b"/proc/sys") and right != "exec":
             return
-        self.denials += 1
+        self._source.denials += 1
         self._tell(path, right, "denied", EACCES, "nothing grants it")
 
     def _tell(self, path: bytes, right: str, verdict: str, errno: int, rule: str) -> None:
-        self._note("mediation", self._pid, self._nr, path, right, verdict, errno, rule)
+        self._note(self._source, "mediation", self._pid, self._nr, path, right, verdict, errno, rule)
 
 
 def _bytes(text: str) -> bytes:

@@ -117,16 +117,18 @@ class Calls:
 
     def __init__(
         self,
-        listener: Listener,
         rules: Rules,
         roots: tuple[bytes, ...],
         reads: tuple[bytes, ...],
+        outer: tuple[bytes, ...],
         denied: Denial,
         outside: Callable[[bytes, str], None],
+        grants: Callable[[bytes, str], bool],
         clock: Callable[[], float],
         connects: Callable[[bytes], bool],
     ) -> None:
-        self.listener = listener
+        self.listener: Listener
+        """Where the call being handled came from: set for each."""
         self.rules = rules
         self.view = View()
         self.umasks = Umasks(clock)
@@ -136,6 +138,7 @@ class Calls:
         self._denied = denied
         self._outside = outside
         self._connects = connects
+        self._grants = grants
         self._roots: list[tuple[bytes, bytes, int]] = []
         for root in roots:
             try:
@@ -144,6 +147,7 @@ class Calls:
                 continue
             self._roots.append((root, root + b"/", descriptor))
         self._reads = reads
+        self._outer = outer
         self._repository = Repository(rules, self.view, self._inside)
 
     # --- names
@@ -744,6 +748,9 @@ class Calls:
         except Foreign:
             raise failure(EACCES, "path") from None
         if not self._inside(full):
+            if any(under(full, place) for place in self._outer):
+                # Writable for the session and not for this call: neither a mount nor Landlock would refuse.
+                raise self._denied(WRITE, full, "nothing grants it", EACCES)
             return found
         self._refuse(full, WRITE)
         directory, _, name = full.rpartition(b"/")
@@ -766,9 +773,12 @@ class Calls:
 
     def execveat(self, descriptor: int, path: int, *_: int) -> int:
         """``execveat(2)``: Landlock decides; a program that exists here and is not granted counts as a denial."""
-        full = self.view.lexical(descriptor, memory.read_string(self.view.pid, path))
-        if full is not None and not full.startswith(b"/proc/") and _exists(AT_FDCWD, full):
-            self._outside(full, "exec")
+        name = memory.read_string(self.view.pid, path)
+        full = self.view.lexical(descriptor, name)
+        if full is None or full.startswith(b"/proc/") or self._grants(full, "exec"):
+            return PROCEED
+        # Not granted by this name: the object may be, by its own (/bin is a link on most systems).
+        self._outside(self.view.object(descriptor, name, follow=True)[1], "exec")
         return PROCEED
 
     def connect(self, _descriptor: int, address: int, length: int, *_: int) -> int:

@@ -24,6 +24,7 @@ from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join, normal
 from remit.sandbox.authority.model import Authority, Endpoint
+from remit.sandbox.compile.call import Ceiling
 from remit.sandbox.compile.compiler import compile_session
 from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
 from remit.sandbox.resolve import search
@@ -125,6 +126,7 @@ class Assembled:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     inputs: tuple[str, ...]
+    ceiling: Ceiling
 
 
 def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
@@ -241,6 +243,7 @@ def assemble(
     code = place.own_code()
     also = tuple(dict.fromkeys(p for p in (asked.workspace, asked.home, asked.directory, *secret, *code) if p))
     names = resolve(authority, uid=asked.uid, also=also)
+    matches = search.matches(authority, asked.expanded.floor, names, uid=asked.uid)
     compiled = compile_session(
         authority,
         asked.expanded.floor,
@@ -254,7 +257,7 @@ def assemble(
         explicit=explicit,
         deny_paths_of_remit=secret,
         own_code=code,
-        matches=search.matches(authority, asked.expanded.floor, names, uid=asked.uid),
+        matches=matches,
     )
     now = time.time()
     grant = Grant(
@@ -279,19 +282,35 @@ def assemble(
         warnings=asked.warnings,
         notes=asked.expanded.notes,
         inputs=_inputs(asked, environ),
+        ceiling=Ceiling(
+            authority=authority,
+            floor=asked.expanded.floor,
+            names=names,
+            facts=facts,
+            workspace=asked.workspace,
+            home=asked.home,
+            directory=asked.directory,
+            degrade=asked.degrade,
+            secret=secret,
+            own_code=code,
+            matches=matches,
+        ),
     )
 
 
 def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
     """What a start needs, as plain values, with the paths that they depend on. Raises RemitError, as ``assemble``."""
     assembled = assemble(request)
-    description = {"schema": "remit.plan/1", **_about(assembled), "plan": assembled.plan.json()}
-    prepared = Prepared(assembled.plan.wire(), assembled.warnings, json.dumps(description))
+    prepared = Prepared(assembled.plan.wire(), assembled.warnings, json.dumps(describe(assembled)))
     return prepared, assembled.inputs
 
 
+def describe(assembled: Assembled) -> dict[str, object]:
+    """The plan for the record, and what it was made from. No id and no time: the record's own are those of a start."""
+    return {"schema": "remit.plan/1", **_about(assembled), "plan": assembled.plan.json()}
+
+
 def _about(assembled: Assembled) -> dict[str, object]:
-    """What the record keeps beside the plan. No id and no time: the record's own are those of this start."""
     grant, profile = assembled.grant, assembled.profile
     return {
         "profile": {"name": profile.name, "file": profile.file, "files": dict(profile.files)},

@@ -279,8 +279,9 @@ def _network(record: Record, event: tuple[object, ...]) -> None:
     if len(event) > 1:
         record.event(network.connection(event))
         return
-    record.event(network.gone(str(event[0])))
-    _say(f"the gateway is gone ({event[0]}): no network from now on")
+    problem = str(*event)
+    record.event(network.gone(problem))
+    _say(f"the gateway is gone ({problem}): no network from now on")
 
 
 def _exit_status(outcome: start.Outcome) -> int:

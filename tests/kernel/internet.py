@@ -63,13 +63,23 @@ def setup(directory: str) -> None:
             raise OSError(ctypes.get_errno(), "mount")
 
 
-def dns() -> None:
+def opened(family: int, kind: int, address: object) -> socket.socket:
+    """A server's socket, ready before anybody is told so."""
+    server = socket.socket(family, kind)
+    if family != socket.AF_UNIX:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(address)  # type: ignore[arg-type]  # whatever the family takes
+    if kind == socket.SOCK_STREAM:
+        server.listen(64)
+    return server
+
+
+def dns(server: socket.socket) -> None:
     """Answer A and AAAA."""
-    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    server.bind((RESOLVER, 53))
     while True:
         query, client = server.recvfrom(4096)
-        labels, at = [], 12
+        labels: list[str] = []
+        at = 12
         while query[at]:
             labels.append(query[at + 1 : at + 1 + query[at]].decode("latin-1"))
             at += query[at] + 1
@@ -88,12 +98,8 @@ def dns() -> None:
         server.sendto(head + query[12:end] + answer, client)
 
 
-def serve(family: int, host: str, port: int, context: ssl.SSLContext | None) -> None:
+def serve(server: socket.socket, host: str, port: int, context: ssl.SSLContext | None) -> None:
     """Answer every connection with one HTTP response that names the server; note who was asked for what."""
-    server = socket.socket(family, socket.SOCK_STREAM)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.bind((host, port))
-    server.listen(64)
     while True:
         client, _ = server.accept()
         note("tcp", f"{host} {port}")
@@ -117,21 +123,16 @@ def answer(client: socket.socket, host: str, port: int, context: ssl.SSLContext 
         client.close()
 
 
-def echo(family: int, host: str, port: int) -> None:
+def echo(server: socket.socket, host: str, port: int) -> None:
     """UDP: say what came, and from which server."""
-    server = socket.socket(family, socket.SOCK_DGRAM)
-    server.bind((host, port))
     while True:
         data, client = server.recvfrom(65536)
         note("udp", f"{host} {port}")
         server.sendto(host.encode() + b" " + data, client)
 
 
-def abstract() -> None:
+def abstract(server: socket.socket) -> None:
     """A server on an abstract Unix socket, as D-Bus or X11 have."""
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    server.bind("\0remit-test-abstract")
-    server.listen()
     while True:
         client, _ = server.accept()
         note("unix", "abstract")
@@ -144,12 +145,17 @@ def main() -> None:
     setup(directory)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    jobs: list[tuple[Callable[..., None], tuple[object, ...]]] = [(dns, ()), (abstract, ())]
+    jobs: list[tuple[Callable[..., None], tuple[object, ...]]] = [
+        (dns, (opened(socket.AF_INET, socket.SOCK_DGRAM, (RESOLVER, 53)),)),
+        (abstract, (opened(socket.AF_UNIX, socket.SOCK_STREAM, "\0remit-test-abstract"),)),
+    ]
     for address in (*ADDRESSES, "127.0.0.1", "::1"):
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        jobs += [(serve, (family, address, port, None)) for port in TCP]
-        jobs += [(serve, (family, address, port, context)) for port in TLS]
-        jobs += [(echo, (family, address, port)) for port in UDP]
+        for port in (*TCP, *TLS):
+            server = opened(family, socket.SOCK_STREAM, (address, port))
+            jobs.append((serve, (server, address, port, context if port in TLS else None)))
+        for port in UDP:
+            jobs.append((echo, (opened(family, socket.SOCK_DGRAM, (address, port)), address, port)))
     for target, arguments in jobs:
         threading.Thread(target=target, args=arguments, daemon=True).start()
     print("ready", flush=True)

@@ -28,7 +28,7 @@ from remit.sandbox.compile.seccomp import build_filter
 from remit.sandbox.compile.syscalls import refused
 from remit.sandbox.kernel import landlock, memory, mount, notify, process
 from remit.sandbox.kernel.call import MACHINE, NR, call
-from remit.sandbox.mediate.broker import Broker
+from remit.sandbox.mediate.broker import Broker, Source
 from remit.sandbox.mediate.calls import PROCEED
 
 USER = 2001
@@ -178,6 +178,7 @@ def _session(setup: Setup, out: int) -> NoReturn:
     signal.signal(signal.SIGALRM, too_late)
     signal.alarm(setup.timeout)
     broker = None
+    source = Source()
     notes: list[str] = []
     poll = select.poll()
     if setup.program:
@@ -187,17 +188,20 @@ def _session(setup: Setup, out: int) -> NoReturn:
         state["taken"] = 1
         process.set_capabilities(1 << process.CAP_SYS_PTRACE)
 
-        def note(kind: str, pid: int, nr: int, path: bytes, right: str, verdict: str, errno: int, rule: str) -> None:
+        def note(
+            _: Source, kind: str, pid: int, nr: int, path: bytes, right: str, verdict: str, errno: int, rule: str
+        ) -> None:
             notes.append(f"{verdict} {right} {path.decode(errors='replace')} {errno} {rule}")
 
-        broker = (Unnested if setup.mode == "unnested" else Broker)(listener, setup.spec(), note)
+        broker = (Unnested if setup.mode == "unnested" else Broker)(setup.spec(), note)
+        source.attach(listener)
         poll.register(listener, select.POLLIN)
     status = None
     ended: dict[int, int] = {}
     while status is None:
         for descriptor, event in poll.poll(2):
             if broker is not None and event & select.POLLIN:
-                broker.handle()
+                broker.handle(source)
             else:
                 poll.unregister(descriptor)
         while True:
@@ -210,7 +214,7 @@ def _session(setup: Setup, out: int) -> NoReturn:
             ended[pid] = os.waitstatus_to_exitcode(code)
         # The command may have ended before its thread could say which pid it has.
         status = ended.get(state.get("pid", -1))
-    os.write(out, ("\x1e" + "\n".join([str(broker.denials if broker else 0), *notes[:200]])).encode())
+    os.write(out, ("\x1e" + "\n".join([str(source.denials), *notes[:200]])).encode())
     os._exit(status if status >= 0 else 128 - status)
 
 

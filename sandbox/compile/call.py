@@ -1,0 +1,356 @@
+"""A call's authority, inside a running session: what its thread does to itself. Pure.
+
+The session's namespaces and mounts stand; a call adds a Landlock domain, a filter and the mediator's rules of its own, all
+from one authority (floor, grant, and every deny and protect of the session's). What it may not do beyond that is what the
+session may not do. Where the call's network or sockets are fewer than the session's, it gets a network and scratch
+directories of its own; else those are shared with the session's other calls, and ``Lowering.slack`` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import TypeAlias
+
+from remit.sandbox.authority.errors import GrantError
+from remit.sandbox.authority.lattice import Violation, join, normal, violations
+from remit.sandbox.authority.model import Authority, PathPattern, PathRule, Right
+from remit.sandbox.authority.pattern import covers, parts, shape
+from remit.sandbox.compile import landlock, lowering, mounts, network
+from remit.sandbox.compile.compiler import Job
+from remit.sandbox.compile.landlock import Rule
+from remit.sandbox.compile.lowering import Report
+from remit.sandbox.compile.mounts import Granted
+from remit.sandbox.compile.paths import below, outermost
+from remit.sandbox.compile.plan import Egress, Landlock, Limit, Line, Lowering, Tmpfs, canonical_json
+from remit.sandbox.kernel.facts import HostFacts
+from remit.sandbox.resolve.binding import Kind, Named
+
+FORMAT = 1
+_OWN_PLACES = ("/tmp", "/var/tmp", "/run")
+_PER_PROCESS = ("rlimit", "nproc")
+_LIMITS_OF_A_CALL = {"memory": "watch", "time": "timer"}
+
+CallWire: TypeAlias = tuple[
+    int,
+    str,
+    tuple[int, int, int, tuple[tuple[str, int], ...], tuple[tuple[int, int], ...]],
+    bytes,
+    tuple[object, ...],
+    tuple[tuple[object, ...], ...],
+    bool,
+    bool,
+    tuple[tuple[str, tuple[int, int]], ...],
+    tuple[tuple[str, int], ...],
+    tuple[object, ...] | None,
+]
+"""``launch.wire.CallWire``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """A session's authority and what it was compiled from: what every call in it is measured against.
+
+    ``authority`` includes ``floor``. ``freeze``: what happens to a call whose grant ends while it runs.
+    """
+
+    authority: Authority
+    floor: Authority
+    names: Mapping[str, Named]
+    facts: HostFacts
+    workspace: str
+    home: str
+    directory: str
+    degrade: tuple[str, ...]
+    secret: tuple[str, ...]
+    own_code: tuple[str, ...]
+    matches: Mapping[str, tuple[Named, ...]]
+    freeze: bool = False
+
+    def job(self, authority: Authority, names: Mapping[str, Named]) -> Job:
+        """A compilation of ``authority`` on this session's host."""
+        return Job(
+            authority,
+            self.floor,
+            names,
+            self.facts,
+            self.workspace,
+            self.home,
+            self.directory,
+            frozenset(self.degrade),
+            frozenset(),
+            Authority(),
+            self.secret,
+            self.own_code,
+            self.matches,
+            Report(frozenset(self.degrade)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CallPlan:
+    """What a call's thread does to itself, and what that says of itself."""
+
+    domain: Landlock
+    program: bytes
+    mediation: tuple[object, ...]
+    limits: tuple[Limit, ...]
+    private: bool
+    freeze: bool
+    objects: tuple[tuple[str, tuple[int, int]], ...]
+    own: tuple[tuple[str, int], ...]
+    egress: Egress | None
+    authority: Authority
+    lowering: Lowering
+
+    def wire(self) -> CallWire:
+        """Plain values, for ``launch.policy``."""
+        domain = self.domain
+        rules = (domain.handled_fs, domain.handled_net, domain.scoped, domain.rules, domain.ports)
+        limits = tuple(limit.wire() for limit in self.limits)
+        way = None if self.egress is None else self.egress.wire()
+        rest = (rules, self.program, self.mediation, limits, self.private, self.freeze, self.objects, self.own, way)
+        return (FORMAT, self.digest, *rest)
+
+    @property
+    def digest(self) -> str:
+        """BLAKE2b-256 (hex) over everything that the thread is told."""
+        domain, program = self.domain.json(), blake2b(self.program, digest_size=32).hexdigest()
+        limits = [limit.json() for limit in self.limits]
+        rest = [self.private, self.freeze, repr(self.mediation), repr(self.objects), repr(self.own), repr(self.egress)]
+        return blake2b(canonical_json([domain, program, limits, *rest]).encode(), digest_size=32).hexdigest()
+
+
+def canonical(authority: Authority, names: Mapping[str, Named]) -> Authority:
+    """The same authority by the objects' own names: no path of it leads through a symbolic link."""
+
+    def path(text: str) -> str:
+        named = names.get(text)
+        return named.canonical if named is not None else text
+
+    def moved(pattern: PathPattern) -> PathPattern:
+        if pattern.any_depth:
+            return replace(pattern, anchor=path(pattern.anchor))
+        full = path(str(pattern))
+        head, _, name = full.rpartition("/")
+        return PathPattern(head or "/", (name,), False, pattern.source)
+
+    return normal(
+        replace(
+            authority,
+            paths=tuple(replace(rule, path=path(rule.path)) for rule in authority.paths),
+            # A literal name and what it leads to: both are taken away.
+            deny=tuple(one for pattern in authority.deny for one in dict.fromkeys((pattern, moved(pattern)))),
+            protect=tuple(one for pattern in authority.protect for one in dict.fromkeys((pattern, moved(pattern)))),
+            opened=tuple(path(name) for name in authority.opened),
+            unix=tuple(path(name) for name in authority.unix),
+        )
+    )
+
+
+def outside(grant: Authority, ceiling: Ceiling, names: Mapping[str, Named]) -> tuple[Violation, ...]:
+    """Every object of ``grant`` that the session does not have; empty exactly when it is inside.
+
+    Decided on what the names resolve to. A grant of a tree in which the session denies names is inside (a deny
+    accumulates); a grant of a denied name is not.
+    """
+    own, held = canonical(grant, names), canonical(ceiling.authority, names)
+    found: list[Violation] = []
+    for rule in own.paths:
+        found += _taken(rule, held)
+    carried = replace(own, deny=own.deny + held.deny, protect=own.protect + held.protect)
+    return (*found, *violations(_with_limits(carried, held), held))
+
+
+def _taken(rule: PathRule, held: Authority) -> list[Violation]:
+    found: list[Violation] = []
+    path = parts(rule.path)
+    for patterns, verb, rights in (
+        (held.deny, "denies", tuple(sorted(rule.rights))),
+        (held.protect, "protects", (Right.WRITE,) if Right.WRITE in rule.rights else ()),
+    ):
+        for pattern in patterns:
+            if covers(shape(pattern), path):
+                found += [
+                    Violation("filesystem", rule.path, right, f"the ceiling {verb} {pattern}") for right in rights
+                ]
+    return found
+
+
+def _with_limits(own: Authority, held: Authority) -> Authority:
+    """A limit that a grant does not mention is the session's."""
+    limits = {**dict(held.limits), **dict(own.limits)}
+    return replace(own, limits=tuple(sorted(limits.items())), loopback=held.loopback)
+
+
+def authority_of(grant: Authority, ceiling: Ceiling) -> Authority:
+    """A call's authority: floor, grant, and everything that the session takes away."""
+    held = ceiling.authority
+    own = join(ceiling.floor, grant)
+    carried = replace(own, deny=own.deny + held.deny, protect=own.protect + held.protect)
+    return normal(_with_limits(carried, held))
+
+
+def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Named]) -> CallPlan:
+    """Compile a call's ``authority``, which is inside the session's (``outside``) and includes the floor.
+
+    ``names``: the session's, with every name of the authority resolved. GrantError for a limit that no call can have;
+    Unenforceable for what cannot be held.
+    """
+    session = ceiling.job(ceiling.authority, ceiling.names)
+    layers = session.layers()
+    all_grants = session.grants()
+    denied, protected = session.taken_away(all_grants)
+    all_grants = _left(session, all_grants, denied, protected)
+    tree = session.tree(all_grants, denied, protected)
+    session_roots = _roots(all_grants)
+
+    job = ceiling.job(authority, names)
+    grants = job.grants()
+    denied, protected = job.taken_away(grants)
+    grants = _left(job, grants, denied, protected)
+    scratch = tuple(path for path in _OWN_PLACES if isinstance(tree.entries.get(path), Tmpfs))
+    roots = landlock.mediated(_roots(grants), scratch)
+    brokered = job.unheld_reads(grants, denied, layers)
+    private = _narrower_network(authority, ceiling.authority)
+    whole = normal(authority) == normal(ceiling.authority)
+    if whole:
+        domain = job.domains(grants, tree, roots, brokered, layers)[-1]
+        assert isinstance(domain, Landlock)
+    else:
+        kept = _free(scratch, all_grants, private)
+        for place in sorted(set(scratch) - set(kept)):
+            line = Line("filesystem", place, "write", "what the session has below it is not this call's")
+            job.says.deficit.append(line)
+        domain = _domain(job, grants, kept, tree, roots, brokered)
+    dropped = ("/proc", "/dev/pts", *(("/dev/shm", *scratch) if private else ()))
+    handled = domain.handled_fs
+    own = [("/proc", landlock.PROC), ("/dev/pts", landlock.DEVICES), ("/dev/shm", landlock.SCRATCH)]
+    for path in scratch:
+        own.append((path, landlock.SCRATCH | _executable(tree, path)))
+    mediation = replace(job.mediate(grants, roots, brokered, layers), outer=session_roots)
+    limits = _limits(job, authority, ceiling, layers.namespaces)
+    lowering.missing(job.says, authority, layers, ceiling.facts.landlock_abi, job.visible())
+    job.say_granted(layers, {grant.path: grant.rights for grant in grants})
+    job.say_denied(layers)
+    found = network.lower(replace(authority, publish=()), Authority(), own_namespace=layers.network)
+    job.says.granted += found.granted
+    job.says.deficit += found.deficit
+    job.says.slack += found.slack
+    _say_shared(job, private)
+    job.says.raise_if_unenforceable()
+    objects = tuple(
+        (named.canonical, (named.device, named.inode))
+        for rule in authority.paths
+        if rule not in ceiling.floor.paths
+        and (named := job.name(rule.path)).kind not in (Kind.ABSENT, Kind.DEVICE)
+        and not any(below(named.canonical, place) for place in mounts.OWN)
+    )
+    return CallPlan(
+        domain=replace(domain, rules=tuple(rule for rule in domain.rules if rule[0] not in dropped)),
+        program=job.filter(layers, bool(brokered)).program,
+        mediation=mediation.wire(),
+        limits=limits,
+        private=private,
+        freeze=ceiling.freeze,
+        objects=tuple(sorted(set(objects))),
+        own=tuple((path, bits & handled) for path, bits in own),
+        # Published ports are the session's: a call's own network has none.
+        egress=network.egress(replace(authority, publish=()), own_namespace=layers.network) if private else None,
+        authority=authority,
+        lowering=job.says.lowering(),
+    )
+
+
+def _left(
+    job: Job, grants: tuple[Granted, ...], denied: Mapping[str, Kind], protected: Mapping[str, Kind]
+) -> tuple[Granted, ...]:
+    left = (job.left(grant, denied, protected) for grant in grants)
+    return tuple(grant for grant in left if grant.rights)
+
+
+def _free(scratch: tuple[str, ...], session: tuple[Granted, ...], private: bool) -> tuple[str, ...]:
+    """The scratch places that hold nothing of the session's: a rule on one counts for all that is mounted below it."""
+    if private:
+        return scratch
+    return tuple(place for place in scratch if not any(below(grant.path, place) for grant in session))
+
+
+def _domain(
+    job: Job,
+    grants: tuple[Granted, ...],
+    scratch: tuple[str, ...],
+    tree: mounts.Tree,
+    roots: tuple[str, ...],
+    brokered: tuple[str, ...],
+) -> Landlock:
+    """A domain of the grants alone. Unlike a session's, in which all that can be seen is granted, it lists no directory
+    of the new root's own: a rule there would list what lies below, too."""
+    rules = [
+        Rule(grant.path, landlock.mask(grant.rights), grant.directory)
+        for grant in grants
+        if not any(below(grant.path, own) for own in mounts.OWN)
+    ]
+    rules += [Rule("/dev", landlock.DEVICES), Rule("/dev/shm", landlock.SCRATCH)]
+    for place in scratch:
+        rules.append(Rule(place, landlock.SCRATCH | _executable(tree, place)))
+    abi = landlock.abi(job.facts.landlock_abi)
+    wanted, ports = network.landlock_tcp(job.authority, own_namespace=True)
+    net = abi.net & wanted
+    inner = landlock.command_rules(rules, roots, brokered)
+    return Landlock("command", abi.fs, net, abi.scoped, landlock.compiled(inner, abi.fs), ports if net else ())
+
+
+def _executable(tree: mounts.Tree, place: str) -> int:
+    op = tree.entries.get(place)
+    return landlock.EXECUTE if isinstance(op, Tmpfs) and not op.no_exec else 0
+
+
+def _roots(grants: tuple[Granted, ...]) -> tuple[str, ...]:
+    writable = (grant.path for grant in grants if Right.WRITE in grant.rights)
+    return outermost(path for path in writable if not any(below(path, own) for own in mounts.OWN))
+
+
+def _narrower_network(own: Authority, held: Authority) -> bool:
+    return (set(own.connect), set(own.listen), set(own.unix)) != (set(held.connect), set(held.listen), set(held.unix))
+
+
+def _limits(job: Job, authority: Authority, ceiling: Ceiling, namespaces: bool) -> tuple[Limit, ...]:
+    """The session's limits on each process hold for every call; a smaller one of the call's own replaces it."""
+    held = dict(ceiling.authority.limits)
+    every = {op.what: op for op in job.limits(job.layers()) if isinstance(op, Limit)}
+    found: list[Limit] = []
+    for what, value in sorted(authority.limits):
+        mechanism = every[what].mechanism if what in every else "none"
+        if held.get(what) == value:
+            if mechanism in _PER_PROCESS:
+                found.append(Limit(what, value, mechanism))
+            continue
+        if what in ("files", "file-size", "cpu-time"):
+            found.append(Limit(what, value, "rlimit"))
+        elif what == "pids" and namespaces:
+            found.append(Limit(what, value, "nproc"))
+            job.says.deficit.append(
+                Line("limits", what, str(value), "counted over every process of the session, this call's and others'")
+            )
+        elif what in _LIMITS_OF_A_CALL:
+            found.append(Limit(what, value, _LIMITS_OF_A_CALL[what]))
+        else:
+            raise GrantError(
+                f"limit {what}: a call cannot have one of its own",
+                hint="give the limit to the session; of its own a call can have memory, pids, cpu-time, time, files "
+                "and file-size",
+            )
+    return tuple(found)
+
+
+def _say_shared(job: Job, private: bool) -> None:
+    if private:
+        job.says.note("its own network, /tmp, /dev/shm and System V IPC: the session's are wider")
+        return
+    for thing in ("/tmp and /dev/shm", "the loopback interface and System V IPC"):
+        job.says.slack.append(Line("ipc", thing, "use", "shared with the session's other calls"))
+    job.says.slack.append(
+        Line("filesystem", "names and metadata", "list", "stat shows what the session has and this call does not")
+    )

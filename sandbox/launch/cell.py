@@ -1,0 +1,157 @@
+"""Cells: what a call has for itself alone, made ahead of it. A mount and a PID namespace, with /proc and PID 1 in them.
+
+The maker is a thread of the session's first process in no Landlock domain, since a confined thread can mount nothing. It
+keeps the capabilities of the session's own user namespace and does nothing but this. Mount namespaces, PID namespaces
+and capabilities belong to threads (``unshare(2)``, ``setns(2)``), so it goes into the new ones, puts PID 1 there, and
+comes back.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from remit.sandbox.kernel import files, mount, process
+from remit.sandbox.launch import loopback, reaper
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from remit.sandbox.egress.inside import Sockets
+    from remit.sandbox.launch.wire import Operation
+
+_READ = posix.O_RDONLY | posix.O_CLOEXEC
+_DIRECTORY = files.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC
+_JOINED = (("mnt", process.CLONE_NEWNS), ("net", process.CLONE_NEWNET), ("ipc", process.CLONE_NEWIPC))
+_SHM = "/dev/shm"
+_ALWAYS = ("/proc", "/dev/pts")
+
+
+class Cell:
+    """Descriptors of one cell. ``close`` gives up all but ``life``, whose closing ends everything in the cell."""
+
+    __slots__ = ("init", "life", "namespaces", "number", "own", "sockets")
+
+    def __init__(
+        self, namespaces: list[tuple[int, int]], own: list[tuple[int, int]], life: int, init: int, number: int
+    ) -> None:
+        self.namespaces = namespaces
+        """(descriptor, kind) for setns(2), in the order in which they are joined."""
+        self.own = own
+        """(descriptor, which place) of the roots of its own file systems: an index of ``Maker.places``."""
+        self.life = life
+        self.init = init
+        """The pid of its PID 1, as the session's namespace has it."""
+        self.number = number
+        """Which PID namespace it is (``namespaces(7)``: the inode that ``/proc/PID/ns/pid`` leads to)."""
+        self.sockets: Sockets | None = None
+        """Of a network of its own with a way out: for the gateway."""
+
+    def close(self) -> None:
+        """Whoever joins it has joined it."""
+        for descriptor, _ in (*self.namespaces, *self.own):
+            posix.close(descriptor)
+        self.namespaces, self.own = [], []
+        if self.sockets is not None:
+            self.sockets.close()
+            self.sockets = None
+
+    def end(self) -> None:
+        """End everything in it, and wait until it has ended."""
+        posix.close(self.life)
+        posix.waitpid(self.init, 0)
+
+
+class Maker:
+    """Makes cells. ``make`` is for one thread only, which has every capability and is in no Landlock domain."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self._program = reaper.program()
+        self._proc = posix.open("/proc", _DIRECTORY)
+        self._home = [(self._namespace(name), kind) for name, kind in _JOINED]
+        self._home.append((self._namespace("pid"), process.CLONE_NEWPID))
+        binds = [str(operation[2]) for operation in operations if operation[0] == "bind"]
+        found: list[tuple[str, int, int, bool]] = []
+        for operation in operations:
+            if operation[0] == "tmpfs":
+                _, target, size, mode, no_exec = operation
+                # A tree of the session's that is bound below it would be gone.
+                if not any([bind.startswith(target + "/") for bind in binds]):
+                    found.append((target, size, mode, no_exec))
+            elif operation[0] == "dev":
+                found.append((_SHM, operation[2], 0o1777, True))
+        self._scratch = found
+        self.places = (*_ALWAYS, *[target for target, *_ in found])
+        """Where the file systems of a cell's own lie: all of them for a private cell, else the first two alone."""
+
+    def _namespace(self, name: str) -> int:
+        return posix.open(f"thread-self/ns/{name}", _READ, dir_fd=self._proc)
+
+    def make(self, *, private: bool, egress: Operation | None = None) -> Cell:
+        """A new cell; ``private``: with a network, System V IPC, /tmp and /dev/shm of its own. Raises OSError.
+
+        ``egress``: what the private network has for a way out (``compile.plan.Egress``).
+        """
+        flags = process.CLONE_NEWNS | process.CLONE_NEWPID
+        flags |= (process.CLONE_NEWNET | process.CLONE_NEWIPC) if private else 0
+        namespaces: list[tuple[int, int]] = []
+        own: list[tuple[int, int]] = []
+        way: Sockets | None = None
+        pipes = [*posix.pipe2(posix.O_CLOEXEC), *posix.pipe2(posix.O_CLOEXEC)]
+        life_read, life, ready_read, ready = pipes
+        try:
+            process.unshare(flags)
+            own.append((self._make_terminals(), 1))
+            if private:
+                loopback.up()
+                if egress is not None:
+                    from remit.sandbox.egress import inside  # imported by the template, which forked this process
+
+                    way = inside.open_way(egress)
+                own += self._make_scratch()
+            for name, kind in _JOINED:
+                if flags & kind:
+                    namespaces.append((self._namespace(name), kind))
+            init = reaper.start(self._program, life_read, ready)
+            posix.close(ready)
+            pipes.remove(ready)
+            if not posix.read(ready_read, 1):
+                posix.waitpid(init, 0)
+                raise OSError(1, "the call's PID 1 could not mount its /proc")
+            # Not before there is a process in it.
+            namespaces.append((self._namespace("pid_for_children"), process.CLONE_NEWPID))
+            number = posix.fstat(namespaces[-1][0]).st_ino
+            own.append((posix.open("/proc", _DIRECTORY), 0))
+            pipes.remove(life)
+        except OSError:
+            for descriptor, _ in (*namespaces, *own):
+                posix.close(descriptor)
+            if way is not None:
+                way.close()
+            raise
+        finally:
+            for descriptor in pipes:
+                posix.close(descriptor)
+            for descriptor, kind in self._home:
+                if flags & kind:
+                    process.setns(descriptor, kind)
+        cell = Cell(namespaces, own, life, init, number)
+        cell.sockets = way
+        return cell
+
+    def _make_scratch(self) -> list[tuple[int, int]]:
+        made: list[tuple[int, int]] = []
+        for index, (target, size, mode, no_exec) in enumerate(self._scratch):
+            attributes = mount.ATTR_NOSUID | mount.ATTR_NODEV | (mount.ATTR_NOEXEC if no_exec else 0)
+            options = ((b"mode", b"%o" % mode), (b"size", b"%d" % size))
+            tree = mount.new_filesystem(b"tmpfs", options, attributes)
+            mount.attach_over(tree, target.encode())
+            made.append((tree, index + len(_ALWAYS)))
+        return made
+
+    def _make_terminals(self) -> int:
+        """Pseudo-terminals of the call's own: in the session's, any call could open any other's."""
+        options = ((b"ptmxmode", b"0666"), (b"mode", b"0620"))
+        tree = mount.new_filesystem(b"devpts", options, mount.ATTR_NOSUID | mount.ATTR_NOEXEC)
+        mount.attach_over(tree, b"/dev/pts")
+        return tree

@@ -1,0 +1,207 @@
+"""The ground that a session stands on: namespaces entered, the new root built, the caller forgotten, privileges dropped.
+
+What the one-shot's stage and a session's zygote share. Executes the part of a plan that is done once, and proves what it
+did. Standard library only, everything imported before it restricts itself.
+"""
+
+from __future__ import annotations
+
+import posix
+from errno import ENOENT, ENOTDIR
+from stat import S_IFREG
+
+from remit.sandbox.audit.record import CANARY_SIZE
+from remit.sandbox.kernel import files, landlock, memory, mount, process
+from remit.sandbox.launch import loopback, stdio
+from remit.sandbox.launch.root import Root, Swapped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from remit.sandbox.launch.request import Request
+    from remit.sandbox.launch.wire import Operation
+
+    Failure: TypeAlias = tuple[str, str, str, int]
+    """(phase, message, hint, exit status)."""
+
+SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
+NOT_HERE = (ENOENT, ENOTDIR)
+HINT = "'remit doctor' says what this host lacks"
+_CANARY = "canary"
+_OPEN = files.O_PATH | posix.O_CLOEXEC
+
+
+class Refused(Exception):
+    """The start ended before the command: (phase, message, hint, exit status)."""
+
+
+def told(error: BaseException) -> Failure:
+    """What the launcher hears of an error: none of them looks like the command's own end."""
+    if isinstance(error, Refused):
+        phase, message, hint, status = error.args
+        return (phase, message, hint, status)
+    if isinstance(error, Swapped):
+        return ("changed", f"{error.args[0]} was replaced while the session started", "start again", 125)
+    if isinstance(error, OSError):
+        what = f"{error.filename}: " if error.filename else ""
+        # A name of the plan that is not there: the plan is older than the host's tree.
+        phase = "changed" if error.filename and error.errno in NOT_HERE else "launch"
+        return (phase, f"{what}{error.strerror}", HINT, 125)
+    return ("launch", f"internal error: {type(error).__name__}: {error}", "please report this", 125)
+
+
+class Ground:
+    """One session's first process, confining itself. Made and used in the child, once."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.found: dict[str, Operation] = {op[0]: op for op in request.operations}
+        self.descriptors = [0, 1, 2]
+        self.terminal = -1
+        self.canary = -1
+        """A file (O_PATH) that no Landlock domain of a command grants; -1 where the host's tree stays."""
+        self.place = -1
+        """The same for threads that no /proc shows: a directory (of a mount that is nowhere) with such a file in it."""
+        self.rulesets: dict[str, int] = {}
+        self.enforcement: dict[str, str] = {}
+        self._root: Root | None = None
+
+    def enter(self) -> None:
+        """Everything that needs capabilities: identity, the new root, a terminal."""
+        request = self.request
+        process.die_with_parent()
+        if posix.read(request.control, 64) != b"go":
+            process.leave(125)  # the launcher is gone
+        process.set_name(b"remit-init")
+        if request.self_map and "unshare" in self.found:
+            files.write("/proc/self/setgroups", b"deny")
+            files.write("/proc/self/uid_map", b"%d %d 1" % (request.uid, request.uid))
+            files.write("/proc/self/gid_map", b"%d %d 1" % (request.gid, request.gid))
+        memory.forget_caller(request.stack_strings)
+        posix.setsid()
+        if "root" in self.found:
+            self._enter_root()
+        else:
+            self._stay()
+        if request.terminal is not None:
+            self.terminal = stdio.open_terminal(request.control, request.terminal, self.descriptors)
+
+    def _enter_root(self) -> None:
+        request = self.request
+        path, token = request.canary
+        if files.read(path, CANARY_SIZE) != token:
+            raise Refused("launch", "the canary cannot be read before confinement", "", 125)
+        mount.make_private()
+        root = self._root = Root()
+        root.open_sources(request.operations, request.idmapped)
+        self.descriptors[0] = stdio.harmless_stdin()
+        # The host's objects were opened as the user who granted them; all else happens as the one who uses them.
+        self._become_user()
+        root.make_filesystems(request.operations)
+        root.assemble(request.operations)
+        self.canary = root.hidden_file()
+        root.pivot(forbid_user_namespaces=bool(self.found["pivot"][1]))
+        if "net" in self.found["unshare"][1]:
+            loopback.up()
+        if "egress" in self.found:
+            from remit.sandbox.egress import inside  # imported by the launcher, which forked this process
+
+            inside.open_way(self.found["egress"]).send(request.control)
+        # It can be read now, by the very call that must fail later.
+        posix.close(posix.open(f"/proc/self/fd/{self.canary}", posix.O_RDONLY | posix.O_CLOEXEC))
+
+    def _stay(self) -> None:
+        """Without namespaces (degraded by name): the host's tree stays, and Landlock alone stands before it."""
+        process.adopt_orphans()
+        self._become_user()
+
+    def _become_user(self) -> None:
+        request = self.request
+        if not request.self_map:
+            posix.setgroups([])
+            posix.setresgid(request.gid, request.gid, request.gid)
+            posix.setresuid(request.uid, request.uid, request.uid)
+
+    def lock(self, capabilities: int) -> None:
+        """No new privileges, no capability of this thread's but ``capabilities``, nobody may look into this process."""
+        process.no_new_privileges()
+        process.drop_bounding_set()
+        process.set_capabilities(capabilities)
+        process.set_dumpable(False)
+
+    def make_rulesets(self) -> None:
+        """The plan's Landlock domains as rulesets, about the very objects that are bound."""
+        opened: dict[str, int] = {}
+        trees = self._root.trees if self._root is not None else {}
+        for operation in self.request.operations:
+            if operation[0] != "landlock":
+                continue
+            _, domain, handled_fs, handled_net, scoped, rules, ports = operation
+            ruleset = landlock.create_ruleset(handled_fs, handled_net, scoped)
+            for path, access in rules:
+                descriptor = trees.get(path, -1)
+                if descriptor < 0:
+                    descriptor = opened.get(path, -1)
+                if descriptor < 0:
+                    descriptor = opened[path] = open_inside(path)
+                landlock.allow_path(ruleset, descriptor, access)
+            for port, access in ports:
+                landlock.allow_port(ruleset, port, access)
+            self.rulesets[domain] = ruleset
+        for descriptor in opened.values():
+            posix.close(descriptor)
+        self.close_root()
+
+    def hide_place(self) -> None:
+        """Make ``place``: to be called while this thread may still do everything."""
+        quiet = mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC
+        self.place = mount.new_filesystem(b"tmpfs", ((b"size", b"4096"),), quiet)
+        posix.mknod(_CANARY, S_IFREG | 0o444, dir_fd=self.place)
+        posix.close(posix.open(_CANARY, posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self.place))
+
+    def close_root(self) -> None:
+        """Give up the descriptors that the new root was built with."""
+        if self._root is not None:
+            self._root.close()
+            self._root = None
+
+    def prove(self, layers: tuple[str, ...] = ("namespaces", "landlock", "seccomp")) -> None:
+        """Invariant 11: what could be read or called a moment ago must now be denied, layer by layer.
+
+        Raises Refused where it is not.
+        """
+        degraded = self.request.degraded
+        for layer in layers:
+            if layer in degraded:
+                self.enforcement[layer] = "degraded"
+                continue
+            try:
+                self._probe(layer)
+            except OSError as error:
+                self.enforcement[layer] = f"canary: {error.strerror}"
+            else:
+                raise Refused(
+                    "launch",
+                    f"the canary of the layer '{layer}' was not denied: nothing was started",
+                    "report this, with the output of 'remit doctor --json'",
+                    125,
+                )
+
+    def _probe(self, layer: str) -> None:
+        if layer == "seccomp":
+            landlock.version()
+        elif layer == "landlock" and self.place >= 0:
+            posix.open(_CANARY, posix.O_RDONLY | posix.O_CLOEXEC, dir_fd=self.place)
+        elif layer == "landlock" and self.canary >= 0:
+            posix.open(f"/proc/self/fd/{self.canary}", posix.O_RDONLY | posix.O_CLOEXEC)
+        else:
+            files.read(self.request.canary[0], CANARY_SIZE)
+
+
+def open_inside(path: str) -> int:
+    """A descriptor (O_PATH) of a path of the new root, reached through no link. Raises OSError with the path."""
+    try:
+        return files.openat2(-100, path.encode(errors="surrogateescape"), _OPEN, 0, SAFE)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None

@@ -1,0 +1,318 @@
+"""One call: a thread that confines itself before the request for it arrives, starts the command, and says how it ended.
+
+Landlock domain, filter, capabilities, working directory, descriptor table, mount namespace and the PID namespace of
+children belong to a thread, and ``posix_spawn(3)`` passes them on without copying page tables. So all that makes a call
+slow is done ahead of it. What runs here is Remit's own code only; the memory that it shares with the zygote holds
+nothing secret, and the command leaves it with its first exec.
+"""
+
+from __future__ import annotations
+
+import _thread
+import marshal
+import posix
+import select
+import time
+from errno import EINTR, EPIPE
+
+from remit.sandbox.kernel import landlock, notify, process, sockets
+from remit.sandbox.launch import program
+from remit.sandbox.launch.descriptors import keep
+from remit.sandbox.launch.ground import HINT, Refused, told
+from remit.sandbox.mediate.broker import Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from remit.sandbox.launch.cell import Cell
+    from remit.sandbox.launch.ground import Ground
+    from remit.sandbox.launch.policy import Policy
+
+REQUEST_SIZE = 1 << 18
+"""Bytes of one request: what a Unix socket's default buffer (``wmem_default``) carries in one message."""
+_REPORTED = 128
+"""Denials that a reply names; all of them are counted, and all are in the record."""
+_SIGKILL = 9
+_LONGEST_WAIT_MS = 5000
+"""poll(2) does not count suspended time, an expiry does: so it is looked at again this often."""
+_WORDS = {b"r": "revoked"}
+
+
+class Jail(Source):
+    """The thread of one call, and what the mediator knows of it."""
+
+    __slots__ = (
+        "arms",
+        "busy",
+        "call",
+        "cell",
+        "chain",
+        "control",
+        "deadline",
+        "events",
+        "ground",
+        "identifier",
+        "joins",
+        "limit",
+        "pid",
+        "policy",
+        "reply",
+        "separated",
+        "wake",
+        "woken",
+    )
+
+    def __init__(self, identifier: int, policy: Policy, cell: Cell, ground: Ground, control: int, arms: int) -> None:
+        super().__init__(before_exec=policy.apply_limits)
+        self.identifier = identifier
+        self.policy = policy
+        self.cell = cell
+        self.ground = ground
+        self.control = control
+        self.arms = arms
+        self.separated = _thread.allocate_lock()
+        """Held until the thread's descriptor table is its own."""
+        self.separated.acquire()
+        self.joins: list[tuple[int, int]] = []
+        self.busy = False
+        self.call = ""
+        self.chain: tuple[str, ...] = ()
+        self.events: list[tuple[Any, ...]] = []
+        self.pid = 0
+        self.reply = -1
+        self.deadline = 0.0
+        self.limit = ""
+        """What ended the command, where it was not its own doing: the name of a limit, ``expired``, ``revoked``, ``killed``."""
+        self.woken, self.wake = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
+        """The thread reads the first, the mediator's thread writes the second: one byte for each thing to look at."""
+
+    # --- the thread ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """The thread's whole life. Ends with the call, never with an exception."""
+        try:
+            try:
+                self._separate()
+            finally:
+                self.separated.release()
+            self._confine()
+        except Exception as error:
+            self._end_cell()
+            self._tell_main("broken", *told(error))
+            return
+        try:
+            self._serve()
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._leave()
+
+    def _separate(self) -> None:
+        """A descriptor table of its own, with nothing of any other call's in it."""
+        process.unshare(process.CLONE_FS | process.CLONE_FILES)
+        policy = self.policy
+        self.joins = [*self.cell.namespaces]
+        namespaces = [descriptor for descriptor, _ in self.joins]
+        own = (self.ground.place, self.control, self.arms, self.woken, self.cell.life)
+        keep(policy.requests, policy.ruleset, *own, *namespaces)
+
+    def _confine(self) -> None:
+        policy, ground = self.policy, self.ground
+        for descriptor, kind in self.joins:
+            process.setns(descriptor, kind)
+            posix.close(descriptor)
+        posix.chdir("/")
+        landlock.restrict_self(policy.ruleset)
+        process.set_capabilities(0)
+        listener = notify.load_filter(policy.program, listener=True)
+        self._tell_main("armed", descriptors=(listener,))
+        posix.close(listener)
+        ground.prove(("landlock", "seccomp"))
+        posix.close(ground.place)
+        self._tell_main("proven")
+
+    def _serve(self) -> None:
+        data, came = sockets.receive(self.policy.requests, REQUEST_SIZE, 4)
+        if not data:
+            return  # the policy is forgotten, or the session ends
+        self.reply = came[0]
+        call, chain, argv, environment, directory, terminal, background, expires = marshal.loads(data)
+        self.call, self.chain = call, chain
+        if expires and time.clock_gettime(time.CLOCK_BOOTTIME) >= expires:
+            raise Refused("grant", "the grant has expired", "ask the grantor for a new one", 125)
+        if self.limit:
+            raise Refused("grant", "the grant was revoked", "ask the grantor for a new one", 125)
+        self.deadline = expires
+        program.enter(directory)
+        descriptors = tuple(came[1:])
+        slave = -1
+        path = b""
+        if terminal is not None:
+            from remit.sandbox.launch import stdio
+
+            slave, path = stdio.open_call_terminal(self.reply, terminal)
+            descriptors = (slave, slave, slave)
+        if self.policy.egress is not None:
+            # Before it can connect: the gateway's decisions are to be known as this call's.
+            sockets.send(self.control, marshal.dumps(("serves", self.identifier, call, chain)))
+        self.pid = program.start(
+            argv, environment, directory=directory, descriptors=descriptors, new_session=True, terminal=path
+        )
+        # The limits are inherited from here on.
+        self.before_exec = None
+        self._tell_main("taken")
+        for descriptor in (*came[1:], slave):
+            if descriptor >= 0:
+                posix.close(descriptor)
+        sockets.send(self.control, marshal.dumps(("began", self.call, self.pid, argv, self.policy.identifier, chain)))
+        status, usage = self._wait()
+        clean = self._alone()
+        if not background and not clean:
+            self._end_cell()
+        self._answer(status, usage)
+        if background and not clean:
+            self._linger()
+
+    def _wait(self) -> tuple[int, Any]:
+        """Until the command has ended: listen to the client meanwhile, and watch the clock."""
+        watched = process.pidfd_open(self.pid)
+        poll = select.poll()
+        poll.register(watched, select.POLLIN)
+        poll.register(self.reply, select.POLLIN)
+        poll.register(self.woken, select.POLLIN)
+        started = time.monotonic()
+        limit = self.policy.time_limit
+        try:
+            while True:
+                ready = poll.poll(self._timeout(started, limit))
+                for descriptor, events in ready:
+                    if descriptor == watched:
+                        _, status, usage = posix.wait4(self.pid, 0)
+                        return status, usage
+                    if descriptor == self.woken:
+                        self._stop(_WORDS[posix.read(self.woken, 1)])
+                    elif events & (select.POLLHUP | select.POLLERR) and not events & select.POLLIN:
+                        self.limit = self.limit or "abandoned"
+                        self.kill(_SIGKILL)
+                        poll.unregister(descriptor)
+                    elif not self._obey():
+                        poll.unregister(descriptor)
+                if limit and time.monotonic() - started >= limit:
+                    limit = 0.0
+                    self._stop("time")
+                if self.deadline and time.clock_gettime(time.CLOCK_BOOTTIME) >= self.deadline:
+                    self.deadline = 0.0
+                    self._stop("expired")
+        finally:
+            posix.close(watched)
+
+    def _stop(self, why: str) -> None:
+        """The authority is gone: end everything of this call's, or, for a policy that says so, stop it where it stands."""
+        self.limit = self.limit or why
+        if why == "time" or not self.policy.freeze:
+            self.kill(_SIGKILL)
+        else:
+            # Only the mediator sees the session's numbers of the cell's processes.
+            self._tell_main("freeze")
+            self._reply("frozen", why)
+
+    def _timeout(self, started: float, limit: float) -> int | None:
+        left: list[float] = []
+        if limit:
+            left.append(started + limit - time.monotonic())
+        if self.deadline:
+            left.append(self.deadline - time.clock_gettime(time.CLOCK_BOOTTIME))
+        if not left:
+            return None
+        return max(0, min(_LONGEST_WAIT_MS, int(min(left) * 1000) + 1))
+
+    def _obey(self) -> bool:
+        """One message of the client's: a signal for the command. False: the client is gone, and the call with it."""
+        try:
+            data, _ = sockets.receive(self.reply, 64)
+        except OSError as error:
+            if error.errno == EINTR:
+                return True
+            data = b""
+        if not data:
+            self.limit = self.limit or "abandoned"
+            self.kill(_SIGKILL)
+            return False
+        kind, number = data[:1], int.from_bytes(data[1:5], "little")
+        if kind == b"k":
+            self.limit = self.limit or "killed"
+            self.kill(_SIGKILL)
+        elif kind == b"g":
+            self.kill(number, group=True)
+        elif kind == b"s":
+            self.kill(number)
+        return True
+
+    def _alone(self) -> bool:
+        """Nothing but PID 1 is left in the cell: it has adopted every orphan, and has none."""
+        try:
+            opened = posix.open("/proc/1/task/1/children", posix.O_RDONLY | posix.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return not posix.read(opened, 64)
+        finally:
+            posix.close(opened)
+
+    def _linger(self) -> None:
+        """A background call outlives its command: until its client lets go of it."""
+        poll = select.poll()
+        poll.register(self.reply, select.POLLIN)
+        while not self._alone():
+            for _, events in poll.poll(1000):
+                if events & (select.POLLHUP | select.POLLERR):
+                    return
+                data, _ = sockets.receive(self.reply, 64)
+                if not data or data[:1] == b"k":
+                    return
+
+    def _answer(self, status: int, usage: Any) -> None:
+        cpu = usage.ru_utime + usage.ru_stime
+        self._reply("exited", status, self.limit, cpu, usage.ru_maxrss, self.denials, self.events[:_REPORTED])
+        message = ("finished", self.call, status, self.limit, cpu, usage.ru_maxrss, self.denials)
+        sockets.send(self.control, marshal.dumps(message))
+
+    def _fail(self, error: Exception) -> None:
+        failure = told(error)
+        if failure[0] == "changed":
+            failure = ("launch", failure[1], HINT, 125)
+        if self.reply >= 0:
+            self._reply("failed", *failure)
+        if self.call:
+            sockets.send(self.control, marshal.dumps(("refused", self.call, *failure)))
+
+    def _reply(self, *message: Any) -> None:
+        try:
+            sockets.send(self.reply, marshal.dumps(message))
+        except OSError as error:
+            if error.errno != EPIPE:
+                raise
+
+    def _end_cell(self) -> None:
+        if self.cell.life >= 0:
+            self.cell.end()
+            self.cell.life = -1
+
+    def _leave(self) -> None:
+        self._end_cell()
+        self._tell_main("done")
+        # The thread's own table goes with it, and with that the last copy of everything in it.
+
+    def _tell_main(self, *message: Any, descriptors: tuple[int, ...] = ()) -> None:
+        sockets.send(self.arms, marshal.dumps((self.identifier, *message)), descriptors)
+
+    # --- for the mediator's thread too ---------------------------------------------------------------------------------
+
+    def kill(self, signal: int, *, group: bool = False) -> None:
+        """A signal for the command, or for its process group."""
+        if self.pid:
+            try:
+                posix.kill(-self.pid if group else self.pid, signal)
+            except OSError:
+                pass  # it has just ended

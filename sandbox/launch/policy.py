@@ -1,0 +1,88 @@
+"""A call's authority as the zygote holds it: one ruleset, one filter, one mediator's rules, for every call that is under it."""
+
+from __future__ import annotations
+
+import posix
+
+from remit.sandbox.kernel import landlock, sockets
+from remit.sandbox.launch import limits
+from remit.sandbox.launch.ground import Refused, open_inside
+from remit.sandbox.mediate.broker import Broker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from remit.sandbox.launch.cell import Cell
+    from remit.sandbox.launch.wire import CallWire
+    from remit.sandbox.mediate.broker import Note
+
+
+class Policy:
+    """Made once for each authority; the armed threads of its calls wait on ``requests``."""
+
+    def __init__(self, identifier: int, wire: CallWire, requests: int, note: Note, places: tuple[str, ...]) -> None:
+        """Raises OSError, Refused where an object is not the one that the grant was decided on."""
+        _, digest, domain, program, mediation, limit, private, freeze, objects, own, egress = wire
+        self.identifier = identifier
+        self.digest = digest
+        self.requests = requests
+        self.program = program
+        self.private = private
+        self.freeze = freeze
+        self.egress = egress
+        """What a private network has for a way out: a plan's operation, or None."""
+        self._limits = limits.prepared(limit)
+        self.time_limit = 0.0
+        self.memory_limit = 0
+        for _, what, value, mechanism in limit:
+            if mechanism == "timer":
+                self.time_limit = value / 1000
+            elif mechanism == "watch" and what == "memory":
+                self.memory_limit = value
+        self.idle = 0
+        """Threads that are armed, or about to be."""
+        self.busy = 0
+        self.wanted = 2
+        self.number = 0
+        self.dropped = False
+        self.door = -1
+        self.announced = False
+        self.ruleset = _ruleset(domain, dict(objects))
+        accesses = dict(own)
+        self._own = tuple([accesses.get(place, 0) for place in places])
+        self.broker = Broker(mediation, note)
+
+    def allow(self, cell: Cell) -> None:
+        """The cell's own file systems, which no rule about the session's can mean."""
+        for descriptor, place in cell.own:
+            if self._own[place]:
+                landlock.allow_path(self.ruleset, descriptor, self._own[place])
+
+    def apply_limits(self, pid: int) -> None:
+        """While the call's first exec waits for the mediator."""
+        limits.apply(pid, self._limits)
+
+    def close(self) -> None:
+        """No further call. Whoever waits for a request, or would send one, learns it."""
+        sockets.shut_down(self.requests)
+        posix.close(self.requests)
+        posix.close(self.ruleset)
+
+
+def _ruleset(domain: tuple[Any, ...], objects: dict[str, tuple[int, int]]) -> int:
+    handled_fs, handled_net, scoped, rules, ports = domain
+    ruleset = landlock.create_ruleset(handled_fs, handled_net, scoped)
+    for path, access in rules:
+        opened = open_inside(path)
+        try:
+            if path in objects:
+                status = posix.fstat(opened)
+                if (status.st_dev, status.st_ino) != objects[path]:
+                    raise Refused("changed", f"{path} is not the object that was granted", "grant it again", 125)
+            landlock.allow_path(ruleset, opened, access)
+        finally:
+            posix.close(opened)
+    for port, access in ports:
+        landlock.allow_port(ruleset, port, access)
+    return ruleset

@@ -1,0 +1,315 @@
+"""The template: one lean process that makes sessions, is their parent, and writes their records.
+
+It is executed, not forked, with an empty environment, so that nothing of whoever asks for a session is in its memory or in
+that of what it forks (invariant 8). One thread, one loop. It serves the client that holds the other end of its first
+socket, and, where it was given a listening socket, everyone of the same user who connects. When its client is gone, and
+nobody can connect, it ends its sessions and itself.
+
+Messages are ``marshal``led tuples in packets (``unix(7)`` SOCK_SEQPACKET). From a client: ``open`` (token, plan, about,
+state directory), ``attach`` (token, session), ``stop`` (session). To a client: ``door`` (token, session, with the
+descriptor of a socket to the session's first process), ``opened`` (token, session, enforcement), ``failed`` (token,
+phase, message, hint, status), ``closed`` (session, why).
+"""
+
+from __future__ import annotations
+
+import gc
+import marshal
+import posix
+import select
+from errno import EAGAIN
+
+from remit.sandbox.audit.record import Record
+from remit.sandbox.authority.errors import RemitError
+from remit.sandbox.kernel import process, sockets
+from remit.sandbox.launch.start import Child
+from remit.sandbox.launch.zygote import Zygote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from remit.sandbox.launch.request import Request
+    from remit.sandbox.launch.wire import Wire
+
+CLIENT = 3
+"""The descriptor of the first client's socket."""
+LISTENER = 4
+"""The descriptor of a listening socket, where there is one."""
+MESSAGE_SIZE = 1 << 18
+_DIED = "its first process died"
+_FIELDS = ("source", "pid", "nr", "object", "right", "verdict", "errno", "rule")
+
+
+def _become_zygote(request: Request) -> None:
+    Zygote(request).run()
+
+
+class Running:
+    """A session that runs, or is about to."""
+
+    __slots__ = ("calls", "child", "client", "closing", "opened", "record", "token")
+
+    def __init__(self, record: Record, child: Child, client: int, token: int) -> None:
+        self.record = record
+        self.child = child
+        self.client = client
+        self.token = token
+        self.opened = False
+        self.closing = ""
+        self.calls: dict[str, tuple[str, tuple[str, ...]]] = {}
+        """Which call, with its grants, a network of its own serves: by the number that its sockets came under."""
+
+    def network(self, event: tuple[object, ...]) -> None:
+        """The gateway decided something, or is gone."""
+        from remit.sandbox.audit import network  # only where there is a gateway
+
+        if len(event) == 1:
+            self.record.event(network.gone(str(*event)))
+            return
+        source, *rest = event
+        call, chain = self.calls.get(str(source), ("", ()))
+        fields = network.connection((call, *rest))
+        self.record.event({**fields, "grant": chain[-1]} if chain else fields)
+
+
+class Template:
+    """The loop."""
+
+    def __init__(self, client: int, listener: int = -1) -> None:
+        self._listener = listener
+        self._poll = select.poll()
+        self._sessions: dict[int, Running] = {}
+        self._clients: set[int] = {client}
+        self._owner = client
+        self._poll.register(client, select.POLLIN)
+        if listener >= 0:
+            self._poll.register(listener, select.POLLIN)
+
+    def loop(self) -> None:
+        """Until nobody can ask for anything any more."""
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor in self._sessions:
+                    self._from_session(self._sessions[descriptor])
+                elif descriptor == self._listener:
+                    self._accept()
+                elif descriptor in self._clients:
+                    self._from_client(descriptor)
+                else:
+                    self._from_network(descriptor)
+            if self._listener >= 0 and not self._sessions and self._owner not in self._clients:
+                return  # a listener is there for its sessions: the last one has ended
+
+    # --- clients -------------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        client = sockets.accept(self._listener)
+        if sockets.peer(client)[1] not in (posix.geteuid(), 0):
+            posix.close(client)
+            return
+        self._clients.add(client)
+        self._poll.register(client, select.POLLIN)
+
+    def _from_client(self, client: int) -> None:
+        try:
+            data, _ = sockets.receive(client, MESSAGE_SIZE)
+        except OSError:
+            data = b""
+        if not data:
+            self._gone(client)
+            return
+        kind, *values = marshal.loads(data)
+        if kind == "open" and client == self._owner:
+            self._open(client, *values)
+        elif kind == "attach":
+            self._attach(client, *values)
+        elif kind == "stop":
+            running = self._find(values[0])
+            if running is not None:
+                self._close(running, "stopped")
+
+    def _gone(self, client: int) -> None:
+        self._clients.discard(client)
+        self._poll.unregister(client)
+        posix.close(client)
+        if client == self._owner and self._listener < 0:
+            for running in [*self._sessions.values()]:
+                self._close(running, "the client has gone")
+            process.leave(0)
+
+    def _say(self, client: int, *message: Any, descriptors: tuple[int, ...] = ()) -> None:
+        if client not in self._clients:
+            return
+        try:
+            sockets.send(client, marshal.dumps(message), descriptors, wait=False)
+        except OSError as error:
+            if error.errno == EAGAIN:
+                return  # who does not read is told nothing; the sockets' ends tell the rest
+
+    def _open(self, client: int, token: int, wire: Wire, about: dict[str, object], state: str) -> None:
+        try:
+            try:
+                record = Record(state, wire[1], about)
+            except OSError as error:
+                self._say(
+                    client,
+                    "failed",
+                    token,
+                    "record",
+                    f"the session's record cannot be written: {error.strerror}",
+                    "a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
+                    125,
+                )
+                return
+            made: list[Running] = []
+            child = Child(wire, _become_zygote, canary=record.canary, on_network=lambda event: made[0].network(event))
+        except RemitError as error:
+            self._say(client, "failed", token, error.phase, str(error), error.hint, error.exit_status)
+            return
+        running = Running(record, child, client, token)
+        made.append(running)
+        if child.way is not None:
+            child.way.watch(self._poll)
+        self._sessions[child.control] = running
+        self._poll.register(child.control, select.POLLIN)
+        self._attach(client, token, record.identifier)
+
+    def _attach(self, client: int, token: int, session: str) -> None:
+        running = self._find(session)
+        if running is None:
+            self._say(client, "failed", token, "session", f"no session {session} here", "remit session list", 125)
+            return
+        ours, theirs = sockets.packet_pair()
+        try:
+            sockets.send(running.child.control, b"door", (theirs,))
+            self._say(client, "door", token, session, descriptors=(ours,))
+        except OSError:
+            self._say(client, "failed", token, "session", f"session {session} has ended", "start another", 125)
+        finally:
+            posix.close(ours)
+            posix.close(theirs)
+
+    def _find(self, session: str) -> Running | None:
+        for running in self._sessions.values():
+            if running.record.identifier == session:
+                return running
+        return None
+
+    # --- sessions ------------------------------------------------------------------------------------------------------
+
+    def _from_session(self, running: Running) -> None:
+        try:
+            data, came = sockets.receive(running.child.control, MESSAGE_SIZE, sockets.MOST_DESCRIPTORS)
+        except OSError:
+            data, came = b"", []
+        if not data:
+            self._close(running, running.closing or _DIED)
+            return
+        kind, *values = marshal.loads(data)
+        if came:
+            self._take_sockets(running, values, came)
+            return
+        getattr(self, f"_on_{kind}")(running, *values)
+
+    def _take_sockets(self, running: Running, values: list[Any], came: list[int]) -> None:
+        """Of the session's network, or of a call's own: then its number and its rules come with them."""
+        roles, *call = values
+        way = running.child.way
+        if way is None:
+            for descriptor in came:
+                posix.close(descriptor)
+        elif call:
+            way.hold(roles, came, self._poll, str(call[0]), call[1])
+        else:
+            way.hold(roles, came, self._poll)
+
+    def _from_network(self, descriptor: int) -> None:
+        for running in self._sessions.values():
+            way = running.child.way
+            if way is not None and way.owns(descriptor):
+                way.ready(descriptor, self._poll)
+                return
+
+    def _on_serves(self, running: Running, number: int, call: str, chain: tuple[str, ...]) -> None:
+        running.calls[str(number)] = (call, chain)
+
+    def _on_served(self, running: Running, number: int) -> None:
+        if running.child.way is not None:
+            running.child.way.drop(str(number), self._poll)
+        running.calls.pop(str(number), None)
+
+    def _on_ready(self, running: Running, enforcement: dict[str, str]) -> None:
+        running.opened = True
+        running.record.enforced(enforcement)
+        self._say(running.client, "opened", running.token, running.record.identifier, enforcement)
+
+    def _on_failed(self, running: Running, phase: str, message: str, hint: str, status: int) -> None:
+        running.closing = message
+        running.record.event({"kind": "failed", "phase": phase, "message": message})
+        self._say(running.client, "failed", running.token, phase, message, hint, status)
+
+    def _on_limit(self, running: Running, limit: str) -> None:
+        running.closing = f"the {limit} limit"
+
+    def _on_event(self, running: Running, call: str, chain: tuple[str, ...], *event: Any) -> None:
+        values = [value.decode(errors="surrogateescape") if isinstance(value, bytes) else value for value in event]
+        fields = dict(zip(_FIELDS, values, strict=True))
+        running.record.event({"kind": "denial", "call": call, "grant": chain[-1] if chain else "", **fields})
+
+    def _on_began(
+        self, running: Running, call: str, pid: int, argv: list[bytes], policy: int, chain: tuple[str, ...]
+    ) -> None:
+        words = [word.decode(errors="surrogateescape") for word in argv]
+        running.record.event(
+            {"kind": "call", "call": call, "pid": pid, "argv": words, "grants": chain, "policy": policy}
+        )
+
+    def _on_finished(
+        self, running: Running, call: str, status: int, limit: str, cpu: float, memory: int, denials: int
+    ) -> None:
+        result = {"status": status, "limit": limit or None, "cpu": cpu, "memory": memory, "denials": denials}
+        running.record.event({"kind": "returned", "call": call, **result})
+
+    def _on_refused(self, running: Running, call: str, phase: str, message: str, hint: str, status: int) -> None:
+        running.record.event({"kind": "refused", "call": call, "phase": phase, "message": message})
+
+    def _on_broken(self, running: Running, policy: str, phase: str, message: str, hint: str, status: int) -> None:
+        running.record.event({"kind": "refused", "policy": policy, "phase": phase, "message": message})
+
+    def _close(self, running: Running, why: str) -> None:
+        control = running.child.control
+        del self._sessions[control]
+        self._poll.unregister(control)
+        if running.child.way is not None:
+            running.child.way.leave(self._poll)
+        memory = running.child.out_of_memory()
+        status = running.child.close()
+        if posix.WIFSIGNALED(status) and why == _DIED:
+            why = f"{_DIED} (signal {posix.WTERMSIG(status)})"
+        why = "the memory limit" if memory else why
+        running.record.ended({"why": why})
+        self._say(running.client, "closed", running.record.identifier, why)
+
+
+def main() -> None:
+    """What the executed interpreter runs. Does not return."""
+    status = 1
+    try:
+        process.set_name(b"remit-template")
+        arguments = posix.fstat(LISTENER) if _is_open(LISTENER) else None
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        Template(CLIENT, LISTENER if arguments is not None else -1).loop()
+        status = 0
+    finally:
+        process.leave(status)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        posix.fstat(descriptor)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,426 @@
+"""A session's first process where it serves many calls: it mediates, and keeps calls armed ahead of their requests.
+
+Threads, each with what it alone may do:
+
+- *main*: the mediator, in the Landlock domain *session*, with CAP_SYS_PTRACE of the session's own user namespace. One loop:
+  it listens to the template (``control``), to clients (``doors``), to the calls' filters, and to what the others tell it.
+- *maker*: makes cells (``cell``). No Landlock domain, every capability; it runs nothing that comes from anywhere.
+- *armer*: joins both: in the domain *session*, so that what it starts is below the mediator's, with the capabilities that
+  entering a cell takes.
+- one for each armed or running call (``jail``).
+
+Every descriptor that the main thread holds is closed in the calls' own tables. When ``control`` closes, this process ends,
+and with it, by the kernel's hand, everything in the session.
+"""
+
+from __future__ import annotations
+
+import _thread
+import marshal
+import posix
+import select
+import time
+from errno import EAGAIN
+
+from remit.sandbox.kernel import landlock, process, sockets
+from remit.sandbox.launch import usage
+from remit.sandbox.launch.cell import Maker
+from remit.sandbox.launch.ground import Ground, Refused, open_inside, told
+from remit.sandbox.launch.jail import Jail
+from remit.sandbox.launch.policy import Policy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from remit.sandbox.launch.cell import Cell
+    from remit.sandbox.launch.request import Request
+    from remit.sandbox.launch.wire import Operation
+    from remit.sandbox.mediate.broker import Source
+
+_MESSAGE = 1 << 18
+_SMALL = 4096
+_STACK = 1 << 18
+_WATCH_MS = 200
+_SIGKILL, _SIGSTOP = 9, 19
+_DEVICE_NODES = 1 << 6 | 1 << 11
+"""LANDLOCK_ACCESS_FS_MAKE_CHAR and MAKE_BLOCK."""
+_MOST_IDLE = 8
+_EVENTS = 1024
+"""Denials of one call that are kept for its reply."""
+
+
+class Zygote:
+    """One session's first process. Made and run in the child, once."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._ground = Ground(request)
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[int, int], None]] = {}
+        self._doors: set[int] = set()
+        self._policies: dict[int, Policy] = {}
+        self._jails: dict[int, Jail] = {}
+        self._listeners: dict[int, Jail] = {}
+        self._number = 0
+        self._deadline = 0.0
+        self._memory_limit = 0
+        self._jobs_read, self._jobs = -1, -1
+        self._arms_read, self._arms = -1, -1
+        self._queue: list[tuple[Policy, int]] = []
+        self._arming: dict[int, Policy] = {}
+        self._cells: list[Cell | OSError] = []
+        self._ways: list[Operation | None] = []
+
+    def run(self) -> None:
+        """Ends the process. A failure of the start is told to the template."""
+        try:
+            self._confine()
+            self._tell("ready", self._ground.enforcement)
+            self._loop()
+        except Exception as error:
+            self._tell("failed", *told(error))
+
+    # --- the start -----------------------------------------------------------------------------------------------------
+
+    def _confine(self) -> None:
+        ground = self._ground
+        if "unshare" not in ground.found or "landlock" not in ground.found or "mediate" not in ground.found:
+            raise Refused(
+                "launch",
+                "a session needs namespaces, Landlock and mediation",
+                "'remit run' can do without one of them (--degrade)",
+                125,
+            )
+        ground.enter()
+        if ground.canary >= 0:
+            posix.close(ground.canary)
+        ground.hide_place()
+        held = process.capabilities()
+        process.no_new_privileges()
+        # Inheritable before the bounding set is empty: the calls' PID 1 mounts its /proc with it.
+        process.set_capabilities(held, 1 << process.CAP_SYS_ADMIN)
+        process.drop_bounding_set()
+        process.set_dumpable(False)
+        ground.prove(("namespaces",))
+        ground.close_root()
+        for _, what, value, mechanism in self._limits():
+            if mechanism == "timer":
+                self._deadline = time.monotonic() + int(value) / 1000
+            elif mechanism == "watch" and what == "memory":
+                self._memory_limit = int(value)
+        self._start_threads()
+
+    def _limits(self) -> list[tuple[Any, ...]]:
+        return [operation for operation in self._request.operations if operation[0] == "limit"]
+
+    def _start_threads(self) -> None:
+        _thread.stack_size(_STACK)
+        self._arms_read, self._arms = sockets.packet_pair()
+        self._jobs_read, self._jobs = posix.pipe2(posix.O_CLOEXEC)
+        self._asked_read, self._asked = posix.pipe2(posix.O_CLOEXEC)
+        self._made_read, self._made = posix.pipe2(posix.O_CLOEXEC)
+        self._maker = Maker(self._request.operations)
+        _thread.start_new_thread(self._make_cells, ())
+        landlock.restrict_self(self._domain())
+        _thread.start_new_thread(self._arm_calls, ())
+        process.set_capabilities(1 << process.CAP_SYS_PTRACE)
+
+    def _domain(self) -> int:
+        """The mediator's domain: what the mounts allow, and no device nodes. Every call's own is nested in it.
+
+        It cannot be narrower. Landlock knows objects, and the cells' own file systems (/proc, terminals, a private /tmp) are
+        not there yet when it is made; what a call may do in them, both domains have to allow.
+        """
+        for operation in self._request.operations:
+            if operation[0] == "landlock" and operation[1] == "session":
+                _, _, handled_fs, handled_net, scoped, _, ports = operation
+                ruleset = landlock.create_ruleset(handled_fs, handled_net, scoped)
+                root = open_inside("/")
+                landlock.allow_path(ruleset, root, handled_fs & ~_DEVICE_NODES)
+                posix.close(root)
+                for port, access in ports:
+                    landlock.allow_port(ruleset, port, access)
+                return ruleset
+        raise Refused("launch", "the plan has no Landlock domain", "", 125)
+
+    # --- the other threads ---------------------------------------------------------------------------------------------
+
+    def _make_cells(self) -> None:
+        """The maker's thread: one cell for each byte, private or not."""
+        process.raise_ambient(process.CAP_SYS_ADMIN)
+        while True:
+            asked = posix.read(self._asked_read, 1)
+            if not asked:
+                return
+            try:
+                cell: Cell | OSError = self._maker.make(private=asked == b"p", egress=self._ways.pop(0))
+            except OSError as error:
+                cell = error
+            self._cells.append(cell)
+            posix.write(self._made, b"c")
+
+    def _arm_calls(self) -> None:
+        """The armer's thread: one armed call for each byte."""
+        while posix.read(self._jobs_read, 1):
+            policy, number = self._queue.pop(0)
+            self._ways.append(policy.egress)
+            posix.write(self._asked, b"p" if policy.private else b"s")
+            posix.read(self._made_read, 1)
+            cell = self._cells.pop(0)
+            if isinstance(cell, OSError):
+                sockets.send(self._arms, marshal.dumps((number, "broken", *told(cell))))
+                continue
+            try:
+                policy.allow(cell)
+                if cell.sockets is not None and policy.egress is not None:
+                    cell.sockets.send(self._request.control, number, policy.egress[1])
+                jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms)
+            except OSError as error:
+                cell.close()
+                cell.end()
+                sockets.send(self._arms, marshal.dumps((number, "broken", *told(error))))
+                continue
+            self._jails[number] = jail
+            _thread.start_new_thread(jail.run, ())
+            # The thread makes itself a copy of this table and closes there what is not its own; here, what is.
+            jail.separated.acquire()
+            cell.close()
+            posix.close(cell.life)
+            posix.close(jail.woken)
+
+    # --- the loop ------------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        self._watch(self._request.control, self._from_template)
+        self._watch(self._arms_read, self._from_jail)
+        while True:
+            for descriptor, events in self._poll.poll(self._timeout()):
+                handler = self._handlers.get(descriptor)
+                if handler is not None:
+                    handler(descriptor, events)
+            if self._deadline and time.monotonic() >= self._deadline:
+                self._end("time")
+            self._watch_memory()
+
+    def _timeout(self) -> int | None:
+        if self._memory_limit or any([jail.pid and jail.policy.memory_limit for jail in self._listeners.values()]):
+            return _WATCH_MS
+        if self._deadline:
+            return max(0, int((self._deadline - time.monotonic()) * 1000) + 1)
+        return None
+
+    def _watch_memory(self) -> None:
+        if self._memory_limit and usage.memory_exceeds(self._memory_limit):
+            self._end("memory")
+        for jail in [*self._listeners.values()]:
+            limit = jail.policy.memory_limit
+            if limit and jail.pid and not jail.limit and usage.memory_exceeds(limit, self.processes(jail)):
+                jail.limit = "memory"
+                jail.kill(_SIGKILL)
+
+    def _end(self, limit: str) -> None:
+        self._tell("limit", limit)
+        process.leave(0)
+
+    def _watch(self, descriptor: int, handler: Callable[[int, int], None]) -> None:
+        self._handlers[descriptor] = handler
+        self._poll.register(descriptor, select.POLLIN)
+
+    def _forget(self, descriptor: int) -> None:
+        if self._handlers.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+        posix.close(descriptor)
+
+    def _tell(self, *message: Any) -> None:
+        try:
+            sockets.send(self._request.control, marshal.dumps(message))
+        except OSError:
+            process.leave(125)  # the template is gone, and everything here goes with this process
+
+    # --- the template and the clients ----------------------------------------------------------------------------------
+
+    def _from_template(self, descriptor: int, _events: int) -> None:
+        data, came = sockets.receive(descriptor, _SMALL)
+        if not data:
+            process.leave(0)
+        if data == b"door":
+            self._doors.add(came[0])
+            self._watch(came[0], self._from_client)
+
+    def _from_client(self, door: int, _events: int) -> None:
+        try:
+            data, came = sockets.receive(door, _MESSAGE)
+        except OSError:
+            data, came = b"", []
+        if not data:
+            self._doors.discard(door)
+            for policy in [policy for policy in self._policies.values() if policy.door == door]:
+                self._drop(policy)
+            self._forget(door)
+            return
+        kind, *values = marshal.loads(data)
+        if kind == "policy":
+            self._define(door, values[0], values[1], came[0])
+        elif kind == "forget":
+            for policy in [one for one in self._policies.values() if (one.door, one.identifier) == (door, values[0])]:
+                self._drop(policy)
+        elif kind == "revoke":
+            self._revoke(door, values[0])
+
+    def _define(self, door: int, identifier: int, wire: Any, requests: int) -> None:
+        try:
+            policy = Policy(identifier, wire, requests, self._note, self._maker.places)
+        except Exception as error:
+            posix.close(requests)
+            self._say(door, "refused", identifier, *told(error))
+            return
+        policy.door = door
+        self._number += 1
+        self._policies[self._number] = policy
+        policy.number = self._number
+        self._arm(policy)
+
+    def _drop(self, policy: Policy) -> None:
+        """No further call under it; those that run go on. Its idle threads see the socket's end."""
+        self._policies.pop(policy.number, None)
+        policy.dropped = True
+        policy.close()
+
+    def _revoke(self, door: int, grant: str) -> None:
+        stopped: list[str] = []
+        for jail in [*self._listeners.values()]:
+            if jail.call and grant in jail.chain:
+                stopped.append(jail.call)
+                jail.limit = jail.limit or "revoked"
+                _nudge(jail)
+        self._say(door, "revoked", grant, stopped)
+
+    def _say(self, door: int, *message: Any) -> None:
+        try:
+            sockets.send(door, marshal.dumps(message), wait=False)
+        except OSError as error:
+            if error.errno == EAGAIN:
+                self._from_client(door, 0)  # it does not read: it is treated as gone
+
+    # --- the calls -----------------------------------------------------------------------------------------------------
+
+    def _arm(self, policy: Policy) -> None:
+        policy.idle += 1
+        self._number += 1
+        self._arming[self._number] = policy
+        self._queue.append((policy, self._number))
+        posix.write(self._jobs, b"a")
+
+    def _from_jail(self, descriptor: int, _events: int) -> None:
+        data, came = sockets.receive(descriptor, _SMALL)
+        number, kind, *values = marshal.loads(data)
+        jail = self._jails.get(number)
+        if kind == "armed" and jail is not None:
+            jail.attach(came[0])
+            self._listeners[came[0]] = jail
+            self._watch(came[0], self._from_filter)
+        elif kind == "proven" and jail is not None:
+            policy = jail.policy
+            del self._arming[number]
+            if not policy.announced:
+                policy.announced = True
+                self._say(policy.door, "armed", policy.identifier)
+        elif kind == "taken" and jail is not None:
+            jail.busy = True
+            self._taken(jail.policy)
+        elif kind == "freeze" and jail is not None:
+            self._freeze(jail)
+        elif kind == "done" and jail is not None:
+            self._done(jail)
+        elif kind == "broken":
+            self._broken(number, values)
+
+    def _taken(self, policy: Policy) -> None:
+        """One thread less is waiting. Arming another one now would compete with the call: it waits for its end, unless
+        this was the last."""
+        policy.idle -= 1
+        policy.busy += 1
+        policy.wanted = min(_MOST_IDLE, max(policy.wanted, policy.busy))
+        if not policy.idle and not policy.dropped:
+            self._arm(policy)
+
+    def _done(self, jail: Jail) -> None:
+        self._jails.pop(jail.identifier, None)
+        listener = jail.listener.fd
+        if listener in self._listeners:
+            del self._listeners[listener]
+            self._forget(listener)
+        posix.close(jail.wake)
+        policy = jail.policy
+        if policy.egress is not None:
+            self._tell("served", jail.identifier)
+        if jail.busy:
+            policy.busy -= 1
+        else:
+            policy.idle -= 1
+        while not policy.dropped and policy.idle < policy.wanted:
+            self._arm(policy)
+
+    def _broken(self, number: int, failure: list[Any]) -> None:
+        """A call could not be armed: whoever asks under this authority hears why, and nothing is started."""
+        jail = self._jails.pop(number, None)
+        policy = self._arming.pop(number)
+        if jail is not None:
+            if jail.listener.fd in self._listeners:
+                del self._listeners[jail.listener.fd]
+                self._forget(jail.listener.fd)
+            posix.close(jail.wake)
+        if policy.egress is not None:
+            self._tell("served", number)
+        policy.idle -= 1
+        self._tell("broken", policy.digest, *failure)
+        if not policy.dropped:
+            self._say(policy.door, "refused", policy.identifier, *failure)
+            self._drop(policy)
+
+    def _from_filter(self, listener: int, events: int) -> None:
+        jail = self._listeners[listener]
+        if events & select.POLLIN:
+            jail.policy.broker.handle(jail)
+        elif events & select.POLLHUP:
+            self._poll.unregister(listener)  # nobody is left under the filter; its thread says when it is done
+            self._handlers.pop(listener)
+
+    def _note(self, source: Source, *event: Any) -> None:
+        assert isinstance(source, Jail)
+        if len(source.events) < _EVENTS:
+            source.events.append(event)
+        self._tell("event", source.call, source.chain, *event)
+
+    def processes(self, jail: Jail) -> list[int]:
+        """The processes of one call, by this namespace's numbers."""
+        found: list[int] = []
+        for name in posix.listdir("/proc"):
+            if name.isdecimal():
+                try:
+                    number = posix.stat(f"/proc/{name}/ns/pid").st_ino
+                except OSError:
+                    continue
+                if number == jail.cell.number and int(name) != jail.cell.init:
+                    found.append(int(name))
+        return found
+
+    def _freeze(self, jail: Jail) -> None:
+        """SIGSTOP for every process of the call, again until no new one appears: a fork may be under way."""
+        seen: set[int] = set()
+        while new := [pid for pid in self.processes(jail) if pid not in seen]:
+            for pid in new:
+                try:
+                    posix.kill(pid, _SIGSTOP)
+                except OSError:
+                    pass
+            seen.update(new)
+
+
+def _nudge(jail: Jail) -> None:
+    try:
+        posix.write(jail.wake, b"r")
+    except OSError:
+        pass  # it has ended

@@ -1,0 +1,136 @@
+"""``remit.Grant``: the authority that a caller gives to one call, as it is written in a program.
+
+It is symbolic and reusable: paths may be relative to the session's workspace, and nothing is resolved before a session
+uses it. What a call really runs under, with an id of its own and its place in the chain of grants, is
+``remit.sandbox.authority.grant.Grant`` (``result.grant``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias, cast
+
+from remit.sandbox.authority import parse
+from remit.sandbox.authority.errors import GrantError, RemitError
+from remit.sandbox.authority.lattice import normal
+from remit.sandbox.authority.model import Authority
+from remit.sandbox.session.granted import granted
+
+StrPath: TypeAlias = "str | os.PathLike[str]"
+
+WHERE = "Grant"
+
+
+def _paths(paths: Iterable[StrPath] | StrPath) -> tuple[str, ...]:
+    if isinstance(paths, str | os.PathLike):
+        raise GrantError(f"a list of paths, not {paths!r}", where=WHERE, hint=f"[{os.fspath(paths)!r}]")
+    return tuple(os.fspath(path) for path in paths)
+
+
+def variables(env: Iterable[str] | Mapping[str, str]) -> tuple[str, ...]:
+    """Variables to pass, or to set, as the option ``--env`` has them."""
+    if isinstance(env, Mapping):
+        return tuple(f"{name}={value}" for name, value in cast("Mapping[str, str]", env).items())
+    return tuple(env)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Grant:
+    """An authority for a call: what is not named is not granted, but for the session's floor.
+
+    Paths mean a file (as the object that it is when the grant is first used) or a directory with everything below it;
+    relative ones are relative to the workspace. ``write`` and ``exec`` include reading. ``connect`` entries are
+    ``HOST:PORT[/tcp|udp]``; ``env`` is a list of the session's variables, or maps names to values that the session has;
+    ``limits`` maps names (``memory``, ``pids``, ``cpu-time``, ``time``, ``files``, ``file-size``) to quantities such as
+    ``"2GiB"``. ``expires``: seconds, or a duration such as ``"10m"``, from the first use; ``uses``: how many calls it is
+    good for.
+
+    Raises:
+        GrantError: what would be malformed in any session (a session adds what is wrong in that one).
+    """
+
+    options: tuple[tuple[str, str], ...]
+    """The same as command line options, in their order."""
+    expires: float | None
+    uses: int | None
+    purpose: str
+    task: str
+    principal: str
+    _identity: object = field(default_factory=object, compare=False, repr=False)
+
+    def __init__(
+        self,
+        *,
+        read: Iterable[StrPath] = (),
+        write: Iterable[StrPath] = (),
+        exec: Iterable[StrPath] = (),
+        deny: Iterable[StrPath] = (),
+        protect: Iterable[StrPath] = (),
+        connect: Iterable[str] = (),
+        listen: Iterable[int] = (),
+        unix: Iterable[StrPath] = (),
+        env: Iterable[str] | Mapping[str, str] = (),
+        limits: Mapping[str, str | int] | None = None,
+        allow_syscalls: Iterable[str] = (),
+        expires: float | str | None = None,
+        uses: int | None = None,
+        purpose: str = "",
+        task: str = "",
+        principal: str = "call",
+    ) -> None:
+        options = [
+            (name, value)
+            for name, values in (
+                ("read", _paths(read)),
+                ("write", _paths(write)),
+                ("exec", _paths(exec)),
+                ("deny", _paths(deny)),
+                ("protect", _paths(protect)),
+                ("connect", tuple(connect)),
+                ("listen", tuple(str(port) for port in listen)),
+                ("unix", _paths(unix)),
+                ("env", variables(env)),
+                ("limit", tuple(f"{name}={value}" for name, value in (limits or {}).items())),
+                ("allow-syscalls", tuple(allow_syscalls)),
+            )
+            for value in values
+        ]
+        if uses is not None and uses < 1:
+            raise GrantError(f"uses {uses!r} is less than 1", where=WHERE, hint="leave it out for any number")
+        if isinstance(expires, str):
+            try:
+                expires = parse.parse_duration(expires) / 1000
+            except parse.ParseError as error:
+                raise GrantError(f"expires: {error.message}", where=WHERE, hint=error.hint) from None
+        if expires is not None and expires <= 0:
+            raise GrantError(f"expires {expires!r} is not in the future", where=WHERE)
+        for name, value in (
+            ("options", tuple(options)),
+            ("expires", expires),
+            ("uses", uses),
+            ("purpose", purpose),
+            ("task", task),
+            ("principal", principal),
+            ("_identity", object()),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def identity(self) -> object:
+        """The same for this object only: uses and expiry are counted for it, not for an equal one."""
+        return self._identity
+
+    def authority(self, workspace: str) -> Authority:
+        """What it denotes in ``workspace``, in normal form. Raises GrantError with everything that is malformed."""
+        made, errors = granted(self.options, workspace)
+        if errors:
+            raise _grant_error(errors)
+        return normal(made.authority)
+
+
+def _grant_error(errors: list[RemitError]) -> GrantError:
+    text = "; ".join(str(error).removeprefix("--") for error in errors)
+    hint = next((error.hint for error in errors if error.hint), "")
+    return GrantError(text, where=WHERE, hint=hint)

@@ -1,0 +1,408 @@
+"""The protocol between a session's user and its first process, without I/O: what to send, and what an answer means.
+
+``Session`` and ``AsyncSession`` do the waiting; everything that is decided is decided here. One ``Core`` belongs to one
+session, or to a narrower one that was made from it, and may be used from any thread.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import posix
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
+from remit.sandbox.authority.grant import Grant
+from remit.sandbox.authority.model import Authority
+from remit.sandbox.compile import network
+from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside
+from remit.sandbox.resolve.names import resolve
+from remit.sandbox.session.asked import Grant as Asked
+from remit.sandbox.session.result import (
+    CompletedCall,
+    Denial,
+    GrantExpired,
+    GrantRevoked,
+    SessionClosed,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from remit.sandbox.launch.wire import CallWire
+    from remit.sandbox.resolve.binding import Named
+
+MAX_DEPTH = 8
+"""How many times a session can be narrowed, one out of the other."""
+POLICIES = 32
+"""Authorities for which calls are kept armed at a time; the least recently used one is given up."""
+_WINDOW = (24).to_bytes(2, "little") + (80).to_bytes(2, "little") + bytes(4)
+_ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
+
+
+@dataclass(slots=True)
+class Armed:
+    """An authority for which the session's first process keeps threads armed, and our end of their socket."""
+
+    identifier: int
+    plan: CallPlan
+    requests: Any
+    authority: Authority
+    environment: tuple[bytes, ...]
+
+
+@dataclass(slots=True)
+class Uses:
+    """What is counted for one asked-for grant: since when it runs, and how often it was used."""
+
+    first: float
+    boot: float
+    used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One call that may start: its message, its grant, and what its answer is made into."""
+
+    call: str
+    data: bytes
+    requests: Any
+    armed: Armed
+    grant: Grant
+    args: Sequence[Any]
+    started: float
+
+
+@dataclass(slots=True)
+class Shared:
+    """What a session and the narrower ones made from it have in common."""
+
+    session: str
+    names: dict[str, Named]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    policies: OrderedDict[str, Armed] = field(default_factory=OrderedDict[str, Armed])
+    numbers: count[int] = field(default_factory=lambda: count(1))
+    prefix: str = field(default_factory=lambda: secrets.token_hex(3))
+    refused: dict[int, tuple[str, str, str, int]] = field(default_factory=dict[int, tuple[str, str, str, int]])
+    uses: dict[int, tuple[object, Uses]] = field(default_factory=dict[int, tuple[object, Uses]])
+    revoked: set[str] = field(default_factory=set[str])
+    closed: str = ""
+
+
+class Core:
+    """One session's (or narrowed session's) decisions."""
+
+    def __init__(
+        self,
+        ceiling: Ceiling,
+        grant: Grant,
+        shared: Shared,
+        environ: Mapping[bytes, bytes],
+        *,
+        uid: int,
+        depth: int = 0,
+        chain: tuple[str, ...] = (),
+    ) -> None:
+        self.ceiling = ceiling
+        self.grant = grant
+        self.shared = shared
+        self.uid = uid
+        self.depth = depth
+        self.chain = (*chain, grant.id)
+        """The ids of the grants that this one came out of, the session's first, and its own."""
+        self._environ = environ
+        self._plans: dict[Asked | None, tuple[str, CallPlan, Authority]] = {}
+
+    # --- grants --------------------------------------------------------------------------------------------------------
+
+    def narrow(self, asked: Asked, *, principal: str, task: str, purpose: str) -> Core:
+        """A narrower session's core. Raises GrantError: beyond this one's authority, or too deep."""
+        if self.depth >= MAX_DEPTH:
+            raise GrantError(
+                f"narrowed {self.depth} times already",
+                where="narrow",
+                hint=f"at most {MAX_DEPTH}: give the work to a session nearer to the root",
+            )
+        self.check(self.chain, self.grant)
+        authority, names = self._inside(asked)
+        grant = self._derive(asked, authority, secrets.token_hex(16), self._uses(asked))
+        grant = replace(
+            grant,
+            principal=principal or grant.principal,
+            task=task or grant.task,
+            purpose=purpose or grant.purpose,
+        )
+        ceiling = replace(self.ceiling, authority=authority, names=names)
+        return Core(
+            ceiling,
+            grant,
+            self.shared,
+            self._environ,
+            uid=self.uid,
+            depth=self.depth + 1,
+            chain=self.chain,
+        )
+
+    def _inside(self, asked: Asked) -> tuple[Authority, dict[str, Named]]:
+        """The whole authority of a grant (floor and what is taken away included), which is inside this session's."""
+        wanted = asked.authority(self.ceiling.workspace)
+        names = self._resolve(wanted)
+        beyond = outside(wanted, self.ceiling, names)
+        if beyond:
+            raise GrantError(
+                "beyond the session's authority: " + "; ".join(map(str, beyond)),
+                where="grant",
+                hint="ask for less, or open a session that was granted more",
+            )
+        return authority_of(wanted, self.ceiling), names
+
+    def _resolve(self, wanted: Authority) -> dict[str, Named]:
+        """The session's names as they were resolved when it began, and what is new in ``wanted`` as it is now."""
+        with self.shared.lock:
+            known = dict(self.shared.names)
+        fresh = tuple(rule for rule in wanted.paths if rule.path not in known)
+        patterns = replace(wanted, paths=fresh)
+        known = {**resolve(patterns, uid=self.uid), **known}
+        return known
+
+    def _uses(self, asked: Asked) -> Uses:
+        with self.shared.lock:
+            found = self.shared.uses.get(id(asked.identity))
+            if found is None:
+                now = Uses(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
+                # The object is kept, or another one could get its id.
+                found = self.shared.uses[id(asked.identity)] = (asked.identity, now)
+            return found[1]
+
+    def revoke(self, what: Grant | str | None = None) -> str:
+        """Take a grant back, with everything narrowed from it: its id. Without one: this (narrowed) session's own."""
+        identifier = self.grant.id if what is None else what if isinstance(what, str) else what.id
+        with self.shared.lock:
+            self.shared.revoked.add(identifier)
+        return identifier
+
+    def check(self, chain: Iterable[str], grant: Grant) -> None:
+        """Raises SessionClosed, GrantRevoked, GrantExpired: what makes a call impossible whatever it asks for."""
+        if self.shared.closed:
+            raise SessionClosed(
+                f"session {self.shared.session} has ended: {self.shared.closed}", hint="open a new session"
+            )
+        revoked = self.shared.revoked.intersection(chain)
+        if revoked:
+            raise GrantRevoked(f"grant {min(revoked)} was revoked", hint="ask the grantor for a new one")
+        if not grant.active(time.time()):
+            raise GrantExpired(f"grant {grant.id} is not in force now", hint="ask the grantor for a new one")
+
+    # --- calls ---------------------------------------------------------------------------------------------------------
+
+    def plan(self, asked: Asked | None) -> tuple[str, CallPlan, Authority]:
+        """The compiled authority of calls under ``asked`` (None: everything that this session has), and its key."""
+        found = self._plans.get(asked)
+        if found is not None:
+            return found
+        if asked is None:
+            authority, names = self.ceiling.authority, dict(self.ceiling.names)
+        else:
+            authority, names = self._inside(asked)
+        plan = compile_call(authority, self.ceiling, names)
+        found = (plan.digest, plan, authority)
+        with self.shared.lock:
+            # A grant that is used again means the objects that it meant the first time.
+            self._plans[asked] = found
+        return found
+
+    def armed(self, asked: Asked | None, pair: Any) -> tuple[Armed, tuple[int, CallWire, Any] | None, list[Armed]]:
+        """Where to send a request under ``asked``; a definition to send first, if it is new; what is given up for it.
+
+        ``pair()`` makes two connected packet sockets: ours and the session's.
+        """
+        key, plan, authority = self.plan(asked)
+        with self.shared.lock:
+            policies = self.shared.policies
+            known = policies.get(key)
+            if known is not None and known.identifier not in self.shared.refused:
+                policies.move_to_end(key)
+                return known, None, []
+            ours, theirs = pair()
+            identifier = next(self.shared.numbers)
+            made = Armed(identifier, plan, ours, authority, self._environment(authority, None))
+            policies[key] = made
+            dropped: list[Armed] = []
+            while len(policies) > POLICIES:
+                dropped.append(policies.popitem(last=False)[1])
+            return made, (identifier, plan.wire(), theirs), dropped
+
+    def ticket(
+        self,
+        armed: Armed,
+        asked: Asked | None,
+        args: Sequence[Any],
+        *,
+        cwd: str | os.PathLike[str] | None,
+        env: Mapping[str, str] | None,
+        terminal: bytes | None,
+        background: bool,
+    ) -> Ticket:
+        """A call that may start now, counted as a use of its grant. Raises RemitError."""
+        words = [os.fsencode(word) for word in args]
+        if not words or any(b"\0" in word for word in words) or not words[0]:
+            raise LaunchError(f"no command: {args!r}", hint="a list: a program and its arguments")
+        directory = (
+            os.fsencode(os.path.join(self.ceiling.workspace, cwd)) if cwd else os.fsencode(self.ceiling.directory)
+        )
+        environment = armed.environment if env is None else self._environment(armed.authority, env)
+        deadline = 0.0
+        grant = self.grant
+        chain = self.chain
+        if asked is not None:
+            uses = self._uses(asked)
+            identifier = secrets.token_hex(16)
+            chain = (*chain, identifier)
+            self.check(chain, grant)
+            with self.shared.lock:
+                if asked.uses is not None and uses.used >= asked.uses:
+                    raise GrantError(
+                        f"the grant is good for {asked.uses} {'use' if asked.uses == 1 else 'uses'}, all of them used",
+                        where="grant",
+                        hint="ask the grantor for a new one",
+                    )
+                uses.used += 1
+            grant = self._derive(asked, armed.authority, identifier, uses)
+            if asked.expires is not None:
+                deadline = uses.boot + asked.expires
+        else:
+            self.check(chain, grant)
+        if grant.expires is not None:
+            left = grant.expires - time.time()
+            if left <= 0:
+                raise GrantExpired(f"grant {grant.id} has expired", hint="ask the grantor for a new one")
+            ends = time.clock_gettime(time.CLOCK_BOOTTIME) + left
+            deadline = min(deadline, ends) if deadline else ends
+        call = f"{self.shared.prefix}-{next(self.shared.numbers)}"
+        request = (call, chain, words, list(environment), directory, terminal, background, deadline)
+        data = marshal.dumps(request)
+        return Ticket(call, data, armed.requests, armed, grant, args, time.monotonic())
+
+    def _derive(self, asked: Asked, authority: Authority, identifier: str, uses: Uses) -> Grant:
+        parent = self.grant
+        expires = parent.expires
+        if asked.expires is not None:
+            own = uses.first + asked.expires
+            expires = own if expires is None else min(own, expires)
+        return Grant(
+            authority=authority,
+            grantor=parent.principal,
+            principal=asked.principal,
+            task=asked.task or parent.task,
+            purpose=asked.purpose or parent.purpose,
+            not_before=parent.not_before,
+            expires=expires,
+            uses=asked.uses,
+            parent=parent.id,
+            parent_digest=self._digest,
+            session=self.shared.session,
+            id=identifier,
+        )
+
+    @property
+    def _digest(self) -> str:
+        """This session's grant's digest, computed once: canonical JSON of a whole authority takes a millisecond."""
+        found: str | None = self.__dict__.get("_grant_digest")
+        if found is None:
+            found = self.__dict__["_grant_digest"] = self.grant.digest()
+        return found
+
+    def _environment(self, authority: Authority, env: Mapping[str, str] | None) -> tuple[bytes, ...]:
+        """What the authority passes of the caller's and sets; ``env`` instead of it, within the names that are granted."""
+        granted: dict[bytes, bytes] = {}
+        for name, value in authority.environment:
+            key = os.fsencode(name)
+            if value is not None:
+                granted[key] = os.fsencode(value)
+            elif key in self._environ:
+                granted[key] = self._environ[key]
+        told = network.variables(authority, self.ceiling.degrade).items()
+        granted.update([(os.fsencode(name), os.fsencode(value)) for name, value in told])
+        if env is not None:
+            names = {name for name, _ in authority.environment}
+            beyond = sorted(set(env) - names)
+            if beyond:
+                raise GrantError(
+                    f"not granted to this call: {', '.join(beyond)}",
+                    where="env",
+                    hint="the session needs them (env=[...], or --env), and the call's grant too",
+                )
+            own = {os.fsencode(name): os.fsencode(value) for name, value in told}
+            granted = {**own, **{os.fsencode(name): os.fsencode(value) for name, value in env.items()}}
+        return tuple(name + b"=" + value for name, value in granted.items())
+
+    # --- answers -------------------------------------------------------------------------------------------------------
+
+    def failure(self, ticket: Ticket, message: tuple[Any, ...] | None) -> RemitError:
+        """What a call that did not run is reported as; None: the connection closed without a word."""
+        if message is not None:
+            _, phase, text, hint, status = message
+            if phase == "grant":
+                kind = GrantRevoked if "revoked" in text else GrantExpired
+                return kind(text, hint=hint)
+            error: RemitError = LaunchError(text, hint=hint)
+            error.phase, error.exit_status = phase, status
+            return error
+        known = self.shared.refused.get(ticket.armed.identifier)
+        if known is not None:
+            phase, text, hint, status = known
+            error = LaunchError(text, hint=hint)
+            error.phase, error.exit_status = phase, status
+            return error
+        if not self.shared.closed:
+            self.shared.closed = "its first process died"
+        return SessionClosed(
+            f"session {self.shared.session} ended during the call: {self.shared.closed}", hint="open a new session"
+        )
+
+    def completed(
+        self,
+        ticket: Ticket,
+        message: tuple[Any, ...],
+        stdout: Any,
+        stderr: Any,
+        lost: tuple[int, int] = (0, 0),
+    ) -> CompletedCall[Any]:
+        """The result of a call that ran. Raises GrantExpired, GrantRevoked where that ended it."""
+        _, status, limit, cpu, memory, denied, events = message
+        if limit in _ENDED:
+            raise _ENDED[limit](
+                f"grant {ticket.grant.id} {'has expired' if limit == 'expired' else 'was revoked'}; the call was ended",
+                hint="ask the grantor for a new one",
+            )
+        denials = tuple(
+            Denial(os.fsdecode(path), right, errno, rule, pid)
+            for _, pid, _nr, path, right, verdict, errno, rule in events
+            if verdict == "denied"
+        )
+        return CompletedCall(
+            args=ticket.args,
+            returncode=posix.waitstatus_to_exitcode(status),
+            stdout=stdout,
+            stderr=stderr,
+            denials=denials,
+            denied=denied,
+            usage=Usage(cpu, time.monotonic() - ticket.started, memory << 10),
+            grant=ticket.grant,
+            call=ticket.call,
+            limit="" if limit in ("killed", "abandoned") else limit,
+            stdout_lost=lost[0],
+            stderr_lost=lost[1],
+        )
+
+    def heard(self, message: tuple[Any, ...]) -> None:
+        """A message from the session's first process that is about no call in particular."""
+        kind, *values = message
+        if kind == "refused":
+            self.shared.refused[values[0]] = (values[1], values[2], values[3], values[4])

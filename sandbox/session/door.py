@@ -1,0 +1,92 @@
+"""The socket to a session's first process: what calls may be armed for, and what is taken back."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from remit.sandbox.authority.errors import LaunchError
+from remit.sandbox.session.core import Core
+from remit.sandbox.session.link import descriptors
+from remit.sandbox.session.result import SessionClosed
+
+_REPLY = 1 << 17
+TOO_LARGE = (90, 105)
+"""EMSGSIZE, ENOBUFS: a message that does not fit into the socket's buffer."""
+
+
+class Door:
+    """The socket to the session's first process."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._lock = threading.Lock()
+        self._kept: list[tuple[Any, ...]] = []
+
+    def define(self, identifier: int, wire: Any, theirs: socket.socket) -> None:
+        """Arm calls under this authority; their requests come through ``theirs``. Raises LaunchError, SessionClosed."""
+        with theirs:
+            self._send(("policy", identifier, wire), [theirs.fileno()])
+
+    def forget(self, identifier: int) -> None:
+        """Arm no more of them."""
+        self._send(("forget", identifier))
+
+    def revoke(self, grant: str) -> list[str]:
+        """End (or stop) what runs under a grant: the ids of those calls."""
+        with self._lock:
+            try:
+                self._socket.send(marshal.dumps(("revoke", grant)))
+                while True:
+                    message = self._next(wait=True)
+                    if message is None:
+                        return []
+                    if message[0] == "revoked" and message[1] == grant:
+                        return list(message[2])
+                    self._kept.append(message)
+            except OSError:
+                return []  # the session has ended, and with it every call
+
+    def drain(self, core: Core) -> None:
+        """Hear what the session's first process has said by now."""
+        with self._lock:
+            while True:
+                try:
+                    message = self._next(wait=False)
+                except OSError:
+                    break
+                if message is None:
+                    break
+                core.heard(message)
+            for message in self._kept:
+                core.heard(message)
+            self._kept.clear()
+
+    def _next(self, *, wait: bool) -> tuple[Any, ...] | None:
+        data, ancillary, _, _ = self._socket.recvmsg(_REPLY, 0, 0 if wait else socket.MSG_DONTWAIT)
+        for descriptor in descriptors(ancillary):
+            os.close(descriptor)
+        return marshal.loads(data) if data else None
+
+    def _send(self, message: tuple[Any, ...], passed: Sequence[int] = ()) -> None:
+        data = marshal.dumps(message)
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [data], passed)
+        except OSError as error:
+            if error.errno in TOO_LARGE:
+                raise LaunchError(f"the grant compiles to {len(data)} bytes", hint="grant fewer things") from None
+            raise SessionClosed("the session has ended", hint="open a new session") from None
+
+    def close(self) -> None:
+        """The session goes on without this client."""
+        self._socket.close()
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        self._lock = threading.Lock()
+        self._socket.close()

@@ -1,0 +1,74 @@
+"""Opening a session: from a request to a running first process, with everything that its calls will be measured against."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from remit.sandbox.audit.record import ensure_directory, keep_plan, state_directory
+from remit.sandbox.authority.errors import LaunchError
+from remit.sandbox.session import place
+from remit.sandbox.session.assemble import Assembled, assemble, describe
+from remit.sandbox.session.core import Core, Shared
+
+if TYPE_CHECKING:
+    import socket
+
+    from remit.sandbox.authority.grant import Grant
+    from remit.sandbox.session.link import Link
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request for a session (``assemble.Request``)."""
+
+    profile: str = ""
+    workspace: str = ""
+    chdir: str = ""
+    grants: tuple[tuple[str, str], ...] = ()
+    accept_suggestion: bool = False
+    command: tuple[str, ...] = ()
+
+
+def open_session(link: Link, wanted: Wanted, environ: Mapping[str, str]) -> tuple[Core, dict[str, str], socket.socket]:
+    """A new session through ``link``: its core, what its start proved, the socket to its first process.
+
+    Raises RemitError: bad options or profile, Unenforceable, LaunchError.
+    """
+    state = state_directory(dict(os.environb))
+    # Before names are resolved: what is not there then can be covered by no mount, and the first start makes it.
+    ensure_directory(state)
+    assembled = assemble(wanted, environ)
+    plan = assembled.plan
+    try:
+        keep_plan(state, plan.digest, json.dumps(describe(assembled)))
+    except OSError as error:
+        raise LaunchError(
+            f"the session's record cannot be written: {error.strerror}",
+            where=state,
+            hint="a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
+        ) from None
+    about: dict[str, object] = {
+        "workspace": plan.workspace,
+        "degraded": list(plan.degraded),
+        "grant": assembled.grant.id,
+    }
+    wire = plan.wire()
+    session, enforcement, door = link.open((*wire[:4], (), wire[5]), about, state)
+    return core_of(assembled, session, environ), enforcement, door
+
+
+def core_of(assembled: Assembled, session: str, environ: Mapping[str, str]) -> Core:
+    """What a session's calls are decided by."""
+    grant: Grant = replace(assembled.grant, session=session)
+    shared = Shared(session, dict(assembled.names))
+    bytes_environ = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
+    return Core(assembled.ceiling, grant, shared, bytes_environ, uid=place.identity(assembled.workspace))
+
+
+def options(values: Mapping[str, Iterable[str]]) -> tuple[tuple[str, str], ...]:
+    """Grant options from keyword arguments: the names are those of the command line, in that order."""
+    return tuple((name, value) for name, every in values.items() for value in every)

@@ -1,0 +1,140 @@
+"""What a call gives back, and the errors that are about calls."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from remit.sandbox.authority.errors import GrantError, RemitError
+from remit.sandbox.authority.grant import Grant
+
+Output = TypeVar("Output", bytes, str)
+CAPTURE_LIMIT = 64 << 20
+"""Bytes of each stream that a result keeps: the first half of it and the last half of it. Reading never stops, so that a
+command is not blocked by its own output; ``stdout_lost`` and ``stderr_lost`` say how much is missing in the middle."""
+
+
+class SessionClosed(RemitError):
+    """The session has ended, or was never this process's."""
+
+    phase = "session"
+
+
+class TimeoutExpired(RemitError, subprocess.TimeoutExpired):
+    """The call took longer than its ``timeout`` and was ended, with everything that it had started."""
+
+    phase = "timeout"
+
+    def __init__(self, cmd: Any, timeout: float, output: Any = None, stderr: Any = None) -> None:
+        RemitError.__init__(self, f"{cmd!r} timed out after {timeout} seconds")
+        subprocess.TimeoutExpired.__init__(self, cmd, timeout, output, stderr)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class CalledProcessError(RemitError, subprocess.CalledProcessError):
+    """``check=True``, and the command failed. ``result`` is the whole result."""
+
+    phase = "call"
+
+    def __init__(self, result: CompletedCall[Any]) -> None:
+        RemitError.__init__(self, f"{result.args!r} returned {result.returncode}")
+        subprocess.CalledProcessError.__init__(self, result.returncode, result.args, result.stdout, result.stderr)
+        self.result = result
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class GrantExpired(GrantError):
+    """The grant ended before the call did; the call was ended or, with ``freeze``, stopped."""
+
+
+class GrantRevoked(GrantError):
+    """The grant was taken back before the call ended; the call was ended or, with ``freeze``, stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """One action outside the grant, as the mediator saw it. ``object`` is canonical; ``rule`` says what refused it."""
+
+    object: str
+    right: str
+    errno: int
+    rule: str
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call used: ``cpu`` (user and system, of the command and the children that it waited for) and ``wall`` in
+    seconds, ``memory_peak`` in bytes. ``memory_is_sum`` false: the largest single process's (``getrusage(2)``)."""
+
+    cpu: float
+    wall: float
+    memory_peak: int
+    memory_is_sum: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedCall(Generic[Output]):
+    """As ``subprocess.CompletedProcess``, with what a sandbox knows besides.
+
+    ``returncode`` is negative for a signal. ``limit`` names what ended the command where it was not its own doing
+    (``time``, ``memory``), else "". ``denials`` are at most 128 of the ``denied`` actions outside the grant.
+    """
+
+    args: Sequence[Any]
+    returncode: int
+    stdout: Output | None
+    stderr: Output | None
+    denials: tuple[Denial, ...]
+    denied: int
+    usage: Usage
+    grant: Grant = field(repr=False)
+    call: str = ""
+    limit: str = ""
+    stdout_lost: int = 0
+    stderr_lost: int = 0
+
+    def check_returncode(self) -> None:
+        """Raises CalledProcessError unless the command returned 0."""
+        if self.returncode:
+            raise CalledProcessError(self)
+
+
+@dataclass(slots=True)
+class Capture:
+    """A bounded record of a stream: its first half and its last half."""
+
+    limit: int = CAPTURE_LIMIT
+    _head: bytearray = field(default_factory=bytearray)
+    _tail: bytearray = field(default_factory=bytearray)
+    total: int = 0
+
+    def add(self, data: bytes) -> None:
+        """More of the stream."""
+        self.total += len(data)
+        room = self.limit - self.limit // 2 - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+            data = data[room:]
+        if data:
+            self._tail += data
+            excess = len(self._tail) - self.limit // 2
+            # Not at every byte: the rest is moved each time.
+            if excess > self.limit // 2:
+                del self._tail[:excess]
+
+    def value(self) -> bytes:
+        """What was kept."""
+        half = self.limit // 2
+        return bytes(self._head + (self._tail[-half:] if half else b""))
+
+    @property
+    def lost(self) -> int:
+        """Bytes that are missing between the two halves."""
+        return max(0, self.total - self.limit)
