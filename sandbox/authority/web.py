@@ -78,6 +78,11 @@ class Credential:
     template: str = ""
     source: Source = field(default=NOWHERE, compare=False)
 
+    def __str__(self) -> str:
+        where = f"header {self.header}" if self.header else f"query {self.query}"
+        shown = self.origin if self.origin == "command" else f"{self.origin}:{self.place}"
+        return f"{self.host} {where} from {shown}"
+
 
 def below(path: str, rule: str) -> bool:
     """Whether ``path`` is ``rule`` or below it; a rule that ends in a slash means only what is below."""

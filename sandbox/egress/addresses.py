@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
@@ -88,6 +89,7 @@ _V6: tuple[Block, ...] = (
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
+@lru_cache(4096)
 def canonical(text: str) -> Address:
     """The address that the kernel would connect to: an IPv4-mapped one is its IPv4 address (RFC 4291, 2.5.5.2).
 
@@ -103,6 +105,7 @@ def canonical(text: str) -> Address:
     return address
 
 
+@lru_cache(4096)
 def special(address: Address) -> Block | None:
     """The special block that ``address`` is in, or None for an address of the internet.
 

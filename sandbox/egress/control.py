@@ -28,6 +28,7 @@ class Control:
         self._sock, self._received, self._ended, self._written = sock, received, ended, written
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, bool]] = deque()
+        self._empty: asyncio.Future[None] | None = None
         self._space = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
         sock.setblocking(False)
         self._loop.add_reader(sock, self._readable)
@@ -41,14 +42,17 @@ class Control:
 
     async def flushed(self) -> None:
         """Wait until everything has left, or nobody is there to read it."""
-        while self._queue:
-            await asyncio.sleep(0.01)
+        if self._queue:
+            self._empty = self._loop.create_future()
+            await self._empty
 
     def close(self) -> None:
         """No more callbacks; the socket is closed."""
         self._queue.clear()
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
+        if self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
         self._sock.close()
 
     def _readable(self) -> None:
@@ -67,6 +71,7 @@ class Control:
             # The end; or a message without all that belongs to it, which must not be half obeyed.
             for one in sockets:
                 one.close()
+            self._loop.remove_reader(self._sock)
             self._ended()
             return
         message: Any = marshal.loads(data)
@@ -82,10 +87,11 @@ class Control:
                 return
             except OSError:
                 self._queue.clear()
-                self._loop.remove_writer(self._sock)
                 self._ended()
-                return
+                break
             self._queue.popleft()
             if counted:
                 self._written()
         self._loop.remove_writer(self._sock)
+        if self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)

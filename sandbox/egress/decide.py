@@ -33,6 +33,7 @@ class Reason(StrEnum):
     OTHER_PROTOCOL = "the host is granted, but not with this protocol"
     OTHER_ADDRESS = "the name is granted only at other addresses"
     SPECIAL_ADDRESS = "the name is granted, but the address behind it is not of the internet"
+    TOO_WIDE = "a network this wide does not mean local addresses"
     CEILING = "the session does not grant it"
 
 
@@ -169,7 +170,9 @@ def _decide(rules: Rules, wanted: Destination) -> Decision:
 
 
 def _refused(wanted: Destination, usable: list[Endpoint], near: list[Endpoint], block: Block | None) -> Decision:
-    if block is not None and (any([not one.network for one in usable]) or (not wanted.name and near)):
+    if block is not None and not wanted.name and any([_meets(one, wanted) for one in near]):
+        return Decision(False, None, Reason.TOO_WIDE, detail=f"{wanted.address} is {block.kind}")
+    if block is not None and any([not one.network for one in usable]):
         return Decision(False, None, Reason.SPECIAL_ADDRESS, detail=f"{wanted.address} is {block.kind}")
     if usable:
         return Decision(False, None, Reason.OTHER_ADDRESS, detail=wanted.address)

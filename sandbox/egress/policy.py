@@ -19,7 +19,7 @@ class Web:
 
     def reads(self, host: str) -> bool:
         """Whether requests to ``host`` have to be read: something is said about it beyond names and ports."""
-        return bool(self.rules_of(host)) or bool(self.exchanges_of(host))
+        return bool(self.rules or self.exchanges) and bool(self.rules_of(host) or self.exchanges_of(host))
 
     def rules_of(self, host: str) -> list[HttpRule]:
         """The HTTP rules about ``host``; where there are none, every request is allowed."""

@@ -37,8 +37,8 @@ _BATCH = 64
 _PAUSE = 0.5
 """Seconds without accepting when there are no descriptors left."""
 
-_SPARE = 64
-"""Descriptors that connections do not get."""
+_LAST_WORDS = 2.0
+"""Seconds that the launcher has for what the gateway still has to say when it is ended."""
 
 _REMEMBERED = 1024
 _QUERIES = 256
@@ -91,15 +91,18 @@ class Gateway:
             await self._over.wait()
         finally:
             sweeper.cancel()
-            self.close()
-            await asyncio.gather(sweeper, return_exceptions=True)
-
-    def close(self) -> None:
-        """End every connection, close every socket."""
-        for call in list(self._live):
-            self._close(call)
-        self.gate.engine.close()
-        self.control.close()
+            tasks = [task for live in self._live.values() for task in live.tasks]
+            for call in list(self._live):
+                self._close(call)
+            self.gate.engine.close()
+            await asyncio.gather(sweeper, *tasks, return_exceptions=True)
+            try:
+                # The launcher may have closed its side for writing only, and still listen to how things ended.
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self.control.flushed()
+            except TimeoutError:
+                pass
+            self.control.close()
 
     # --- what the launcher says ---------------------------------------------------------------------------------------
 
@@ -245,7 +248,10 @@ class Gateway:
     async def _served(self, serve: Coroutine[Any, Any, None]) -> None:
         """One connection's task: its end is an end of the connection, never of the gateway."""
         try:
-            async with asyncio.timeout(self.gate.limits.time or None):
+            if self.gate.limits.time:
+                async with asyncio.timeout(self.gate.limits.time):
+                    await serve
+            else:
                 await serve
         except TimeoutError:
             pass

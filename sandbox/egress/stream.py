@@ -60,6 +60,14 @@ class Plain:
         self.first += data
         return bool(data)
 
+    def ready(self) -> bool:
+        """Read into ``first`` what is there already; whether there is anything in it."""
+        try:
+            self.first += self.sock.recv(READ)
+        except (BlockingIOError, InterruptedError):
+            pass
+        return bool(self.first)
+
     async def write(self, data: bytes) -> None:
         """See ``Stream``."""
         await self._loop.sock_sendall(self.sock, data)

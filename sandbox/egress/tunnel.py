@@ -87,10 +87,10 @@ class Tunnel:
             raise
 
     async def _run(self) -> None:
-        decision = decide(self.source.rules, self.wanted)
-        if not decision.allowed:
-            raise Refused(decision, self.wanted)
         if self.source.web.reads(self.wanted.name):
+            decision = decide(self.source.rules, self.wanted)
+            if not decision.allowed:
+                raise Refused(decision, self.wanted)
             await self._read()
             return
         reached = await self.gate.connector.connect(self.source.rules, self.wanted)
@@ -184,7 +184,7 @@ class Tunnel:
 
     async def _look(self, reached: Reached) -> bool:
         """On another port: whether it is HTTP. Raises for a wrong name; waits only for whoever speaks first."""
-        if not self.inside.first and await self._server_speaks_first(reached):
+        if not self.inside.first and not self.inside.ready() and await self._server_speaks_first(reached):
             return False
         if not self.inside.first:
             async with asyncio.timeout(self.gate.limits.idle):
@@ -207,14 +207,15 @@ class Tunnel:
             if not spoke.done():
                 spoke.set_result(server)
 
-        loop.add_reader(self.inside.sock, ready, False)
-        loop.add_reader(reached.sock, ready, True)
+        inside, outside = self.inside.sock.fileno(), reached.sock.fileno()
+        loop.add_reader(inside, ready, False)
+        loop.add_reader(outside, ready, True)
         try:
             async with asyncio.timeout(self.gate.limits.idle):
                 return await spoke
         finally:
-            loop.remove_reader(self.inside.sock)
-            loop.remove_reader(reached.sock)
+            loop.remove_reader(inside)
+            loop.remove_reader(outside)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

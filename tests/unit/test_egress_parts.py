@@ -142,7 +142,8 @@ def test_the_smallest_grant_is_enough(rules: list[Endpoint], wanted: Destination
         (["example.com:443"], Destination("example.com", "", 80), Reason.OTHER_PORT),
         (["example.com:443/udp"], Destination("example.com", "", 443), Reason.OTHER_PROTOCOL),
         (["example.com:443"], Destination("example.com", "10.0.0.1", 443), Reason.SPECIAL_ADDRESS),
-        (["0.0.0.0/0:443"], Destination("", "127.0.0.1", 443), Reason.SPECIAL_ADDRESS),
+        (["0.0.0.0/0:443"], Destination("", "127.0.0.1", 443), Reason.TOO_WIDE),
+        (["127.0.0.1:443"], Destination("", "127.0.0.1", 80), Reason.OTHER_PORT),
     ],
 )
 def test_reasons(rules: list[str], wanted: Destination, reason: Reason) -> None:

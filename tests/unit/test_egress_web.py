@@ -104,7 +104,7 @@ def test_a_rule_allows_what_it_says_and_the_denial_says_which_is_missing(via: st
             assert (await site.ask(here, request(path="/v2"), via=via))[0] == 403
             assert (await site.ask(here, request(path="/v1x"), via=via))[0] == 403
             assert len(site.heads) == 1
-            assert [(event[2], event[3], event[4]) for event in here.events if event[3] == "denied"][0] == (
+            assert next((event[2], event[3], event[4]) for event in here.events if event[3] == "denied") == (
                 f"{HOST}:443/tcp",
                 "denied",
                 "no HTTP rule allows POST /v1/x",
