@@ -20,7 +20,7 @@ from remit.profiles.expand import Context, Expanded, expand
 from remit.profiles.suggest import NAME as SUGGESTION
 from remit.profiles.suggest import Suggestion, read_suggestion
 from remit.sandbox.authority import codec
-from remit.sandbox.authority.errors import RemitError
+from remit.sandbox.authority.errors import RemitError, Unenforceable
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join, normal
 from remit.sandbox.authority.model import Authority, Endpoint
@@ -239,6 +239,7 @@ def assemble(
     """
     environ = os.environ if environ is None else environ
     asked = ask(request, environ, os.getcwd())
+    _refuse_web(asked.expanded)
     facts = probe() if facts is None else facts
     authority, explicit = asked.authority, asked.explicit
     secret = place.own_directories(environ, place.home_directory(environ))
@@ -299,6 +300,15 @@ def assemble(
             matches=matches,
         ),
     )
+
+
+def _refuse_web(expanded: Expanded) -> None:
+    """The gateway knows HTTP rules and credentials; starts do not bring them to it yet. A rule that nobody would apply is
+    no rule, so there is no start."""
+    given = (*expanded.http, *expanded.credentials)
+    if given:
+        reasons = tuple((f"{one.source}: {one.host}: not applied by this version", "leave it out") for one in given)
+        raise Unenforceable(reasons[0][0], reasons=reasons, hint=reasons[0][1])
 
 
 def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:

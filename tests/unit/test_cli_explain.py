@@ -111,6 +111,16 @@ def test_network_grants_are_shown_with_what_holds_them(workspace: Path) -> None:
         assemble(asked(("connect", "example.com:53/udp")), facts=FACTS)
 
 
+def test_http_rules_that_nobody_would_apply_refuse(workspace: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "web.toml"
+    profile.write_text(
+        'format = 1\nname = "web"\nextends = ["offline"]\n[network]\nconnect = ["a.example.com:443"]\n'
+        '[[network.http]]\nhost = "a.example.com"\nmethods = ["GET"]\n'
+    )
+    with pytest.raises(Unenforceable, match="a.example.com"):
+        assemble(asked(profile=str(profile)), facts=FACTS)
+
+
 def test_the_package_index_is_what_pip_is_configured_to_use(workspace: Path, tmp_path: Path) -> None:
     config = tmp_path / "pip.conf"
     config.write_text("[global]\nindex-url = https://index.example.com:8443/simple\n")
