@@ -166,7 +166,7 @@ class _Reader:
             tables = cast("list[object]", value)
         if not all([isinstance(one, dict) for one in tables]):
             hint = f"write [[{key.dotted}]] on a line of its own, once for each"
-            self._problem(path, key.dotted, f"must be an array of tables, not {type_name(cast('object', value))}", hint)
+            self._problem(path, key.dotted, f"must be an array of tables, not {kind}", hint)
             return
         known = {field.name: field for field in key.fields}
         for index, table in enumerate(cast("list[dict[str, object]]", tables)):
