@@ -160,12 +160,16 @@ class _Reader:
 
     def _records(self, key: Key, value: object, path: Path) -> None:
         """An array of tables. Each table is checked field by field, then as a whole, and becomes one entry."""
-        if not isinstance(value, list) or not all([isinstance(one, dict) for one in cast("list[object]", value)]):
+        tables: list[object] = [None]
+        kind = type_name(value)
+        if isinstance(value, list):
+            tables = cast("list[object]", value)
+        if not all([isinstance(one, dict) for one in tables]):
             hint = f"write [[{key.dotted}]] on a line of its own, once for each"
-            self._problem(path, key.dotted, f"must be an array of tables, not {type_name(value)}", hint)
+            self._problem(path, key.dotted, f"must be an array of tables, not {kind}", hint)
             return
         known = {field.name: field for field in key.fields}
-        for index, table in enumerate(cast("list[dict[str, object]]", value)):
+        for index, table in enumerate(cast("list[dict[str, object]]", tables)):
             place = (*path, index)
             before = len(self.problems)
             found: dict[str, tuple[Value, ...]] = {}
@@ -193,7 +197,7 @@ class _Reader:
             message = f"must be an array, not {type_name(value)}"
             self._problem(path, field.dotted, message, f"{field.name} = {field.example}")
             return ()
-        one_by_one = [(value, path)]
+        one_by_one: list[tuple[object, Path]] = [(value, path)]
         if field.shape is Shape.LIST:
             one_by_one = [(item, (*path, index)) for index, item in enumerate(cast("list[object]", value))]
         checked: list[Value] = []

@@ -17,7 +17,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 MEGABYTES = 256
 CONNECTIONS = 200
@@ -142,7 +142,7 @@ def server(listener: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def process(run: Callable[[], None]) -> Iterator[int]:
+def process(run: Callable[[], None]) -> Generator[int]:
     """``run`` in a child of this process, killed at the end."""
     pid = os.fork()
     if not pid:

@@ -14,7 +14,7 @@ import datetime
 import marshal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from cryptography import x509
@@ -99,7 +99,8 @@ class World:
     def route(self, address: str, port: int) -> tuple[str, int]:
         """Where an address of the documentation is on this loopback."""
         self.dialled.append((address, port))
-        return "127.0.0.1", self.places.get((address, port), self.nowhere.getsockname()[1])
+        nowhere: int = self.nowhere.getsockname()[1]
+        return "127.0.0.1", self.places.get((address, port), nowhere)
 
     async def serve(self, address: str, port: int, handler: Handler, tls: ssl.SSLContext | None = None) -> None:
         """A server at ``address``."""
@@ -223,7 +224,7 @@ class House:
 
 
 @contextlib.asynccontextmanager
-async def house(world: World, rules: list[str], **options: Any) -> AsyncIterator[House]:
+async def house(world: World, rules: list[str], **options: Any) -> AsyncGenerator[House]:
     """A gateway whose session has ``rules``, with the session's own source (call "")."""
     made = House(world)
     listed = tuple((rule, f"profile.toml:{index + 1} network.connect") for index, rule in enumerate(rules))
