@@ -299,6 +299,7 @@ def assemble(
             secret=secret,
             own_code=code,
             matches=matches,
+            freeze=asked.expanded.on_expiry == "freeze",
         ),
     )
 
