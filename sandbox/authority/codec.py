@@ -98,7 +98,8 @@ def to_json(a: Authority, *, sources: bool = True) -> dict[str, object]:
             for e in a.connect
         ],
         "listen": list(a.listen),
-        "publish": list(a.publish),
+        # Named only where there is one: grants that were signed before there were any stay what they are.
+        **({"publish": list(a.publish)} if a.publish else {}),
         "loopback": a.loopback,
         "unix": list(a.unix),
         "syscalls": list(a.syscalls),
@@ -280,7 +281,7 @@ def from_json(value: object, where: str = "authority") -> Authority:
         GrantError: anything that ``to_json`` would not have written; ``where`` of the error names the place.
     """
     keys = tuple(to_json(Authority()))
-    made = object_of(value, where, keys)
+    made = object_of(value, where, keys, ("publish",))
     if made["schema"] != SCHEMA:
         raise wrong(f"{where}.schema", f"unknown schema {made['schema']!r}", f"expected {SCHEMA}")
 
@@ -300,7 +301,9 @@ def from_json(value: object, where: str = "authority") -> Authority:
         if name not in SYSCALL_GROUPS:
             raise wrong(f"{where}.syscalls", f"unknown group {name!r}", f"one of: {', '.join(SYSCALL_GROUPS)}")
     ports = [an_int(one, at, 1, 65535) for at, one in _list(made["listen"], f"{where}.listen")]
-    published = [_published(one, at) for at, one in _list(made["publish"], f"{where}.publish")]
+    published = [_published(one, at) for at, one in _list(made.get("publish", []), f"{where}.publish")]
+    if "publish" in made and not published:
+        raise wrong(f"{where}.publish", "empty", "leave it out")
     environment = tuple(_variable(one, at) for at, one in _list(made["environment"], f"{where}.environment"))
     _unique([name for name, _ in environment], f"{where}.environment")
     limits = object_of(made["limits"], f"{where}.limits", (), LIMIT_NAMES)
