@@ -57,6 +57,14 @@ GRANT: tuple[Option, ...] = (
         "connect", "", "HOST:PORT[/tcp|udp]", True, _GIVE, "Let it connect. HOST: a name, *.example.com, or a CIDR."
     ),
     Option("listen", "", "PORT", True, _GIVE, "Let it listen on PORT, inside the session."),
+    Option(
+        "publish",
+        "",
+        "[ADDRESS:]PORT:INNER",
+        True,
+        _START,
+        "Make PORT of this host lead to INNER inside.  [ADDRESS: 127.0.0.1]",
+    ),
     Option("unix", "", "PATH", True, _GIVE, "Let it connect to the Unix socket PATH."),
     Option("env", "", "NAME[=VALUE]", True, _GIVE, "Pass the caller's variable NAME, or set it to VALUE."),
     Option("limit", "", "NAME=VALUE", True, _GIVE, "memory, pids, cpu, cpu-time, time, files, file-size or tmp."),

@@ -14,7 +14,7 @@ from remit.profiles.errors import Problem, ProfileError
 from remit.sandbox.authority.errors import UsageError
 
 if TYPE_CHECKING:
-    from remit.profiles.model import Entry, Profile
+    from remit.profiles.model import Entry, Profile, Value
 
 NEW_FILE_MODE = 0o600
 NEW_DIRECTORY_MODE = 0o700
@@ -201,7 +201,7 @@ def _problems(name: str) -> list[Problem]:
     return []
 
 
-def _identity(entry: Entry) -> tuple[str, str, str | int | bool]:
+def _identity(entry: Entry) -> tuple[str, str, Value]:
     return entry.key, entry.name, entry.value
 
 
@@ -215,4 +215,8 @@ def _value(entry: Entry) -> str:
 
 def _entry(entry: Entry) -> dict[str, object]:
     source = {"file": entry.source.file, "line": entry.source.line}
-    return {"key": entry.key, "name": entry.name, "value": entry.value, "source": source}
+    return {"key": entry.key, "name": entry.name, "value": _plain(entry.value), "source": source}
+
+
+def _plain(value: Value) -> str | int | bool:
+    return value if isinstance(value, str | int | bool) else str(value)

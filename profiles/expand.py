@@ -10,6 +10,7 @@ from remit.profiles.model import Entry, Profile
 from remit.profiles.schema import BY_DOTTED, keys_of
 from remit.sandbox.authority.model import Authority, AutoExec, Endpoint, PathPattern, PathRule, Right
 from remit.sandbox.authority.parse import parse_endpoint, parse_pattern
+from remit.sandbox.authority.web import Credential, HttpRule
 
 _READ = frozenset({Right.READ})
 _RIGHTS = {
@@ -41,7 +42,7 @@ class Expanded:
     are the ``{package_index}`` entries of ``network.connect``, which stand for endpoints that only the package
     managers' configuration knows. ``audit`` and ``audit_on_full`` are ``audit.level`` and ``audit.on_full``, ``on_expiry`` is
     ``enforcement.on_expiry``.
-    ``notes`` are for people.
+    ``http`` and ``credentials`` say what connections that ``authority`` allows may carry. ``notes`` are for people.
     """
 
     floor: Authority
@@ -51,6 +52,8 @@ class Expanded:
     audit_on_full: str
     on_expiry: str
     package_index: tuple[Entry, ...]
+    http: tuple[HttpRule, ...]
+    credentials: tuple[Credential, ...]
     notes: tuple[str, ...]
 
 
@@ -75,7 +78,8 @@ def expand(profile: Profile, context: Context) -> Expanded:
         protect=filler.patterns(profile, "filesystem.protect"),
         auto_exec=AutoExec(_choice(profile, "filesystem.auto_exec")),
         connect=tuple(_endpoint(entry) for entry in connect if not _is_index(entry)),
-        listen=tuple(int(entry.value) for entry in profile.items("network.listen")),
+        listen=tuple(int(str(entry.value)) for entry in profile.items("network.listen")),
+        publish=tuple(str(entry.value) for entry in profile.items("network.publish")),
         loopback=_loopback(profile),
         unix=filler.names(profile, "ipc.unix"),
         syscalls=_words(profile, "syscalls.allow"),
@@ -83,6 +87,8 @@ def expand(profile: Profile, context: Context) -> Expanded:
         environment=tuple(sorted(variables.items())),
         limits=_limits(profile),
     )
+    http = tuple(entry.value for entry in profile.items("network.http") if isinstance(entry.value, HttpRule))
+    credentials = tuple(entry.value for entry in profile.items("credentials") if isinstance(entry.value, Credential))
     return Expanded(
         floor=floor,
         authority=authority,
@@ -91,7 +97,9 @@ def expand(profile: Profile, context: Context) -> Expanded:
         audit_on_full=_choice(profile, "audit.on_full"),
         on_expiry=_choice(profile, "enforcement.on_expiry"),
         package_index=tuple(entry for entry in connect if _is_index(entry)),
-        notes=tuple(filler.notes),
+        http=http,
+        credentials=credentials,
+        notes=(*filler.notes, *_unreached(http, credentials, authority.connect)),
     )
 
 
@@ -176,7 +184,7 @@ def _words(profile: Profile, key: str) -> tuple[str, ...]:
 
 
 def _limits(profile: Profile) -> tuple[tuple[str, int], ...]:
-    split = ((entry.key.partition("."), int(entry.value)) for entry in profile.entries if entry.key in _LIMITS)
+    split = ((entry.key.partition("."), int(str(entry.value))) for entry in profile.entries if entry.key in _LIMITS)
     return tuple(sorted((name, value) for (_, _, name), value in split))
 
 
@@ -188,6 +196,27 @@ def _choice(profile: Profile, key: str) -> str:
 def _loopback(profile: Profile) -> bool:
     entry = profile.scalar("network.loopback")
     return True if entry is None else bool(entry.value)
+
+
+def _unreached(
+    http: tuple[HttpRule, ...], credentials: tuple[Credential, ...], connect: tuple[Endpoint, ...]
+) -> list[str]:
+    """A note for each rule about a host that ``network.connect`` does not grant: it allows nothing by itself."""
+    notes: list[str] = []
+    given: tuple[HttpRule | Credential, ...] = (*http, *credentials)
+    for one in given:
+        wildcard = isinstance(one, HttpRule) and one.wildcard
+        below = "." + one.host
+        if not any(
+            [
+                end.name == one.host
+                or (end.wildcard and one.host.endswith("." + end.name))
+                or (wildcard and end.name.endswith(below))
+                for end in connect
+            ]
+        ):
+            notes.append(f"{one.source}: {one.host} is not granted by network.connect: this allows nothing by itself")
+    return notes
 
 
 def _is_index(entry: Entry) -> bool:

@@ -18,6 +18,7 @@ from remit.profiles.schema import (
     Shape,
     keys_of,
 )
+from remit.sandbox.authority.web import METHODS, ORIGINS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -63,6 +64,14 @@ def _key(key: Key) -> dict[str, object]:
     value = _value(key)
     if key.shape is Shape.LIST:
         return {**about, "type": "array", "items": value}
+    if key.shape is Shape.RECORDS:
+        record = {
+            "type": "object",
+            "additionalProperties": False,
+            "required": [field.name for field in key.fields if field.required],
+            "properties": {field.name: _key(field) for field in key.fields},
+        }
+        return {**about, "type": "array", "items": record}
     if key.shape is Shape.MAP:
         names = {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
         return {**about, "type": "object", "propertyNames": names, "additionalProperties": value}
@@ -100,6 +109,12 @@ def _value(key: Key) -> dict[str, object]:
             return {"anyOf": [{"type": number, "exclusiveMinimum": 0}, text]}
         case Kind.ENVIRONMENT_NAME:
             return {**text, "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
+        case Kind.METHOD:
+            return {"enum": list(METHODS)}
+        case Kind.HTTP_PATH:
+            return {**text, "pattern": "^/"}
+        case Kind.ORIGIN:
+            return {**text, "pattern": f"^(?:{'|'.join(ORIGINS)}):"}
         case Kind.DEVICE:
             return {**text, "pattern": "^[A-Za-z0-9]"}
         case _:

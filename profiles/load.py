@@ -251,7 +251,7 @@ class _Loader:
 
 
 def _is_scalar(entry: Entry) -> bool:
-    return BY_DOTTED[entry.key].shape is not Shape.LIST
+    return BY_DOTTED[entry.key].shape not in (Shape.LIST, Shape.RECORDS)
 
 
 def _identity(entry: Entry) -> tuple[str, object]:

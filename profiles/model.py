@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from remit.sandbox.authority.model import Source
+from remit.sandbox.authority.web import Credential, HttpRule
 
-Value = str | int | bool
+Value = str | int | bool | HttpRule | Credential
 
 
 @dataclass(frozen=True, slots=True)

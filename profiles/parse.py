@@ -9,9 +9,9 @@ import tomli
 from remit.profiles.errors import Problem, ProfileError
 from remit.profiles.find import SIZE_LIMIT
 from remit.profiles.lines import Path, find_lines
-from remit.profiles.model import Entry, ProfileText
+from remit.profiles.model import Entry, ProfileText, Value
 from remit.profiles.schema import BY_DOTTED, KEYS, TABLES, Key, Kind, Shape, keys_of
-from remit.profiles.values import ValueProblem, check, check_variable, nearest, show, type_name
+from remit.profiles.values import ValueProblem, check, check_variable, nearest, record, show, type_name
 from remit.sandbox.authority.model import Source
 
 _PROFILE_KEYS = frozenset(BY_DOTTED)
@@ -140,6 +140,8 @@ class _Reader:
             self._value(key, value, path)
         elif key.shape is Shape.LIST:
             self._list(key, value, path)
+        elif key.shape is Shape.RECORDS:
+            self._records(key, value, path)
         else:
             self._map(key, value, path)
 
@@ -155,6 +157,56 @@ class _Reader:
             return
         for index, item in enumerate(cast("list[object]", value)):
             self._value(key, item, (*path, index))
+
+    def _records(self, key: Key, value: object, path: Path) -> None:
+        """An array of tables. Each table is checked field by field, then as a whole, and becomes one entry."""
+        tables: list[object] = [None]
+        kind = type_name(value)
+        if isinstance(value, list):
+            tables = cast("list[object]", value)
+        if not all([isinstance(one, dict) for one in tables]):
+            hint = f"write [[{key.dotted}]] on a line of its own, once for each"
+            self._problem(path, key.dotted, f"must be an array of tables, not {kind}", hint)
+            return
+        known = {field.name: field for field in key.fields}
+        for index, table in enumerate(cast("list[dict[str, object]]", tables)):
+            place = (*path, index)
+            before = len(self.problems)
+            found: dict[str, tuple[Value, ...]] = {}
+            for name, inner in table.items():
+                if name in known:
+                    found[name] = self._field(known[name], inner, (*place, name))
+                    continue
+                near = nearest(name, list(known)) if before < 100 else ""
+                hint = f"did you mean {near}?" if near else f"[[{key.dotted}]] has: {', '.join(known)}"
+                self._problem((*place, name), f"{key.dotted}.{_shown_key((name,))}", "unknown key", hint)
+            for field in key.fields:
+                if field.required and field.name not in table:
+                    self._problem(place, field.dotted, "missing", f"{field.name} = {field.example}")
+            if len(self.problems) > before:
+                continue
+            source = Source(self.file, self._line(place), key.dotted)
+            try:
+                self.entries.append(Entry(key.dotted, record(key, found, source), source))
+            except ValueProblem as problem:
+                self._problem(place, key.dotted, problem.message, problem.hint)
+
+    def _field(self, field: Key, value: object, path: Path) -> tuple[Value, ...]:
+        """The checked values of one field of a record; problems are collected."""
+        if field.shape is Shape.LIST and not isinstance(value, list):
+            message = f"must be an array, not {type_name(value)}"
+            self._problem(path, field.dotted, message, f"{field.name} = {field.example}")
+            return ()
+        one_by_one: list[tuple[object, Path]] = [(value, path)]
+        if field.shape is Shape.LIST:
+            one_by_one = [(item, (*path, index)) for index, item in enumerate(cast("list[object]", value))]
+        checked: list[Value] = []
+        for item, place in one_by_one:
+            try:
+                checked.append(check(field, item))
+            except ValueProblem as problem:
+                self._problem(place, field.dotted, problem.message, problem.hint)
+        return tuple(checked)
 
     def _map(self, key: Key, value: object, path: Path) -> None:
         if not isinstance(value, dict):

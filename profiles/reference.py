@@ -16,6 +16,12 @@ def markdown() -> str:
         lines += ["| key | meaning | example | under `extends` |", "|---|---|---|---|"]
         lines += [_row(key) for key in keys_of(table)]
         lines.append("")
+        for key in keys_of(table):
+            if key.fields:
+                lines += [f"### `[[{key.dotted}]]`", "", key.meaning, ""]
+                lines += ["| key | meaning | example | under `extends` |", "|---|---|---|---|"]
+                lines += [_row(field) for field in key.fields]
+                lines.append("")
     lines += ["### Placeholders", "", "| placeholder | meaning |", "|---|---|"]
     lines += [f"| `{{{name}}}` | {_cell(meaning)} |" for name, meaning in PLACEHOLDERS.items()]
     lines += ["", END]

@@ -17,7 +17,7 @@ FORMAT = 1
 
 NAME_PATTERN = "[a-z][a-z0-9-]*"
 
-PACKAGE_INDEXES = ("pip", "npm")
+PACKAGE_INDEXES = ("pip", "npm", "cargo")
 """What ``{package_index:NAME}`` can name; ``{package_index}`` alone means all of them."""
 
 
@@ -27,6 +27,7 @@ class Shape(StrEnum):
     SCALAR = "scalar"
     LIST = "list"
     MAP = "map"
+    RECORDS = "records"
 
 
 class Kind(StrEnum):
@@ -40,6 +41,7 @@ class Kind(StrEnum):
     PATTERN = "pattern"
     ENDPOINT = "endpoint"
     PORT = "port"
+    PUBLISH = "published port"
     BOOLEAN = "boolean"
     ENVIRONMENT_NAME = "variable"
     ENVIRONMENT_VALUE = "variable's value"
@@ -47,6 +49,14 @@ class Kind(StrEnum):
     SYSCALL_GROUP = "group"
     DEVICE = "device"
     CHOICE = "choice"
+    HTTP_RULE = "HTTP rule"
+    CREDENTIAL = "credential"
+    HTTP_HOST = "host"
+    METHOD = "method"
+    HTTP_PATH = "path of a URL"
+    HEADER = "header"
+    QUERY = "query parameter"
+    ORIGIN = "where a secret is"
 
 
 class Merge(StrEnum):
@@ -62,6 +72,7 @@ class Merge(StrEnum):
 class Key:
     """One key: its table ("" is the top level), shape, kind of value, and what it means to people.
 
+    ``fields``: of ``RECORDS``, the keys of one record.
     ``toolchains``: a path list in which ``{toolchains}`` may stand. ``suggestible``: a workspace's ``remit.toml``
     may have it.
     """
@@ -79,6 +90,7 @@ class Key:
     required: bool = False
     toolchains: bool = False
     suggestible: bool = True
+    fields: tuple[Key, ...] = ()
 
     @property
     def dotted(self) -> str:
@@ -146,6 +158,18 @@ def _paths(table: str, name: str, meaning: str, example: str, *, toolchains: boo
 
 def _limit(name: str, meaning: str, example: str, unit: str) -> Key:
     return _key("limits", name, Shape.SCALAR, Kind.LIMIT, meaning, example, unit=unit)
+
+
+def _records(
+    table: str, name: str, kind: Kind, meaning: str, example: str, fields: tuple[Key, ...], *, suggestible: bool
+) -> Key:
+    return Key(table, name, Shape.RECORDS, kind, meaning, example, Merge.UNITE, suggestible=suggestible, fields=fields)
+
+
+def _field(
+    shape: Shape, kind: Kind, table: str, name: str, meaning: str, example: str, *, required: bool = False
+) -> Key:
+    return Key(table, name, shape, kind, meaning, example, Merge.UNITE, required=required)
 
 
 _SIZE = "bytes, or `KiB` `MiB` `GiB`"
@@ -254,12 +278,111 @@ KEYS: tuple[Key, ...] = (
     ),
     _key(
         "network",
+        "publish",
+        Shape.LIST,
+        Kind.PUBLISH,
+        "Ports of the host that lead to a port inside: `[ADDRESS:]PORT:INNER`, at 127.0.0.1 unless an address is named.",
+        '["127.0.0.1:8080:3000"]',
+    ),
+    _key(
+        "network",
         "loopback",
         Shape.SCALAR,
         Kind.BOOLEAN,
         "Whether the session has a loopback of its own.",
         "true",
         default="true",
+    ),
+    _records(
+        "network",
+        "http",
+        Kind.HTTP_RULE,
+        "Requests, where a host that `connect` grants is not granted whole: any of `methods` on any of `paths`. A host that "
+        "is named here is reached by HTTP only, and by no request that no entry allows; its TLS is read with certificates "
+        "of the session's own.",
+        '[{ host = "api.example.com", methods = ["GET"], paths = ["/v1"] }]',
+        (
+            _field(
+                Shape.SCALAR,
+                Kind.HTTP_HOST,
+                "network.http",
+                "host",
+                "A host's name, or `*.example.com`.",
+                '"api.example.com"',
+                required=True,
+            ),
+            _field(
+                Shape.LIST,
+                Kind.METHOD,
+                "network.http",
+                "methods",
+                "Methods; none for all.",
+                '["GET", "HEAD"]',
+            ),
+            _field(
+                Shape.LIST,
+                Kind.HTTP_PATH,
+                "network.http",
+                "paths",
+                "Paths, each with everything below it; none for all.",
+                '["/v1/models"]',
+            ),
+        ),
+        suggestible=True,
+    ),
+    _records(
+        "",
+        "credentials",
+        Kind.CREDENTIAL,
+        "Secrets that stay outside: programs see a placeholder, and the gateway puts the secret in, for this host only, over "
+        "TLS only, after the rules have allowed the request. One of `header` and `query`.",
+        '[{ host = "api.example.com", header = "Authorization: Bearer {}", from = "env:API_TOKEN" }]',
+        (
+            _field(
+                Shape.SCALAR,
+                Kind.HTTP_HOST,
+                "credentials",
+                "host",
+                "The host's name.",
+                '"api.example.com"',
+                required=True,
+            ),
+            _field(
+                Shape.SCALAR,
+                Kind.HEADER,
+                "credentials",
+                "header",
+                "`NAME`: the placeholder in it is replaced. `NAME: VALUE` with `{}` for the secret: the value that is sent, "
+                "whatever the program said.",
+                '"x-api-key"',
+            ),
+            _field(
+                Shape.SCALAR,
+                Kind.QUERY,
+                "credentials",
+                "query",
+                "The query parameter in which the placeholder is replaced.",
+                '"key"',
+            ),
+            _field(
+                Shape.SCALAR,
+                Kind.ORIGIN,
+                "credentials",
+                "from",
+                "Where the secret is: `env:NAME`, `file:PATH`, `keyring:SERVICE/USER` or `command:COMMAND`.",
+                '"env:API_TOKEN"',
+                required=True,
+            ),
+            _field(
+                Shape.SCALAR,
+                Kind.ENVIRONMENT_NAME,
+                "credentials",
+                "variable",
+                "The variable that holds the placeholder inside; that of `from` where it is `env:`.",
+                '"API_TOKEN"',
+            ),
+        ),
+        suggestible=False,
     ),
     _paths(
         "exec",
@@ -361,8 +484,9 @@ PLACEHOLDERS = {
         "exec, never write. A whole entry."
     ),
     "package_index": (
-        "What pip and npm are configured to use; `{package_index:pip}` and `{package_index:npm}` for one of "
-        "them. A whole entry of `network.connect`."
+        "The hosts that the user's own pip, npm and cargo are configured to use, looked up when a session is opened; "
+        "`{package_index:pip}`, `{package_index:npm}`, `{package_index:cargo}` for one of them. A whole entry of "
+        "`network.connect`."
     ),
 }
 """Every placeholder, with its meaning."""

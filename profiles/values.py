@@ -9,9 +9,11 @@ a second time, and no character in the name of a workspace can mean anything.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from remit.profiles.model import Value
 from remit.profiles.schema import FORMAT, NAME_PATTERN, PACKAGE_INDEXES, PATH_PLACEHOLDERS, PLACEHOLDERS, Key, Kind
+from remit.sandbox.authority.model import Source
 from remit.sandbox.authority.parse import (
     ParseError,
     parse_endpoint,
@@ -21,6 +23,17 @@ from remit.sandbox.authority.parse import (
     parse_path,
     parse_pattern,
     parse_port,
+    parse_publish,
+)
+from remit.sandbox.authority.web import (
+    Credential,
+    HttpRule,
+    parse_header,
+    parse_http_host,
+    parse_http_path,
+    parse_method,
+    parse_origin,
+    parse_query_name,
 )
 
 _BRACES = re.compile(r"\{[^{}]*\}|[{}]")
@@ -120,6 +133,8 @@ def _text(key: Key, text: str) -> str:
             return _pattern(text)
         case Kind.ENDPOINT:
             return _endpoint(text)
+        case Kind.PUBLISH:
+            return parse_publish(text)
         case Kind.CHOICE:
             if text not in key.choices:
                 near = nearest(text, key.choices)
@@ -144,6 +159,21 @@ def _text(key: Key, text: str) -> str:
             return _parent(text)
         case Kind.DEVICE:
             return _device(text)
+        case Kind.METHOD:
+            return parse_method(text)
+        case Kind.HTTP_PATH:
+            return parse_http_path(text)
+        case Kind.HTTP_HOST:
+            parse_http_host(text)
+            return text
+        case Kind.HEADER:
+            parse_header(text)
+            return text
+        case Kind.QUERY:
+            return parse_query_name(text)
+        case Kind.ORIGIN:
+            parse_origin(text)
+            return text
         case _:
             if not all(character.isprintable() for character in text):
                 raise ValueProblem("must be one line without control characters")
@@ -285,3 +315,36 @@ def _device(text: str) -> str:
             f"{show(text)} is not a device that can be granted", "a name below /dev, such as null or dri/renderD128"
         )
     return text
+
+
+def record(key: Key, fields: Mapping[str, tuple[Value, ...]], source: Source) -> Value:
+    """A record of ``key`` from the checked values of its fields (those that are there), and where it stands.
+
+    Raises ``ValueProblem`` for fields that do not go together.
+    """
+
+    def one(name: str) -> str:
+        return str(fields[name][0]) if name in fields else ""
+
+    def listed(name: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(value) for value in fields.get(name, ())))
+
+    host, wildcard = parse_http_host(one("host"))
+    if key.kind is Kind.HTTP_RULE:
+        for name in ("methods", "paths"):
+            if name in fields and not fields[name]:
+                raise ValueProblem(f"{name} is empty: nothing would be allowed", f"leave {name} out for all")
+        return HttpRule(host, wildcard, listed("methods"), listed("paths"), source)
+    if wildcard:
+        raise ValueProblem(f"{show(one('host'))} is many hosts", "a secret is for one: name it")
+    if bool(one("header")) == bool(one("query")):
+        raise ValueProblem("needs one of header and query", 'such as header = "Authorization: Bearer {}"')
+    header, template = parse_header(one("header")) if one("header") else ("", "")
+    origin, place = parse_origin(one("from"))
+    variable = one("variable") or (place if origin == "env" else "")
+    if not variable and not template:
+        raise ValueProblem(
+            "no program inside would see the placeholder",
+            'name a variable for it, or the whole header: header = "Authorization: Bearer {}"',
+        )
+    return Credential(host, header, one("query"), origin, place, variable, template, source)

@@ -24,7 +24,14 @@ from remit.sandbox.authority.model import (
     Right,
     Source,
 )
-from remit.sandbox.authority.parse import ParseError, parse_endpoint, parse_env_name, parse_host, parse_path
+from remit.sandbox.authority.parse import (
+    ParseError,
+    parse_endpoint,
+    parse_env_name,
+    parse_host,
+    parse_path,
+    parse_publish,
+)
 from remit.sandbox.authority.pattern import shape
 
 T = TypeVar("T")
@@ -91,6 +98,8 @@ def to_json(a: Authority, *, sources: bool = True) -> dict[str, object]:
             for e in a.connect
         ],
         "listen": list(a.listen),
+        # Named only where there is one: grants that were signed before there were any stay what they are.
+        **({"publish": list(a.publish)} if a.publish else {}),
         "loopback": a.loopback,
         "unix": list(a.unix),
         "syscalls": list(a.syscalls),
@@ -245,6 +254,17 @@ def _endpoint(value: object, where: str) -> Endpoint:
     return Endpoint(name, wildcard, network, port, protocol, _source(made, where))
 
 
+def _published(value: object, where: str) -> str:
+    text = a_string(value, where)
+    try:
+        canonical = parse_publish(text)
+    except ParseError as error:
+        raise wrong(where, error.message, error.hint) from None
+    if canonical != text:
+        raise wrong(where, f"{text!r} is not canonical", f"write {canonical}")
+    return text
+
+
 def _variable(value: object, where: str) -> tuple[str, str | None]:
     made = object_of(value, where, ("name", "value"))
     try:
@@ -261,7 +281,7 @@ def from_json(value: object, where: str = "authority") -> Authority:
         GrantError: anything that ``to_json`` would not have written; ``where`` of the error names the place.
     """
     keys = tuple(to_json(Authority()))
-    made = object_of(value, where, keys)
+    made = object_of(value, where, keys, ("publish",))
     if made["schema"] != SCHEMA:
         raise wrong(f"{where}.schema", f"unknown schema {made['schema']!r}", f"expected {SCHEMA}")
 
@@ -281,6 +301,9 @@ def from_json(value: object, where: str = "authority") -> Authority:
         if name not in SYSCALL_GROUPS:
             raise wrong(f"{where}.syscalls", f"unknown group {name!r}", f"one of: {', '.join(SYSCALL_GROUPS)}")
     ports = [an_int(one, at, 1, 65535) for at, one in _list(made["listen"], f"{where}.listen")]
+    published = [_published(one, at) for at, one in _list(made.get("publish", []), f"{where}.publish")]
+    if "publish" in made and not published:
+        raise wrong(f"{where}.publish", "empty", "leave it out")
     environment = tuple(_variable(one, at) for at, one in _list(made["environment"], f"{where}.environment"))
     _unique([name for name, _ in environment], f"{where}.environment")
     limits = object_of(made["limits"], f"{where}.limits", (), LIMIT_NAMES)
@@ -297,6 +320,7 @@ def from_json(value: object, where: str = "authority") -> Authority:
         opened=strings("opened"),
         connect=tuple(_endpoint(one, at) for at, one in _list(made["connect"], f"{where}.connect")),
         listen=_unique(ports, f"{where}.listen"),
+        publish=_unique(published, f"{where}.publish"),
         loopback=a_bool(made["loopback"], f"{where}.loopback"),
         unix=paths("unix"),
         syscalls=strings("syscalls"),

@@ -119,6 +119,7 @@ def normal(a: Authority) -> Authority:
         opened=tuple(sorted(set(a.opened))),
         connect=_endpoints(a.connect),
         listen=tuple(sorted(set(a.listen))),
+        publish=tuple(sorted(set(a.publish))),
         loopback=a.loopback,
         unix=tuple(sorted(set(a.unix))),
         syscalls=tuple(sorted(set(a.syscalls))),
@@ -175,6 +176,7 @@ def extent(a: Authority) -> Authority:
         opened=() if allow else same.opened,
         connect=tuple(canonical(a.connect)),
         listen=same.listen,
+        publish=same.publish,
         loopback=a.loopback,
         unix=same.unix,
         syscalls=same.syscalls,
@@ -229,6 +231,7 @@ def violations(a: Authority, b: Authority) -> tuple[Violation, ...]:
             found += _set_violations("filesystem", "write", a.opened, b.opened)
     found += [Violation("network", str(one), "connect", "not granted") for one in uncovered(a.connect, b.connect)]
     found += _set_violations("network", "listen", a.listen, b.listen)
+    found += _set_violations("network", "publish", a.publish, b.publish)
     if a.loopback and not b.loopback:
         found.append(Violation("network", "loopback", "connect", "loopback is closed"))
     found += _set_violations("ipc", "connect", a.unix, b.unix)
@@ -292,6 +295,7 @@ def meet(a: Authority, b: Authority) -> Authority:
             opened=opened,
             connect=tuple(one for one in connect if one is not None),
             listen=tuple(port for port in a.listen if port in b.listen),
+            publish=_both(a.publish, b.publish),
             loopback=a.loopback and b.loopback,
             unix=_both(a.unix, b.unix),
             syscalls=_both(a.syscalls, b.syscalls),
@@ -322,6 +326,7 @@ def join(a: Authority, b: Authority) -> Authority:
             opened=a.opened + b.opened,
             connect=a.connect + b.connect,
             listen=a.listen + b.listen,
+            publish=a.publish + b.publish,
             loopback=a.loopback and b.loopback,
             unix=a.unix + b.unix,
             syscalls=a.syscalls + b.syscalls,

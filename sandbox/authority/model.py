@@ -127,6 +127,7 @@ class Authority:
 
     ``environment`` maps a name to the value it is set to, or to ``None`` for "pass the caller's value".
     ``limits`` maps a name of ``LIMIT_NAMES`` to a maximum; an absent name is unlimited.
+    ``publish``: ``ADDRESS:PORT:INNER``, a port of the host that leads to ``INNER`` inside (``parse_publish``).
     ``opened`` are catalogue names that an explicit grant opened (never a deny or protect).
     """
 
@@ -137,6 +138,7 @@ class Authority:
     opened: tuple[str, ...] = ()
     connect: tuple[Endpoint, ...] = ()
     listen: tuple[int, ...] = ()
+    publish: tuple[str, ...] = ()
     loopback: bool = True
     unix: tuple[str, ...] = ()
     syscalls: tuple[str, ...] = ()

@@ -199,6 +199,38 @@ def parse_endpoint(text: str, source: Source = NOWHERE) -> Endpoint:
     return Endpoint(parse_host(host[2:] if wildcard else host), wildcard, "", port, protocol, source)
 
 
+def parse_publish(text: str) -> str:
+    """``[ADDRESS:]PORT:INNER``: a port of the host, at one of its addresses (127.0.0.1 unless given), and the port inside.
+
+    Raises:
+        ParseError: anything else; a name (it could mean several addresses); port 0.
+    """
+    _check_text("port to publish", text)
+    rest, colon, inner = text.rpartition(":")
+    host, _, port = rest.rpartition(":")
+    if not colon:
+        raise ParseError(
+            f"port to publish {text!r} has no port inside", f"write {text}:{text}: HOST PORT, then PORT inside"
+        )
+    if host == "":
+        host = "127.0.0.1"
+    elif host.startswith("[") and host.endswith("]"):
+        if ":" not in host or "/" in host:
+            raise ParseError(f"port to publish {text!r}: {host!r} is not an IPv6 address", "such as [::1]:8080:3000")
+        host = f"[{_network(host[1:-1]).partition('/')[0]}]"
+        if ":" not in host:
+            raise ParseError(f"port to publish {text!r}: an IPv4 address in IPv6's form", f"write {host[1:-1]}")
+    elif ":" in host:
+        raise ParseError(
+            f"port to publish {text!r} has too many colons", "IPv6 is written in brackets: [::1]:8080:3000"
+        )
+    elif not _numeric(host):
+        raise ParseError(f"port to publish {text!r}: {host!r} is not an address", "such as 127.0.0.1:8080:3000")
+    else:
+        host = _dotted(host)
+    return f"{host}:{parse_port(port)}:{parse_port(inner)}"
+
+
 def parse_host(text: str) -> str:
     """A host name as lower-case A-labels, without a trailing dot.
 

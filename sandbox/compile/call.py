@@ -25,7 +25,7 @@ from remit.sandbox.compile.landlock import Rule
 from remit.sandbox.compile.lowering import Report
 from remit.sandbox.compile.mounts import Granted
 from remit.sandbox.compile.paths import below, outermost
-from remit.sandbox.compile.plan import Landlock, Limit, Line, Lowering, Tmpfs, canonical_json
+from remit.sandbox.compile.plan import Egress, Landlock, Limit, Line, Lowering, Tmpfs, canonical_json
 from remit.sandbox.compile.syscalls import refused
 from remit.sandbox.kernel.facts import HostFacts
 from remit.sandbox.resolve.binding import Kind, Named
@@ -47,6 +47,7 @@ CallWire: TypeAlias = tuple[
     tuple[tuple[str, tuple[int, int]], ...],
     tuple[tuple[str, int], ...],
     dict[str, object],
+    tuple[object, ...] | None,
 ]
 """``launch.wire.CallWire``."""
 
@@ -107,6 +108,7 @@ class CallPlan:
     freeze: bool
     objects: tuple[tuple[str, tuple[int, int]], ...]
     own: tuple[tuple[str, int], ...]
+    egress: Egress | None
     authority: Authority
     lowering: Lowering
 
@@ -115,16 +117,18 @@ class CallPlan:
         domain = self.domain
         rules = (domain.handled_fs, domain.handled_net, domain.scoped, domain.rules, domain.ports)
         limits = tuple(limit.wire() for limit in self.limits)
+        way = None if self.egress is None else self.egress.wire()
         rest = (rules, self.program, self.mediation, limits, self.private, self.freeze, self.objects, self.own)
         # Through JSON: marshal takes plain values only, and enumerations are not.
-        return (FORMAT, self.digest, *rest, json.loads(codec.canonical_json(codec.to_json(self.authority))))
+        authority = json.loads(codec.canonical_json(codec.to_json(self.authority)))
+        return (FORMAT, self.digest, *rest, authority, way)
 
     @property
     def digest(self) -> str:
         """BLAKE2b-256 (hex) over everything that the thread is told."""
         domain, program = self.domain.json(), blake2b(self.program, digest_size=32).hexdigest()
         limits = [limit.json() for limit in self.limits]
-        rest = [self.private, self.freeze, repr(self.mediation), repr(self.objects), repr(self.own)]
+        rest = [self.private, self.freeze, repr(self.mediation), repr(self.objects), repr(self.own), repr(self.egress)]
         return blake2b(canonical_json([domain, program, limits, *rest]).encode(), digest_size=32).hexdigest()
 
 
@@ -247,6 +251,10 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     lowering.missing(job.says, authority, layers, ceiling.facts.landlock_abi, job.visible())
     job.say_granted(layers, {grant.path: grant.rights for grant in grants})
     job.say_denied(layers)
+    found = network.lower(replace(authority, publish=()), Authority(), own_namespace=layers.network)
+    job.says.granted += found.granted
+    job.says.deficit += found.deficit
+    job.says.slack += found.slack
     _say_shared(job, private)
     job.says.raise_if_unenforceable()
     objects = tuple(
@@ -265,6 +273,8 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
         freeze=ceiling.freeze,
         objects=tuple(sorted(set(objects))),
         own=tuple((path, bits & handled) for path, bits in own),
+        # Published ports are the session's: a call's own network has none.
+        egress=network.egress(replace(authority, publish=()), own_namespace=layers.network) if private else None,
         authority=authority,
         lowering=job.says.lowering(),
     )
@@ -303,9 +313,10 @@ def _domain(
     for place in scratch:
         rules.append(Rule(place, landlock.SCRATCH | _executable(tree, place)))
     abi = landlock.abi(job.facts.landlock_abi)
-    net = abi.net if network.landlock_holds_tcp(job.authority, own_namespace=True) else 0
+    wanted, ports = network.landlock_tcp(job.authority, own_namespace=True)
+    net = abi.net & wanted
     inner = landlock.command_rules(rules, roots, brokered)
-    return Landlock("command", abi.fs, net, abi.scoped, landlock.compiled(inner, abi.fs))
+    return Landlock("command", abi.fs, net, abi.scoped, landlock.compiled(inner, abi.fs), ports if net else ())
 
 
 def _executable(tree: mounts.Tree, place: str) -> int:

@@ -26,6 +26,7 @@ from remit.sandbox.compile.plan import (
     Privileges,
     Record,
     Seccomp,
+    Text,
     Tmpfs,
     Unshare,
 )
@@ -144,6 +145,8 @@ class Job:
         scratch: tuple[str, ...] = ()
         if layers.namespaces:
             tree = self.tree(grants, denied, protected)
+            if network.egress(self.authority, own_namespace=layers.network) is not None:
+                mounts.write(tree, network.FILES)
             scratch = tuple(p for p in ("/tmp", "/run", "/var/tmp") if isinstance(tree.entries.get(p), Tmpfs))
             operations += [Unshare(self.kinds(layers), self.authority.loopback), NewRoot(ROOT_SIZE), *tree.operations()]
             operations.append(PivotRoot("nested-userns" not in self.authority.syscalls))
@@ -153,8 +156,11 @@ class Job:
                 self.says.note(
                     f"{place} is mediated too: a granted path lies below it (creating files there costs more)"
                 )
+        way_out = network.egress(self.authority, own_namespace=layers.network)
+        if way_out is not None:
+            operations.append(way_out)
         operations += self.limits(layers)
-        operations.append(self.environment())
+        operations.append(self.environment(way_out is not None))
         operations.append(Record(self.audit, self.audit_on_full, self.lines()))
 
         domains = self.domains(grants, tree, roots, brokered, layers)
@@ -164,6 +170,7 @@ class Job:
             operations.append(self.filter(layers, bool(brokered)))
 
         self.network(layers)
+        self.say_sockets(layers)
         self.say_granted(layers, {grant.path: grant.rights for grant in grants})
         self.say_denied(layers)
         lowering.missing(self.says, self.authority, layers, self.facts.landlock_abi, self.visible())
@@ -394,8 +401,8 @@ class Job:
     def tree(self, grants: tuple[Granted, ...], denied: Mapping[str, Kind], protected: Mapping[str, Kind]) -> Tree:
         values = dict(self.authority.limits)
         links: dict[str, str] = {}
-        for rule in self.authority.paths:
-            named = self.name(rule.path)
+        for path in (*(rule.path for rule in self.authority.paths), *self.authority.unix):
+            named = self.name(path)
             if named.kind is not Kind.ABSENT:
                 links.update(named.links)
         directories: list[str] = []
@@ -415,9 +422,32 @@ class Job:
             devices=self.devices(),
             tmp_size=values.get("tmp", TMP_SIZE),
             fresh_proc=self.facts.fresh_proc,
+            sockets=tuple(path for path in self.sockets() if not any(below(path, gone) for gone in denied)),
             covers={path: kind for path, kind in denied.items() if not any(strictly_below(path, o) for o in denied)},
             read_only=protected,
         )
+
+    def sockets(self) -> tuple[str, ...]:
+        """Canonical paths of the granted Unix sockets that are there and are sockets."""
+        named = (self.name(path) for path in self.authority.unix)
+        return tuple(sorted({one.canonical for one in named if one.kind is Kind.SOCKET}))
+
+    def say_sockets(self, layers: Layers) -> None:
+        asked = frozenset(self.explicit.unix)
+        by = ["namespaces"] if layers.namespaces else []
+        if layers.landlock and landlock.abi(self.facts.landlock_abi).fs & landlock.RESOLVE_UNIX:
+            by.append("landlock")
+        for path in sorted(self.authority.unix):
+            named = self.name(path)
+            if named.kind is Kind.SOCKET:
+                note = "" if named.canonical == path else f"is {named.canonical}"
+                self.says.granted.append(Line("ipc", path, "connect", note, tuple(by)))
+                continue
+            why = "no such socket now" if named.kind is Kind.ABSENT else "not a socket"
+            if path in asked:
+                self.says.reasons.append((f"unix {path}: {why}", "start its server first, and name the socket itself"))
+            else:
+                self.says.deficit.append(Line("ipc", path, "connect", why))
 
     def devices(self) -> tuple[str, ...]:
         """Names below /dev."""
@@ -452,10 +482,11 @@ class Job:
                 self.says.note(f"limit {what}: no cgroup is delegated, so the supervisor samples the session's sum")
         return out
 
-    def environment(self) -> Environment:
-        passed = tuple(sorted(name for name, value in self.authority.environment if value is None))
-        set_ = tuple(sorted((name, value) for name, value in self.authority.environment if value is not None))
-        return Environment(passed, set_)
+    def environment(self, way_out: bool) -> Environment:
+        own = dict(network.VARIABLES) if way_out else {}
+        passed = tuple(sorted(n for n, value in self.authority.environment if value is None and n not in own))
+        kept = {name: value for name, value in self.authority.environment if value is not None}
+        return Environment(passed, tuple(sorted({**kept, **own}.items())))
 
     def domains(
         self,
@@ -469,6 +500,7 @@ class Job:
             return []
         rules = [Rule(g.path, landlock.mask(g.rights), g.directory) for g in grants if not _own(g.path)]
         rules += [Rule("/proc", landlock.PROC)]
+        rules += [Rule(path, landlock.RESOLVE_UNIX, False) for path in self.sockets()]
         if tree is None:
             rules += [Rule(f"/dev/{name}", landlock.DEVICE, False) for name in self.devices()]
         else:
@@ -479,14 +511,17 @@ class Job:
                 if isinstance(op, Tmpfs):
                     rules.append(Rule(path, landlock.SCRATCH | (0 if op.no_exec else landlock.EXECUTE)))
             rules += [Rule(path, landlock.READ_DIR) for path in mounts.listable(tree)]
+            rules += [Rule(op.path, landlock.READ_FILE, False) for op in tree.entries.values() if isinstance(op, Text)]
             rules += landlock.gathered(rules, [path for path in mounts.uncovered(tree) if path == "/etc"])
         abi = landlock.abi(self.facts.landlock_abi)
-        net = abi.net if network.landlock_holds_tcp(self.authority, own_namespace=layers.network) else 0
-        session = Landlock("session", abi.fs, net, abi.scoped, landlock.compiled(rules, abi.fs))
+        wanted, open_ports = network.landlock_tcp(self.authority, own_namespace=layers.network)
+        net = abi.net & wanted
+        ports = open_ports if net else ()
+        session = Landlock("session", abi.fs, net, abi.scoped, landlock.compiled(rules, abi.fs), ports)
         if not layers.mediation:
             return [session]
         inner = landlock.command_rules(rules, roots, brokered)
-        return [session, Landlock("command", abi.fs, net, abi.scoped, landlock.compiled(inner, abi.fs))]
+        return [session, Landlock("command", abi.fs, net, abi.scoped, landlock.compiled(inner, abi.fs), ports)]
 
     def mediate(
         self, grants: tuple[Granted, ...], roots: tuple[str, ...], brokered: tuple[str, ...], layers: Layers
@@ -503,10 +538,14 @@ class Job:
             tuple(sorted({e for e in protect if _matters(e, reach)})),
             CATALOGUE if self.authority.auto_exec is AutoExec.PROTECT else (),
             tuple(sorted(self.authority.opened)),
-            tuple((g.path, "".join(letter for right, letter in letters if right in g.rights)) for g in grants),
+            (
+                *((g.path, "".join(letter for right, letter in letters if right in g.rights)) for g in grants),
+                *((path, "s") for path in self.sockets()),
+            ),
             brokered,
             refused(self.authority.syscalls),
             audit=self.audit,
+            gateway=network.egress(self.authority, own_namespace=layers.network) is not None,
         )
 
     def lines(self) -> tuple[tuple[str, str, int, str], ...]:
@@ -547,6 +586,7 @@ class Job:
     def network(self, layers: Layers) -> None:
         found = network.lower(self.authority, self.explicit, own_namespace=layers.network)
         self.says.reasons += found.reasons
+        self.says.granted += found.granted
         self.says.deficit += found.deficit
         self.says.slack += found.slack
         for text in found.notes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from remit.sandbox.authority.model import Right
 from remit.sandbox.compile.paths import below, order, parents, strictly_below
-from remit.sandbox.compile.plan import Bind, Copy, Cover, Dev, Directory, Op, Proc, Symlink, Tmpfs
+from remit.sandbox.compile.plan import Bind, Copy, Cover, Dev, Directory, Op, Proc, Symlink, Text, Tmpfs
 from remit.sandbox.resolve.binding import Kind
 
 RUN_SIZE = 16 << 20
@@ -92,6 +92,7 @@ def build(
     links: Iterable[tuple[str, str]],
     directories: Iterable[str],
     devices: tuple[str, ...],
+    sockets: Iterable[str] = (),
     tmp_size: int,
     fresh_proc: bool,
     covers: Mapping[str, Kind],
@@ -99,9 +100,9 @@ def build(
 ) -> Tree:
     """The tree for ``grants``.
 
-    ``links``: (canonical path of a link, its target) to repeat. ``directories``: to exist, empty, if nothing else shows
-    there. ``covers``: existing denied objects. ``read_only``: existing protected objects. Both matter only where a
-    bound tree shows them.
+    ``links``: (canonical path of a link, its target) to repeat. ``sockets``: granted Unix sockets. ``directories``:
+    to exist, empty, if nothing else shows there. ``covers``: existing denied objects. ``read_only``: existing protected
+    objects. Both matter only where a bound tree shows them.
     """
     tree = Tree()
     taken = {grant.path for grant in grants}
@@ -117,6 +118,10 @@ def build(
     for grant in sorted(grants, key=lambda item: order(item.path)):
         _bind(tree, grant, grants)
     _var_tmp(tree, tmp_size)
+    for path in sockets:
+        # A read-only mount does not stop connect(2), which asks for the right to write the socket's inode alone.
+        if path not in tree.entries and not isinstance(tree.holder(path), Bind):
+            tree.place(path, Bind(path, path, Kind.SOCKET.value, True, True))
     for link, target in links:
         if link not in tree.entries and tree.on_tmpfs(link):
             tree.place(link, Symlink(link, target))
@@ -173,6 +178,18 @@ def _protect(tree: Tree, path: str, kind: Kind) -> None:
     for below_it, op in list(tree.entries.items()):
         if strictly_below(below_it, path) and isinstance(op, Bind):
             del tree.entries[below_it]
+
+
+def write(tree: Tree, files: Iterable[tuple[str, str]]) -> None:
+    """Files of Remit's own instead of the host's, where the directory is of the plan's making.
+
+    Where the whole directory is granted the host's files stay: queries reach the session's resolver whatever a
+    resolv.conf says.
+    """
+    for path, content in files:
+        at = tree.entries.get(path)
+        if tree.on_tmpfs(path) and not isinstance(at, Bind):
+            tree.place(path, Text(path, content))
 
 
 def listable(tree: Tree) -> tuple[str, ...]:

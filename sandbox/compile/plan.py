@@ -84,7 +84,7 @@ def _quantity(what: str, value: int) -> str:
     return str(value)
 
 
-LAYERS = ("namespaces", "landlock", "seccomp", "mediation", "limits", "environment", "audit")
+LAYERS = ("namespaces", "landlock", "seccomp", "mediation", "gateway", "limits", "environment", "audit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +180,19 @@ class Copy(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Text(Op):
+    """A small file of Remit's own on the root tmpfs. ``{hostname}`` in it is the session's."""
+
+    name: ClassVar[str] = "text"
+    layer: ClassVar[str] = "namespaces"
+    path: str
+    content: str
+
+    def describe(self) -> str:
+        return f"write {self.path} (Remit's own)"
+
+
+@dataclass(frozen=True, slots=True)
 class Tmpfs(Op):
     name: ClassVar[str] = "tmpfs"
     layer: ClassVar[str] = "namespaces"
@@ -269,6 +282,27 @@ class Landlock(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Egress(Op):
+    """The way out of the network namespace: routes, packet filter and sockets inside, and a gateway that decides.
+
+    ``rules`` are (endpoint, where it stands), ``udp`` the granted UDP ports, ``published`` (address, port, port inside).
+    ``filter`` is the packet filter (``compile.packets``), a netlink batch in native order.
+    """
+
+    name: ClassVar[str] = "egress"
+    layer: ClassVar[str] = "gateway"
+    rules: tuple[tuple[str, str], ...]
+    udp: tuple[int, ...] = ()
+    published: tuple[tuple[str, int, int], ...] = ()
+    filter: bytes = b""
+
+    def describe(self) -> str:
+        udp = f", UDP to port {', '.join(map(str, self.udp))}" if self.udp else ""
+        published = "".join(f", {host}:{port} of the host to {inner}" for host, port, inner in self.published)
+        return f"a gateway for everything that leaves ({len(self.rules)} rules{udp}){published}"
+
+
+@dataclass(frozen=True, slots=True)
 class Privileges(Op):
     """no_new_privs, empty capability and bounding sets, non-dumpable until exec. The stage keeps CAP_SYS_PTRACE of the
     session's own user namespace for the mediator (it reads the memory of the processes whose calls it performs)."""
@@ -317,7 +351,7 @@ class Mediate(Op):
     catalogue: tuple[tuple[str, ...], ...]
     opened: tuple[str, ...]
     granted: tuple[tuple[str, str], ...]
-    """(path, letters of ``r``, ``w``, ``x``): everything granted, for the verdict on observed calls."""
+    """(path, letters of ``r``, ``w``, ``x``, or ``s`` for a socket): all that is granted, for verdicts on observed calls."""
     brokered_reads: tuple[str, ...] = ()
     refuse: tuple[tuple[str, int, tuple[tuple[int, int, int], ...]], ...] = ()
     outer: tuple[str, ...] = ()
@@ -325,6 +359,8 @@ class Mediate(Op):
     since neither a mount nor Landlock would."""
     audit: str = "writes"
     """What the record is told: ``off``, ``writes`` or ``full`` (reads too)."""
+    gateway: bool = False
+    """Connections to the network are judged, and denials of them counted, by the gateway."""
 
     def describe(self) -> str:
         roots = ", ".join(self.roots) or "nothing writable"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from remit.sandbox.kernel.call import NR, Buffer, address, call
+import posix
 
+from remit.sandbox.kernel.call import NR, Buffer, address, call, failure
+from remit.sandbox.kernel.netlink import DONE, ERROR, HEADER
+
+AF_INET = 2
+AF_INET6 = 10
+STREAM = 1
+DATAGRAM = 2
 _AF_UNIX = 1
-_AF_INET = 2
-_SOCK_DGRAM = 2
+_AF_NETLINK = 16
+_SOCK_RAW = 3
+_NETLINK_SIZE = 1 << 14
 _SOCK_SEQPACKET = 5
 _SOCK_CLOEXEC = 0o2000000
+_SOCK_NONBLOCK = 0o4000
 _SOL_SOCKET = 1
 _SO_PEERCRED = 17
 _SCM_RIGHTS = 1
@@ -17,6 +26,10 @@ _MSG_DONTWAIT = 0x40
 _MSG_NOSIGNAL = 0x4000
 _CONTROL_HEADER = 16
 """Before the descriptors, of 4 bytes each (``cmsg(3)``)."""
+
+
+MOST_DESCRIPTORS = 253
+"""In one message: SCM_MAX_FD of ``unix(7)``."""
 
 
 def packet_pair() -> tuple[int, int]:
@@ -28,7 +41,43 @@ def packet_pair() -> tuple[int, int]:
 
 def datagram() -> int:
     """An IPv4 datagram socket, for the ioctls of ``netdevice(7)``."""
-    return call(NR["socket"], _AF_INET, _SOCK_DGRAM | _SOCK_CLOEXEC, 0)
+    return call(NR["socket"], AF_INET, DATAGRAM | _SOCK_CLOEXEC, 0)
+
+
+def internet(family: int, kind: int) -> int:
+    """A non-blocking socket of AF_INET or AF_INET6, STREAM or DATAGRAM."""
+    return call(NR["socket"], family, kind | _SOCK_CLOEXEC | _SOCK_NONBLOCK, 0)
+
+
+def option(socket: int, level: int, name: int, value: int) -> None:
+    """``setsockopt(2)`` of an int."""
+    call(NR["setsockopt"], socket, level, name, value.to_bytes(4, "little"), 4)
+
+
+def bind(socket: int, family: int, host: bytes, port: int) -> None:
+    """``bind(2)`` to an address (4 or 16 bytes) and port."""
+    name = family.to_bytes(2, "little") + port.to_bytes(2, "big")
+    name += host + bytes(8) if family == AF_INET else bytes(4) + host + bytes(4)
+    call(NR["bind"], socket, name, len(name))
+
+
+def packed(host: str) -> bytes:
+    """An address in text as its 4 or 16 bytes. ValueError: it is none."""
+    if ":" not in host:
+        return bytes([int(part) for part in host.split(".")])
+    from ipaddress import IPv6Address  # 4 ms, for those who name one
+
+    return IPv6Address(host).packed
+
+
+def end_writing(socket: int) -> None:
+    """``shutdown(2)`` SHUT_WR: the other end reads to the end and may still answer."""
+    call(NR["shutdown"], socket, 1)
+
+
+def listen(socket: int, backlog: int) -> None:
+    """``listen(2)``; the kernel takes ``net.core.somaxconn`` where that is less."""
+    call(NR["listen"], socket, backlog)
 
 
 def send(socket: int, data: bytes, descriptors: tuple[int, ...] = (), *, wait: bool = True) -> None:
@@ -93,14 +142,61 @@ def peer(socket: int) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
-def end_writing(socket: int) -> None:
-    """``shutdown(2)``, SHUT_WR: the other end sees the end of what it reads, and can still be read."""
-    call(NR["shutdown"], socket, 1)
-
-
 def shut_down(socket: int) -> None:
     """``shutdown(2)`` in both directions: every holder of either end sees the end, queued messages first."""
     call(NR["shutdown"], socket, 2)
+
+
+def netlink(protocol: int, data: bytes, acknowledged: int) -> None:
+    """Send ``data`` and wait until ``acknowledged`` messages that asked for it (``netlink.ACK``) have been answered.
+
+    Raises OSError with the kernel's first complaint; its file name is the message's sequence number.
+    """
+    opened = call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
+    try:
+        # To the kernel: struct sockaddr_nl of zeros but the family.
+        call(NR["sendto"], opened, data, len(data), 0, _AF_NETLINK.to_bytes(12, "little"), 12)
+        reply = Buffer(_NETLINK_SIZE)
+        while acknowledged > 0:
+            got = call(NR["recvfrom"], opened, reply.address, _NETLINK_SIZE, 0, None, None)
+            acknowledged -= _acknowledged(bytes(reply.view[:got]))
+    finally:
+        posix.close(opened)
+
+
+def dump(protocol: int, data: bytes) -> list[bytes]:
+    """Send one request for a dump and return the messages of the answer. Raises OSError."""
+    opened = call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
+    found: list[bytes] = []
+    try:
+        call(NR["sendto"], opened, data, len(data), 0, _AF_NETLINK.to_bytes(12, "little"), 12)
+        reply = Buffer(_NETLINK_SIZE)
+        while True:
+            got = call(NR["recvfrom"], opened, reply.address, _NETLINK_SIZE, 0, None, None)
+            answer = bytes(reply.view[:got])
+            while len(answer) >= HEADER:
+                length, kind = int.from_bytes(answer[:4], "little"), int.from_bytes(answer[4:6], "little")
+                if kind == DONE:
+                    return found
+                if kind == ERROR:
+                    raise failure(-int.from_bytes(answer[HEADER : HEADER + 4], "little", signed=True), "netlink dump")
+                found.append(answer[:length])
+                answer = answer[(max(length, HEADER) + 3) & ~3 :]
+    finally:
+        posix.close(opened)
+
+
+def _acknowledged(data: bytes) -> int:
+    count = 0
+    while len(data) >= HEADER + 4:
+        length = int.from_bytes(data[:4], "little")
+        if int.from_bytes(data[4:6], "little") == ERROR:
+            errno = -int.from_bytes(data[HEADER : HEADER + 4], "little", signed=True)
+            if errno:
+                raise failure(errno, f"netlink message {int.from_bytes(data[8:12], 'little')}")
+            count += 1
+        data = data[(length + 3) & ~3 :]
+    return count
 
 
 def _words(*values: int) -> bytes:

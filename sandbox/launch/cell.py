@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from remit.sandbox.egress.inside import Sockets
     from remit.sandbox.launch.wire import Operation
 
 _READ = posix.O_RDONLY | posix.O_CLOEXEC
@@ -29,7 +30,7 @@ _ALWAYS = ("/proc", "/dev/pts")
 class Cell:
     """Descriptors of one cell. ``close`` gives up all but ``life``, whose closing ends everything in the cell."""
 
-    __slots__ = ("init", "life", "namespaces", "number", "own")
+    __slots__ = ("init", "life", "namespaces", "number", "own", "sockets")
 
     def __init__(
         self, namespaces: list[tuple[int, int]], own: list[tuple[int, int]], life: int, init: int, number: int
@@ -43,12 +44,17 @@ class Cell:
         """The pid of its PID 1, as the session's namespace has it."""
         self.number = number
         """Which PID namespace it is (``namespaces(7)``: the inode that ``/proc/PID/ns/pid`` leads to)."""
+        self.sockets: Sockets | None = None
+        """Of a network of its own with a way out: for the gateway."""
 
     def close(self) -> None:
         """Whoever joins it has joined it."""
         for descriptor, _ in (*self.namespaces, *self.own):
             posix.close(descriptor)
         self.namespaces, self.own = [], []
+        if self.sockets is not None:
+            self.sockets.close()
+            self.sockets = None
 
     def end(self) -> None:
         """End everything in it, and wait until it has ended."""
@@ -81,12 +87,16 @@ class Maker:
     def _namespace(self, name: str) -> int:
         return posix.open(f"thread-self/ns/{name}", _READ, dir_fd=self._proc)
 
-    def make(self, *, private: bool) -> Cell:
-        """A new cell; ``private``: with a network, System V IPC, /tmp and /dev/shm of its own. Raises OSError."""
+    def make(self, *, private: bool, egress: Operation | None = None) -> Cell:
+        """A new cell; ``private``: with a network, System V IPC, /tmp and /dev/shm of its own. Raises OSError.
+
+        ``egress``: what the private network has for a way out (``compile.plan.Egress``).
+        """
         flags = process.CLONE_NEWNS | process.CLONE_NEWPID
         flags |= (process.CLONE_NEWNET | process.CLONE_NEWIPC) if private else 0
         namespaces: list[tuple[int, int]] = []
         own: list[tuple[int, int]] = []
+        way: Sockets | None = None
         pipes = [*posix.pipe2(posix.O_CLOEXEC), *posix.pipe2(posix.O_CLOEXEC)]
         life_read, life, ready_read, ready = pipes
         try:
@@ -94,6 +104,10 @@ class Maker:
             own.append((self._make_terminals(), 1))
             if private:
                 loopback.up()
+                if egress is not None:
+                    from remit.sandbox.egress import inside  # imported by the template, which forked this process
+
+                    way = inside.open_way(egress)
                 own += self._make_scratch()
             for name, kind in _JOINED:
                 if flags & kind:
@@ -112,6 +126,8 @@ class Maker:
         except OSError:
             for descriptor, _ in (*namespaces, *own):
                 posix.close(descriptor)
+            if way is not None:
+                way.close()
             raise
         finally:
             for descriptor in pipes:
@@ -119,7 +135,9 @@ class Maker:
             for descriptor, kind in self._home:
                 if flags & kind:
                     process.setns(descriptor, kind)
-        return Cell(namespaces, own, life, init, number)
+        cell = Cell(namespaces, own, life, init, number)
+        cell.sockets = way
+        return cell
 
     def _make_scratch(self) -> list[tuple[int, int]]:
         made: list[tuple[int, int]] = []

@@ -104,6 +104,10 @@ class Ground:
         root.pivot(forbid_user_namespaces=bool(self.found["pivot"][1]))
         if "net" in self.found["unshare"][1]:
             loopback.up()
+        if "egress" in self.found:
+            from remit.sandbox.egress import inside  # imported by the launcher, which forked this process
+
+            inside.open_way(self.found["egress"]).send(request.control)
         # It can be read now, by the very call that must fail later.
         posix.close(posix.open(f"/proc/self/fd/{self.canary}", posix.O_RDONLY | posix.O_CLOEXEC))
 

@@ -194,6 +194,9 @@ class Jail(Source):
             slave, path = stdio.open_call_terminal(self.reply, size)
             descriptors = tuple([slave if replaces[index] else came[index] for index in range(3)])
             came.append(slave)
+        if self.policy.egress is not None:
+            # Before it can connect: the gateway's decisions are to be known as this call's.
+            sockets.send(self.control, marshal.dumps(("serves", self.identifier, call, chain)))
         self.pid = program.start(
             argv, environment, directory=directory, descriptors=descriptors, new_session=True, terminal=path
         )

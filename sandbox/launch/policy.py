@@ -24,13 +24,15 @@ class Policy:
 
     def __init__(self, identifier: int, wire: CallWire, requests: int, note: Note, places: tuple[str, ...]) -> None:
         """Raises OSError, Refused where an object is not the one that the grant was decided on."""
-        _, digest, domain, program, mediation, limit, private, freeze, objects, own, _authority = wire
+        _, digest, domain, program, mediation, limit, private, freeze, objects, own, _authority, egress = wire
         self.identifier = identifier
         self.digest = digest
         self.requests = requests
         self.program = program
         self.private = private
         self.freeze = freeze
+        self.egress = egress
+        """What a private network has for a way out: a plan's operation, or None."""
         self._limits = limits.prepared(limit)
         self.time_limit = 0.0
         self.memory_limit = 0

@@ -189,6 +189,11 @@ class Root:
             data = data[posix.write(out, data) :]
         posix.close(out)
 
+    def _place_text(self, _prepared: int, path: str, content: str) -> None:
+        name = posix.uname().nodename
+        self._copies[path] = content.replace("{hostname}", name).encode(errors="surrogateescape")
+        self._place_copy(-1, path, path)
+
     def _place_bind(self, prepared: int, _source: str, target: str, kind: str, *_attributes: bool) -> None:
         self._attach(prepared, target, kind)
 

@@ -13,6 +13,7 @@ from errno import ECONNRESET
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import memory, process, sockets
+from remit.sandbox.kernel.sockets import MOST_DESCRIPTORS
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.request import Identity, Request
 from remit.sandbox.launch.stage import Stage
@@ -20,10 +21,12 @@ from remit.sandbox.launch.stage import Stage
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from remit.sandbox.launch.cgroups import Groups
     from remit.sandbox.launch.request import Terminal
     from remit.sandbox.launch.terminal import Relay
+    from remit.sandbox.launch.way import Way
     from remit.sandbox.launch.wire import Operation, Wire
 
 SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM = 1, 2, 3, 10, 12, 14, 15
@@ -50,7 +53,8 @@ class Outcome:
 class Child:
     """A session's first process, made from a plan, seen from its parent.
 
-    ``body`` is what it does, in the child: it gets the ``Request``. Raises LaunchError.
+    ``body`` is what it does, in the child: it gets the ``Request``. ``on_network`` hears what the gateway decides
+    (``egress.wire.EVENT``), or one text: why it is gone. Raises LaunchError.
     """
 
     def __init__(
@@ -63,9 +67,16 @@ class Child:
         environment: list[bytes] | None = None,
         directory: str = "/",
         terminal: Terminal | None = None,
+        on_network: Callable[[tuple[object, ...]], None] | None = None,
     ) -> None:
         _, _, workspace, degraded, _, operations = wire
         who = _identity(workspace, operations)
+        self.way: Way | None = None
+        for operation in operations:
+            if operation[0] == "egress" and on_network is not None:
+                from remit.sandbox.launch.way import Way
+
+                self.way = Way(operation, who, on_network)
         self.control, inside = sockets.packet_pair()
         request = Request(
             operations=operations,
@@ -133,6 +144,8 @@ class Child:
         """Wait until everything inside is gone, and take away what was made outside for it. The wait status."""
         posix.close(self.control)  # a first process that still waits for its launcher ends now
         _, status = posix.waitpid(self.pid, 0)
+        if self.way is not None:
+            self.way.close()
         if self.groups is not None:
             self.groups.remove()
         return status
@@ -149,7 +162,7 @@ class Session:
         environment: list[bytes],
         directory: str,
         canary: tuple[str, bytes],
-        on_event: Callable[[tuple[tuple[object, ...], ...]], None],
+        on_event: Callable[[tuple[Any, ...]], None],
         on_start: Callable[[Mapping[str, str]], None],
     ) -> None:
         self._on_event = on_event
@@ -173,6 +186,7 @@ class Session:
             environment=environment,
             directory=directory,
             terminal=self._terminal,
+            on_network=lambda event: on_event(("gateway", *event)),
         )
         self._control = self._child.control
 
@@ -189,6 +203,9 @@ class Session:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
+        way = self._child.way
+        if way is not None:
+            way.watch(poll)
         try:
             while self._outcome is None:
                 relay = self._relay
@@ -199,6 +216,8 @@ class Session:
                         self._report(poll)
                     elif descriptor == self._signals:
                         self._forward()
+                    elif way is not None and way.owns(descriptor):
+                        way.ready(descriptor, poll)
                     elif relay is not None and descriptor == relay.master:
                         if events & select.POLLOUT:
                             relay.flush()
@@ -220,6 +239,11 @@ class Session:
         """Wait until everything inside is gone, and take away what was made outside for it."""
         self._child.close()
 
+    @property
+    def network_denials(self) -> int:
+        """What the gateway refused. All of it only after ``close``."""
+        return self._child.way.denials if self._child.way is not None else 0
+
     @staticmethod
     def _readable(descriptor: int) -> bool:
         poll = select.poll()
@@ -239,7 +263,7 @@ class Session:
 
     def _report(self, poll: select.poll) -> None:
         try:
-            data, came = sockets.receive(self._control, _MESSAGE_SIZE)
+            data, came = sockets.receive(self._control, _MESSAGE_SIZE, MOST_DESCRIPTORS)
         except OSError as error:
             if error.errno == ECONNRESET:
                 return  # it ended with a signal of ours unread; what it said before comes next
@@ -248,7 +272,7 @@ class Session:
             raise LaunchError(
                 "the session's first process died", hint="nothing inside survived it; 'remit doctor' may say why"
             )
-        if came:
+        if data == b"terminal":
             assert self._terminal is not None
             from remit.sandbox.launch.terminal import Relay
 
@@ -257,7 +281,10 @@ class Session:
                 poll.register(self._relay.source, select.POLLIN)
             return
         kind, *values = marshal.loads(data)
-        if kind == "actions":
+        if kind == "sockets":
+            assert self._child.way is not None
+            self._child.way.hold(values[0], came, poll)
+        elif kind == "actions":
             self._on_event(tuple(values))
         elif kind == "started":
             self._enforcement = values[1]

@@ -39,6 +39,7 @@ CLIENT = 3
 LISTENER = 4
 """The descriptor of a listening socket, where there is one."""
 _M_ARENA_MAX = -8
+_LARGEST_REPORT = 1 << 17
 _DIED = "its first process died"
 _LAST_WORDS_MS = 1000
 _UNWRITABLE = "the record cannot be written"
@@ -51,7 +52,7 @@ def _become_zygote(request: Request) -> None:
 class Running:
     """A session that runs, or is about to."""
 
-    __slots__ = ("child", "client", "closing", "on_full", "opened", "record", "token")
+    __slots__ = ("calls", "child", "client", "closing", "on_full", "opened", "record", "token")
 
     def __init__(self, record: Record, child: Child, client: int, token: int) -> None:
         self.record = record
@@ -61,6 +62,20 @@ class Running:
         self.opened = False
         self.closing = ""
         self.on_full = ""
+        self.calls: dict[str, tuple[str, tuple[str, ...]]] = {}
+        """Which call, with its grants, a network of its own serves: by the number that its sockets came under."""
+
+    def network(self, event: tuple[object, ...]) -> None:
+        """The gateway decided something, or is gone."""
+        from remit.sandbox.audit import network  # only where there is a gateway
+
+        if len(event) == 1:
+            self.record.event(network.gone(str(*event)))
+            return
+        source, *rest = event
+        call, chain = self.calls.get(str(source), ("", ()))
+        fields = network.connection((call, *rest))
+        self.record.event({**fields, "grant": chain[-1] if chain else self.record.identifier})
 
 
 class Template:
@@ -69,7 +84,8 @@ class Template:
     def __init__(self, client: int, listener: int = -1) -> None:
         self._listener = listener
         self._poll = select.poll()
-        self._mail = sockets.Receiver(envelope.LIMIT)
+        # A call's own network comes with its rules, and with a socket for each thing it can do.
+        self._mail = sockets.Receiver(_LARGEST_REPORT, sockets.MOST_DESCRIPTORS)
         self._sessions: dict[int, Running] = {}
         self._clients: set[int] = {client}
         self._owner = client
@@ -87,6 +103,8 @@ class Template:
                     self._accept()
                 elif descriptor in self._clients:
                     self._from_client(descriptor)
+                else:
+                    self._from_network(descriptor)
             if self._listener >= 0 and not self._sessions and self._owner not in self._clients:
                 return  # a listener is there for its sessions: the last one has ended
 
@@ -156,12 +174,16 @@ class Template:
                     125,
                 )
                 return
-            child = Child(wire, _become_zygote, canary=record.canary)
+            made: list[Running] = []
+            child = Child(wire, _become_zygote, canary=record.canary, on_network=lambda event: made[0].network(event))
         except RemitError as error:
             self._say(client, "failed", token, error.phase, str(error), error.hint, error.exit_status)
             return
         running = Running(record, child, client, token)
         running.on_full = audit[2]
+        made.append(running)
+        if child.way is not None:
+            child.way.watch(self._poll)
         self._sessions[child.control] = running
         self._poll.register(child.control, select.POLLIN)
         self._attach(client, token, record.identifier)
@@ -189,23 +211,53 @@ class Template:
 
     # --- sessions ------------------------------------------------------------------------------------------------------
 
-    def _heard(self, control: int) -> bytes:
+    def _heard(self, control: int) -> tuple[bytes, list[int]]:
         data, came = self._mail.receive(control)
-        return envelope.content(came.pop()) if data == envelope.MARK else data
+        return (envelope.content(came.pop()), came) if data == envelope.MARK else (data, came)
 
     def _from_session(self, running: Running) -> None:
         try:
-            data = self._heard(running.child.control)
+            data, came = self._heard(running.child.control)
         except OSError:
-            data = b""
+            data, came = b"", []
         if not data:
             self._close(running, running.closing or _DIED)
             return
         kind, *values = marshal.loads(data)
         try:
-            getattr(self, f"_on_{kind}")(running, *values)
+            if came:
+                self._take_sockets(running, values, came)
+            else:
+                getattr(self, f"_on_{kind}")(running, *values)
         except OSError:
             self._close(running, _UNWRITABLE)
+
+    def _take_sockets(self, running: Running, values: list[Any], came: list[int]) -> None:
+        """Of the session's network, or of a call's own: then its number and its rules come with them."""
+        roles, *call = values
+        way = running.child.way
+        if way is None:
+            for descriptor in came:
+                posix.close(descriptor)
+        elif call:
+            way.hold(roles, came, self._poll, str(call[0]), call[1])
+        else:
+            way.hold(roles, came, self._poll)
+
+    def _from_network(self, descriptor: int) -> None:
+        for running in self._sessions.values():
+            way = running.child.way
+            if way is not None and way.owns(descriptor):
+                way.ready(descriptor, self._poll)
+                return
+
+    def _on_serves(self, running: Running, number: int, call: str, chain: tuple[str, ...]) -> None:
+        running.calls[str(number)] = (call, chain)
+
+    def _on_served(self, running: Running, number: int) -> None:
+        if running.child.way is not None:
+            running.child.way.drop(str(number), self._poll)
+        running.calls.pop(str(number), None)
 
     def _on_ready(self, running: Running, enforcement: dict[str, str]) -> None:
         running.opened = True
@@ -273,7 +325,7 @@ class Template:
             sockets.end_writing(control)
             poll.register(control, select.POLLIN)
             while poll.poll(_LAST_WORDS_MS):
-                data = self._heard(control)
+                data, _ = self._heard(control)
                 if not data:
                     return
                 kind, *values = marshal.loads(data)
@@ -287,6 +339,8 @@ class Template:
         del self._sessions[control]
         self._poll.unregister(control)
         self._drain(running)
+        if running.child.way is not None:
+            running.child.way.leave(self._poll)
         memory = running.child.out_of_memory()
         status = running.child.close()
         if posix.WIFSIGNALED(status) and why == _DIED:

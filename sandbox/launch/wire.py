@@ -25,7 +25,8 @@ CallWire: TypeAlias = tuple[
     tuple[tuple[str, tuple[int, int]], ...],
     tuple[tuple[str, int], ...],
     dict[str, object],
+    Operation | None,
 ]
 """(format, digest, Landlock domain, filter program, mediation, limits, private cell, freeze instead of kill, granted
-objects as path -> (device, inode), rights over the cell's own file systems by path, the authority
-as JSON for the record): what ``compile.call`` writes."""
+objects as path -> (device, inode), rights over the cell's own file systems by path, the authority as JSON for the record, a
+private network's way out): what ``compile.call`` writes."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from remit.sandbox.launch.cell import Cell
     from remit.sandbox.launch.request import Request
+    from remit.sandbox.launch.wire import Operation
     from remit.sandbox.mediate.broker import Source
 
 _STACK = 1 << 18
@@ -78,6 +79,7 @@ class Zygote:
         self._noted: list[tuple[Any, ...]] = []
         self._noted_size = 0
         self._cells: list[Cell | OSError] = []
+        self._ways: list[Operation | None] = []
         self._revoked: set[str] = set()
 
     def run(self) -> None:
@@ -165,7 +167,7 @@ class Zygote:
             if not asked:
                 return
             try:
-                cell: Cell | OSError = self._maker.make(private=asked == b"p")
+                cell: Cell | OSError = self._maker.make(private=asked == b"p", egress=self._ways.pop(0))
             except OSError as error:
                 cell = error
             self._cells.append(cell)
@@ -175,6 +177,7 @@ class Zygote:
         """The armer's thread: one armed call for each byte."""
         while posix.read(self._jobs_read, 1):
             policy, number = self._queue.pop(0)
+            self._ways.append(policy.egress)
             posix.write(self._asked, b"p" if policy.private else b"s")
             posix.read(self._made_read, 1)
             cell = self._cells.pop(0)
@@ -183,6 +186,8 @@ class Zygote:
                 continue
             try:
                 policy.allow(cell)
+                if cell.sockets is not None and policy.egress is not None:
+                    cell.sockets.send(self._request.control, number, policy.egress[1])
                 jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms, self._revoked)
             except OSError as error:
                 cell.close()
@@ -392,6 +397,8 @@ class Zygote:
             self._forget(listener)
         posix.close(jail.wake)
         policy = jail.policy
+        if policy.egress is not None:
+            self._tell("served", jail.identifier)
         if jail.busy:
             policy.busy -= 1
         else:
@@ -408,6 +415,8 @@ class Zygote:
                 del self._listeners[jail.listener.fd]
                 self._forget(jail.listener.fd)
             posix.close(jail.wake)
+        if policy.egress is not None:
+            self._tell("served", number)
         policy.idle -= 1
         self._tell("broken", policy.digest, *failure)
         if not policy.dropped:

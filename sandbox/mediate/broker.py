@@ -95,8 +95,8 @@ class Broker:
 
     def __init__(self, spec: tuple[Any, ...], note: Note) -> None:
         name, roots, deny, protect, catalogue, opened, granted, *rest = spec
-        defaults: tuple[Any, ...] = ((), (), (), WRITES)
-        reads, refuse, outer, level = (*rest, *defaults[len(rest) :])
+        defaults: tuple[Any, ...] = ((), (), (), WRITES, False)
+        reads, refuse, outer, level, gateway = (*rest, *defaults[len(rest) :])
         if name != "mediate":
             raise ValueError(f"not a mediation: {name!r}")
         self.held = False
@@ -104,12 +104,16 @@ class Broker:
         self._execs = frozenset([NR[call] for call in ("execve", "execveat") if call in NR])
         self._pid = self._nr = self._errno = 0
         self._source = Source()
+        self._gateway = bool(gateway)
+        self._sockets = frozenset([_bytes(path) for path, letters in granted if letters == "s"])
         places = tuple([_bytes(root) for root in roots])
         readable = tuple([_bytes(root) for root in reads])
         rules = Rules(places, deny, protect, catalogue, opened)
         beyond = tuple([_bytes(root) for root in outer])
         self._observer = Observer([(_bytes(path), letters) for path, letters in granted], note, level, beyond)
-        self.calls = Calls(rules, places, readable, beyond, self._denied, self._outside, monotonic)
+        self.calls = Calls(
+            rules, places, readable, beyond, self._denied, self._outside, monotonic, self._sockets.__contains__
+        )
         self.calls.watches_reads = level == FULL
         self.calls.watches = level != OFF
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
@@ -221,6 +225,8 @@ class Broker:
 
         ``errno``: what it will say where something does.
         """
+        if self._gateway and right == "connect" and not path.startswith((b"/", *_LOOPBACK)):
+            return  # the gateway's to judge, and to count
         if right in ("signal", "trace"):
             known = path.startswith(b"own ")
             path = path.removeprefix(b"own ")

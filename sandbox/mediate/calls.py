@@ -56,6 +56,7 @@ from remit.sandbox.kernel.files import (
 from remit.sandbox.mediate.repository import Repository
 from remit.sandbox.mediate.resolve import Foreign, Umasks, View, signed, status_of
 from remit.sandbox.mediate.rules import READ, REMOVE, WRITE, Rules, join, under
+from remit.sandbox.mediate.unix import made_inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ _OPEN_FLAGS = (
 _WRITES = O_ACCMODE | O_CREAT | O_TRUNC | O_TMPFILE_BIT
 _STRICT = RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
 _LINKS_AT_MOST = 40
-_S_IFMT, _S_IFLNK, _S_IFDIR, _S_IFIFO = 0o170000, 0o120000, 0o040000, 0o010000
+_S_IFMT, _S_IFLNK, _S_IFDIR, _S_IFIFO, _S_IFSOCK = 0o170000, 0o120000, 0o040000, 0o010000, 0o140000
 _SPECIAL_MODES = 0o6000
 _S_ISUID = 0o4000
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
@@ -123,6 +124,7 @@ class Calls:
         denied: Denial,
         outside: Callable[..., None],
         clock: Callable[[], float],
+        connects: Callable[[bytes], bool],
     ) -> None:
         self.listener: Listener
         """Where the call being handled came from: set for each."""
@@ -141,6 +143,7 @@ class Calls:
         self.later: tuple[int, bytes, bytes | None] | None = None
         self._denied = denied
         self._outside = outside
+        self._connects = connects
         self._roots: list[tuple[bytes, bytes, int]] = []
         for root in roots:
             try:
@@ -875,6 +878,27 @@ class Calls:
         """``bind(2)``: a socket's name may not be one that a rule takes away (it cannot hold code; the race is harmless)."""
         return self._address(address, length, "bind")
 
+    def _unix(self, path: bytes) -> None:
+        """Refuse a named socket of the outside that was not granted, whatever tree it lies in.
+
+        The kernel resolves the name again after the answer, so a racing thread could still arrive at another one; where
+        Landlock knows the right to connect to named sockets (Linux 7.1), it holds that too.
+        """
+        try:
+            entry, full = self.view.object(AT_FDCWD, path, follow=True)
+        except OSError:
+            spelled = self.view.lexical(AT_FDCWD, path)
+            if spelled is not None and spelled not in _ASKED_BY_LIBC:
+                self._outside(spelled, "connect")  # not there, because nothing grants it
+            raise
+        status = posix.fstat(entry)
+        if status.st_mode & _S_IFMT != _S_IFSOCK:
+            return
+        if self._connects(full) or made_inside(status):
+            self._elsewhere(full, "connect")
+            return
+        raise self._denied("connect", full, "no grant names this socket", EACCES)
+
     def _address(self, address: int, length: int, right: str) -> int:
         length &= 0xFFFFFFFF
         if not 2 < length <= 128:
@@ -890,9 +914,7 @@ class Calls:
                 elif name not in _DOTS:
                     return self._elsewhere(join(place, name), WRITE)
             else:
-                full = self.view.lexical(AT_FDCWD, path)
-                if full is not None and full not in _ASKED_BY_LIBC:
-                    self._outside(full, right)
+                self._unix(path)
         elif family == 2 and len(raw) >= 8:
             self._elsewhere(b"%d.%d.%d.%d:%d" % (*raw[4:8], int.from_bytes(raw[2:4], "big")), right)
         elif family == 10 and len(raw) >= 24:

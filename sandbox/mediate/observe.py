@@ -94,7 +94,7 @@ class Observer:
         while place:
             letters = self._granted.get(place)
             if letters is not None:
-                if letter in letters:
+                if letter in letters or (right == "connect" and "s" in letters):
                     return True, place.decode(errors="surrogateescape"), ""
                 visible = True
             place = place[: place.rfind(b"/")] if place.rfind(b"/") > 0 else b""

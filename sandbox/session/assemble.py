@@ -20,14 +20,13 @@ from remit.profiles.expand import Context, Expanded, expand
 from remit.profiles.suggest import NAME as SUGGESTION
 from remit.profiles.suggest import Suggestion, read_suggestion
 from remit.sandbox.authority import codec
-from remit.sandbox.authority.errors import RemitError
+from remit.sandbox.authority.errors import RemitError, Unenforceable
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join, normal
-from remit.sandbox.authority.model import Authority
+from remit.sandbox.authority.model import Authority, Endpoint
 from remit.sandbox.authority.proof import dump
 from remit.sandbox.compile.call import Ceiling
 from remit.sandbox.compile.compiler import compile_session
-from remit.sandbox.compile.plan import Line, Lowering
 from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
 from remit.sandbox.resolve import search
 from remit.sandbox.resolve.names import resolve
@@ -42,7 +41,8 @@ if TYPE_CHECKING:
 
     from remit.profiles.model import Profile
     from remit.sandbox.authority.proof import Chain
-    from remit.sandbox.compile.plan import Plan
+    from remit.sandbox.authority.web import Credential, HttpRule
+    from remit.sandbox.compile.plan import Lowering, Plan
     from remit.sandbox.kernel.facts import HostFacts
     from remit.sandbox.resolve.binding import Named
 
@@ -81,6 +81,8 @@ class Asked:
     home: str
     uid: int
     warnings: tuple[str, ...]
+    looked_at: tuple[str, ...] = ()
+    """Files outside the profile that its placeholders were looked up in, there or not."""
 
     @property
     def authority(self) -> Authority:
@@ -187,6 +189,8 @@ def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
         toolchains=toolchains(environ.get("PATH", ""), home or "/nonexistent"),
     )
     expanded = expand(profile, context)
+    authority, looked_at, notes = _with_indexes(expanded, environ, caller_home, workspace)
+    expanded = replace(expanded, authority=authority, notes=(*expanded.notes, *notes))
     return Asked(
         profile=profile,
         expanded=expanded,
@@ -197,7 +201,33 @@ def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
         home=home,
         uid=uid,
         warnings=tuple(warnings),
+        looked_at=looked_at,
     )
+
+
+def _with_indexes(
+    expanded: Expanded, environ: Mapping[str, str], home: str, workspace: str
+) -> tuple[Authority, tuple[str, ...], tuple[str, ...]]:
+    """The authority with what each ``{package_index}`` entry means now; the files that said so; notes for people."""
+    if not expanded.package_index:
+        return expanded.authority, (), ()
+    from remit.sandbox.resolve import indexes
+
+    wanted = [str(entry.value)[1:-1].partition(":")[2] for entry in expanded.package_index]
+    tools = indexes.TOOLS if "" in wanted else tuple(dict.fromkeys(wanted))
+    made = indexes.indexes(environ, home, workspace, tools)
+    endpoints: list[Endpoint] = []
+    notes = list(made.notes)
+    for tool, entry in zip(wanted, expanded.package_index, strict=True):
+        for name, endpoint, where in made.endpoints(tool):
+            endpoints.append(replace(endpoint, source=entry.source))
+            notes.append(f"{entry.value} is {endpoint} for {name} (from {where})")
+    own = expanded.authority.environment
+    said = {name for name, _ in (*own, *expanded.floor.environment)}
+    told = tuple((name, value) for name, value in sorted(made.variables.items()) if name not in said)
+    connect = (*expanded.authority.connect, *endpoints)
+    authority = replace(expanded.authority, connect=connect, environment=(*own, *told))
+    return authority, tuple(made.inputs), tuple(dict.fromkeys(notes))
 
 
 def assemble(
@@ -210,6 +240,7 @@ def assemble(
     """
     environ = os.environ if environ is None else environ
     asked = ask(request, environ, os.getcwd())
+    _refuse_web(asked.expanded)
     facts = probe() if facts is None else facts
     authority, explicit = asked.authority, asked.explicit
     secret = place.own_directories(environ, place.home_directory(environ))
@@ -245,7 +276,7 @@ def assemble(
     )
     return Assembled(
         plan=compiled.plan,
-        lowering=_with_indexes(compiled.lowering, asked.expanded),
+        lowering=compiled.lowering,
         grant=grant,
         profile=asked.profile,
         facts=facts,
@@ -275,6 +306,15 @@ def assemble(
             freeze=asked.expanded.on_expiry == "freeze",
         ),
     )
+
+
+def _refuse_web(expanded: Expanded) -> None:
+    """The gateway knows HTTP rules and credentials; starts do not bring them to it yet. A rule that nobody would apply is
+    no rule, so there is no start."""
+    given: list[HttpRule | Credential] = [*expanded.http, *expanded.credentials]
+    if given:
+        reasons = tuple((f"{one.source}: {one.host}: not applied by this version", "leave it out") for one in given)
+        raise Unenforceable(reasons[0][0], reasons=reasons, hint=reasons[0][1])
 
 
 def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
@@ -308,15 +348,6 @@ def _about(assembled: Assembled) -> dict[str, object]:
     }
 
 
-def _with_indexes(lowering: Lowering, expanded: Expanded) -> Lowering:
-    """``{package_index}`` stands for endpoints that only a gateway can hold: a deficit, like every other connect."""
-    lines = tuple(
-        Line("network", str(entry.value), "connect", "not available in this version yet", (), str(entry.source))
-        for entry in expanded.package_index
-    )
-    return replace(lowering, deficit=(*lowering.deficit, *lines))
-
-
 def _inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
     chains = asked.options.chains
     if any(chain.expires is not None for chain in chains):
@@ -329,6 +360,7 @@ def _inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
                 *(one.directory for one in places),
                 os.path.join(asked.workspace, SUGGESTION),
                 *(path for path in environ.get("PATH", "").split(":") if path.startswith("/")),
+                *asked.looked_at,
                 *_SWITCHES,
                 *asked.options.files,
                 *_proof_inputs(asked, environ),

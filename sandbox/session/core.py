@@ -23,6 +23,7 @@ from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.model import Authority
+from remit.sandbox.compile import network
 from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside
 from remit.sandbox.launch.envelope import LARGEST
 from remit.sandbox.resolve.names import resolve
@@ -364,6 +365,8 @@ class Core:
                 granted[key] = os.fsencode(value)
             elif key in self._environ:
                 granted[key] = self._environ[key]
+        told = network.variables(authority, self.ceiling.degrade).items()
+        granted.update([(os.fsencode(name), os.fsencode(value)) for name, value in told])
         if env is not None:
             names = {name for name, _ in authority.environment}
             beyond = sorted(set(env) - names)
@@ -373,7 +376,8 @@ class Core:
                     where="env",
                     hint="the session needs them (env=[...], or --env), and the call's grant too",
                 )
-            granted = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+            own = {os.fsencode(name): os.fsencode(value) for name, value in told}
+            granted = {**own, **{os.fsencode(name): os.fsencode(value) for name, value in env.items()}}
         return tuple(name + b"=" + value for name, value in granted.items())
 
     # --- answers -------------------------------------------------------------------------------------------------------

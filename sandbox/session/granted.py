@@ -187,6 +187,10 @@ def _listen(value: str, source: Source) -> Authority:
     return Authority(listen=(parse.parse_port(value),))
 
 
+def _publish(value: str, source: Source) -> Authority:
+    return Authority(publish=(parse.parse_publish(value),))
+
+
 def _env(value: str, source: Source) -> Authority:
     name, equals, content = value.partition("=")
     return Authority(environment=((parse.parse_env_name(name), content if equals else None),))
@@ -206,6 +210,7 @@ def _syscalls(value: str, source: Source) -> Authority:
 _NAMES: dict[str, Callable[[str, Source], Authority]] = {
     "connect": _connect,
     "listen": _listen,
+    "publish": _publish,
     "env": _env,
     "limit": _limit,
     "allow-syscalls": _syscalls,

@@ -20,6 +20,7 @@ from remit.sandbox.session.cache import Cache, key
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from remit.cli.options import Invocation
     from remit.sandbox.launch.wire import Wire
@@ -30,8 +31,31 @@ if TYPE_CHECKING:
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 NOT_FOUND_STATUS = 127
-_KEY_VARIABLES = (b"HOME", b"PATH", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"XDG_CACHE_HOME", b"XDG_RUNTIME_DIR")
-_ROOMS = ("authority", "compile", "resolve", "session", "../profiles")
+_KEY_VARIABLES = (
+    b"HOME",
+    b"PATH",
+    b"XDG_CONFIG_HOME",
+    b"XDG_STATE_HOME",
+    b"XDG_CACHE_HOME",
+    b"XDG_RUNTIME_DIR",
+    # What pip, npm and cargo are told by (``resolve.indexes.VARIABLES``).
+    b"PIP_INDEX_URL",
+    b"PIP_EXTRA_INDEX_URL",
+    b"PIP_CONFIG_FILE",
+    b"PIP_NO_INDEX",
+    b"VIRTUAL_ENV",
+    b"NPM_CONFIG_REGISTRY",
+    b"NPM_CONFIG_USERCONFIG",
+    b"NPM_CONFIG_GLOBALCONFIG",
+    b"NPM_CONFIG_PREFIX",
+    b"npm_config_registry",
+    b"npm_config_userconfig",
+    b"npm_config_globalconfig",
+    b"npm_config_prefix",
+    b"CARGO_HOME",
+    b"XDG_CONFIG_DIRS",
+)
+_ROOMS = ("authority", "compile", "egress", "resolve", "session", "../profiles")
 
 
 class Prepared:
@@ -112,7 +136,10 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
         record.enforced(dict(enforcement))
         _status(invocation.status_fd, {"event": "started", "session": record.identifier, "plan": digest})
 
-    def happened(actions: tuple[tuple[object, ...], ...]) -> None:
+    def happened(actions: tuple[Any, ...]) -> None:
+        if actions and actions[0] == "gateway":
+            _network(record, actions[1:])
+            return
         missing = record.lost
         try:
             record.actions(actions)
@@ -139,12 +166,14 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
         )
         try:
             outcome = session.wait()
-            status = _exit_status(outcome)
-            if level != "off":
-                outcome.denials = record.denials
-            _complete(record, {"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
         finally:
             session.close()
+        # After the close: the gateway's last words are among them.
+        if level != "off":
+            outcome.denials = record.denials
+        outcome.denials += session.network_denials
+        status = _exit_status(outcome)
+        _complete(record, {"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
     except RemitError as error:
         if error.exit_status == NOT_FOUND_STATUS:
             _look_outside(error, invocation.command[0])
@@ -296,6 +325,17 @@ def _directory(invocation: Invocation, workspace: str) -> str:
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _network(record: Record, event: tuple[object, ...]) -> None:
+    from remit.sandbox.audit import network  # only where there is a gateway
+
+    if len(event) > 1:
+        record.event({**network.connection(event), "grant": record.identifier})
+        return
+    problem = str(*event)
+    record.event(network.gone(problem))
+    _say(f"the gateway is gone ({problem}): no network from now on")
 
 
 def _exit_status(outcome: start.Outcome) -> int:

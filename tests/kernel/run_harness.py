@@ -53,6 +53,8 @@ def read(path):
 def attempt(action):
     try:
         action()
+    except socket.gaierror:
+        return "EAI"
     except OSError as error:
         return errno.errorcode.get(error.errno, str(error.errno))
     return "ok"
@@ -82,6 +84,8 @@ class World:
     user: str = ""
     """Run as this user with setpriv(1) rather than as who runs the tests."""
     profile: str = "offline"
+    prefix: tuple[str, ...] = ()
+    """What every command is run by: a program that enters namespaces first."""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -121,7 +125,7 @@ class World:
         become: list[str] = []
         if self.user:
             become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--"]
-        return [*become, self.command, *argv]
+        return [*self.prefix, *become, self.command, *argv]
 
     def run_argv(self, command: Sequence[str], options: Sequence[str] = ()) -> list[str]:
         """``remit run`` in the workspace, with these options, for this command."""
@@ -189,7 +193,7 @@ class World:
     def outsides(self, actions: Mapping[str, str], before: str = "") -> dict[str, str]:
         """The same as ``probes``, without Remit."""
         code = PRELUDE + _attempts(actions, before)
-        return parsed(finished([PYTHON, "-I", "-S", "-c", code], env=self.env(), cwd=self.workspace))
+        return parsed(finished([*self.prefix, PYTHON, "-I", "-S", "-c", code], env=self.env(), cwd=self.workspace))
 
     @contextmanager
     def start(

@@ -18,6 +18,7 @@ from remit.sandbox.compile.plan import (
     Cover,
     Dev,
     Directory,
+    Egress,
     Environment,
     Landlock,
     Limit,
@@ -29,12 +30,13 @@ from remit.sandbox.compile.plan import (
     Record,
     Seccomp,
     Symlink,
+    Text,
     Tmpfs,
     Unshare,
 )
 from remit.sandbox.kernel.facts import HostFacts
 from remit.sandbox.resolve.binding import Kind, Named
-from tests.plan.world import World, anywhere, authority, coding, compiled, literal, only, rule
+from tests.plan.world import PROFILE, World, anywhere, authority, coding, compiled, literal, only, rule
 
 WORKSPACE = "/home/u/p"
 
@@ -386,16 +388,129 @@ def test_listing_stops_above_what_is_covered() -> None:
 # --- network, limits, environment, seccomp
 
 
-def test_network_grants_are_a_deficit_in_a_profile_and_a_refusal_on_the_command_line() -> None:
-    endpoint = Endpoint(name="example.com", port=443)
-    granted = coding(connect=(endpoint,), listen=(3000,), unix=("/run/s",))
+GATEWAY = Endpoint(name="example.com", port=443, source=PROFILE)
+
+
+def test_a_connect_grant_is_enforced_by_a_gateway() -> None:
+    result = compiled(
+        coding(
+            connect=(GATEWAY, Endpoint(network="10.0.0.0/8", port=5432), Endpoint("a.example", port=99, protocol="udp"))
+        )
+    )
+    (way,) = only(result, Egress)
+    assert way.rules == (
+        ("example.com:443/tcp", str(PROFILE)),
+        ("10.0.0.0/8:5432/tcp", ""),
+        ("a.example:99/udp", ""),
+    )
+    assert way.udp == (99,)
+    assert way.filter
+    lines = [line for line in result.lowering.granted if line.right == "connect"]
+    assert {line.object for line in lines} == {rule for rule, _ in way.rules}
+    assert all(line.layers == ("namespaces", "gateway") for line in lines)
+    assert result.lowering.deficit == ()
+    assert ["fronting" in line.note for line in result.lowering.slack if line.axis == "network"] == [True]
+    (environment,) = only(result, Environment)
+    assert dict(environment.set_)["HTTPS_PROXY"] == "http://127.0.0.1:880"
+    assert {op.path for op in only(result, Text)} == {"/etc/resolv.conf", "/etc/hosts"}
+    assert only(result, Mediate)[0].gateway
+
+
+def test_nothing_granted_adds_nothing() -> None:
+    for granted in (coding(), coding(listen=(3000,)), coding(unix=("/run/s",))):
+        result = compiled(granted)
+        assert not only(result, Egress)
+        assert not only(result, Text)
+        assert not any("proxy" in name.lower() for name, _ in only(result, Environment)[0].set_)
+        assert not only(result, Mediate)[0].gateway
+
+
+def test_names_alone_are_fronted() -> None:
+    result = compiled(coding(connect=(Endpoint(network="10.0.0.0/8", port=443),)))
+    assert not any(line.axis == "network" for line in result.lowering.slack)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        Endpoint("a.example", protocol="udp"),
+        Endpoint("a.example", port=53),
+        Endpoint("a.example", port=53, protocol="udp"),
+    ],
+)
+def test_what_a_gateway_cannot_give_is_a_deficit_or_refused_where_asked(endpoint: Endpoint) -> None:
+    result = compiled(coding(connect=(endpoint,)))
+    assert [line.object for line in result.lowering.deficit] == [str(endpoint)]
+    assert not only(result, Egress)
+    with pytest.raises(Unenforceable) as caught:
+        compiled(coding(connect=(endpoint,)), explicit=Authority(connect=(endpoint,)))
+    assert str(endpoint) in reasons(caught)
+
+
+def test_udp_ports_have_an_end() -> None:
+    many = tuple(Endpoint("a.example", port=port, protocol="udp") for port in range(2000, 2130))
+    result = compiled(coding(connect=many))
+    assert len(only(result, Egress)[0].udp) == 124
+    assert len(result.lowering.deficit) == 6
+    assert {rule for rule, _ in only(result, Egress)[0].rules}.isdisjoint(
+        line.object for line in result.lowering.deficit
+    )
+
+
+def test_published_ports_need_a_gateway_and_no_rule() -> None:
+    result = compiled(coding(publish=("127.0.0.1:8080:3000", "[::1]:80:80")))
+    (way,) = only(result, Egress)
+    assert way.published == (("127.0.0.1", 8080, 3000), ("::1", 80, 80))
+    assert way.rules == ()
+
+
+def test_the_hosts_network_has_no_gateway() -> None:
+    granted = coding(connect=(GATEWAY,), publish=("127.0.0.1:8080:3000",))
+    result = compiled(granted, degrade=("network",))
+    assert not only(result, Egress)
+    assert any(line.object == "the host's network" for line in result.lowering.slack)
+    assert [line.right for line in result.lowering.deficit] == ["publish"]
+
+
+def test_a_granted_etc_keeps_its_files() -> None:
+    world = World()
+    world.files.add("/etc/resolv.conf")
+    assert not only(compiled(authority(rule("/etc", "r"), connect=(GATEWAY,)), world=world), Text)
+
+
+def test_a_resolv_conf_that_is_a_link_is_replaced() -> None:
+    world = World()
+    world.links["/etc/resolv.conf"] = ("../run/resolve/stub.conf", "/run/resolve/stub.conf")
+    world.files.add("/run/resolve/stub.conf")
+    paths = [op.path for op in only(compiled(coding(connect=(GATEWAY,)), world=world), Text)]
+    assert "/etc/resolv.conf" in paths
+
+
+def test_a_unix_socket_is_bound_alone() -> None:
+    world = World()
+    world.sockets = {"/run/user/1000/bus"}
+    result = compiled(coding(unix=("/run/user/1000/bus", "/run/none")), world=world, facts=HostFacts(landlock_abi=9))
+    binds = [op for op in only(result, Bind) if op.kind == "socket"]
+    assert [(op.source, op.read_only, op.no_exec) for op in binds] == [("/run/user/1000/bus", True, True)]
+    assert dict(only(result, Landlock)[0].rules)["/run/user/1000/bus"] == landlock.RESOLVE_UNIX
+    assert [(line.object, line.layers) for line in result.lowering.granted if line.axis == "ipc"] == [
+        ("/run/user/1000/bus", ("namespaces", "landlock"))
+    ]
+    assert [line.object for line in result.lowering.deficit] == ["/run/none"]
+    assert ("/run/user/1000/bus", "s") in only(result, Mediate)[0].granted
+    with pytest.raises(Unenforceable) as caught:
+        compiled(coding(unix=("/run/none",)), explicit=Authority(unix=("/run/none",)))
+    assert "no such socket" in reasons(caught)
+
+
+def test_without_loopback_landlock_leaves_the_granted_ports() -> None:
+    granted = coding(loopback=False, listen=(3000,), connect=(GATEWAY,))
     result = compiled(granted)
-    assert {line.right for line in result.lowering.deficit} == {"connect", "listen", "unix"}
-    for explicit in (Authority(connect=(endpoint,)), Authority(listen=(3000,)), Authority(unix=("/run/s",))):
-        with pytest.raises(Unenforceable) as caught:
-            compiled(granted, explicit=explicit)
-        assert "not available in this version yet" in reasons(caught)
-        assert len(caught.value.reasons) == 1
+    both = 3
+    assert all(op.ports == ((53, 2), (443, 2), (880, 2), (3000, both)) for op in only(result, Landlock))
+    anywhere_ = compiled(coding(loopback=False, listen=(3000,), connect=(Endpoint("a.example"),)))
+    assert all((op.handled_net, op.ports) == (1, ((3000, 1),)) for op in only(anywhere_, Landlock))
+    assert only(compiled(coding(loopback=False, listen=(3000,))), Landlock)[0].ports == ((3000, both),)
 
 
 def test_loopback_decides_whether_landlock_holds_tcp() -> None:

@@ -55,6 +55,7 @@ class World:
             "/lib64": ("usr/lib64", "/usr/lib64"),
         }
     )
+    sockets: set[str] = field(default_factory=set[str])
     owner: int = 1000
     parent_writable: bool = False
 
@@ -68,6 +69,8 @@ class World:
             kind = Kind.FILE
         elif path in self.directories or path.startswith("/usr/"):
             kind = Kind.DIRECTORY
+        elif path in self.sockets:
+            kind = Kind.SOCKET
         elif path.startswith("/dev/"):
             kind = Kind.DEVICE
         return Named(path, path, kind, uid=self.owner, parent_writable=self.parent_writable)

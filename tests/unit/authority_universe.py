@@ -95,6 +95,7 @@ def denotes(a: Authority) -> set[Atom]:
         atoms.add(("auto", "everything"))
     atoms |= {("listen", port) for port in a.listen}
     atoms |= {("loopback",)} if a.loopback else set()
+    atoms |= {("publish", port) for port in a.publish}
     atoms |= {("unix", path) for path in a.unix}
     atoms |= {("syscalls", name) for name in a.syscalls}
     atoms |= {("devices", path) for path in a.devices}
@@ -145,6 +146,7 @@ others = st.builds(
     auto_exec=st.sampled_from(AutoExec),
     opened=_some(st.sampled_from("gh"), 3),
     listen=_some(st.sampled_from([1, 2]), 3),
+    publish=_some(st.sampled_from(["127.0.0.1:1:2", "127.0.0.1:2:2"]), 3),
     loopback=st.booleans(),
     unix=_some(st.sampled_from(["/s", "/t"]), 3),
     syscalls=_some(st.sampled_from(["perf", "bpf"]), 3),

@@ -199,7 +199,7 @@ def test_join_denotes_what_it_says(pair: tuple[Authority, Authority]) -> None:
         if not any(r.fullmatch(str(atom[1])) for r in taken)
         and not (atom[2] == "write" and any(r.fullmatch(str(atom[1])) for r in kept))
     }
-    added = {"connect", "opened", "auto", "listen", "unix", "syscalls", "devices"}
+    added = {"connect", "opened", "auto", "listen", "publish", "unix", "syscalls", "devices"}
     assert {x for x in denotes(made) if x[0] in added} == {x for x in denotes(a) | denotes(b) if x[0] in added}
     assert made.loopback == (a.loopback and b.loopback)
     assert dict(made.environment) == dict(a.environment) | dict(b.environment)
@@ -422,6 +422,7 @@ def test_every_axis_reports() -> None:
         auto_exec=AutoExec.ALLOW,
         connect=(Endpoint("x", port=1),),
         listen=(80,),
+        publish=("127.0.0.1:8080:80",),
         unix=("/s",),
         syscalls=("bpf",),
         devices=("/dev/kvm",),
@@ -435,6 +436,7 @@ def test_every_axis_reports() -> None:
         "filesystem: write auto_exec: auto-executed files are protected",
         "network: connect x:1/tcp: not granted",
         "network: listen 80: not granted",
+        "network: publish 127.0.0.1:8080:80: not granted",
         "network: connect loopback: loopback is closed",
         "ipc: connect /s: not granted",
         "syscalls: call bpf: not granted",

@@ -103,11 +103,36 @@ def test_what_cannot_be_enforced_is_125_with_reasons(
     assert "fix: " in capsys.readouterr().err
 
 
-def test_network_on_the_command_line_refuses_and_in_a_profile_is_a_deficit(workspace: Path) -> None:
+def test_network_grants_are_shown_with_what_holds_them(workspace: Path) -> None:
+    found = assemble(asked(("connect", "example.com:443")), facts=FACTS).lowering
+    line = next(line for line in found.granted if line.right == "connect" and line.object == "example.com:443/tcp")
+    assert (line.layers, line.source) == (("namespaces", "gateway"), "command line --connect")
     with pytest.raises(Unenforceable):
-        assemble(asked(("connect", "example.com:443")), facts=FACTS)
-    deficit = assemble(asked(profile="coding"), facts=FACTS).lowering.deficit
-    assert [line for line in deficit if line.object == "{package_index}" and "coding.toml" in line.source]
+        assemble(asked(("connect", "example.com:53/udp")), facts=FACTS)
+
+
+def test_http_rules_that_nobody_would_apply_refuse(workspace: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "web.toml"
+    profile.write_text(
+        'format = 1\nname = "web"\nextends = ["offline"]\n[network]\nconnect = ["a.example.com:443"]\n'
+        '[[network.http]]\nhost = "a.example.com"\nmethods = ["GET"]\n'
+    )
+    with pytest.raises(Unenforceable, match="not applied"):
+        assemble(asked(profile=str(profile)), facts=FACTS)
+
+
+def test_the_package_index_is_what_pip_is_configured_to_use(workspace: Path, tmp_path: Path) -> None:
+    config = tmp_path / "pip.conf"
+    config.write_text("[global]\nindex-url = https://index.example.com:8443/simple\n")
+    environ = {**os.environ, "PIP_CONFIG_FILE": str(config), "npm_config_registry": "http://npm.example.com/"}
+    environ = {name: value for name, value in environ.items() if name not in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")}
+    made = assemble(asked(profile="coding"), environ, facts=FACTS)
+    granted = {line.object: line.source for line in made.lowering.granted if line.right == "connect"}
+    assert "coding.toml" in granted["index.example.com:8443/tcp"]
+    assert "npm.example.com:80/tcp" in granted
+    assert any("{package_index} is index.example.com:8443/tcp for pip" in note for note in made.notes)
+    assert str(config) in made.inputs
+    assert dict(made.grant.authority.environment)["PIP_INDEX_URL"] == "https://index.example.com:8443/simple"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from remit.profiles.expand import Context, Expanded, expand
 from remit.profiles.model import Profile
 from remit.profiles.parse import parse
 from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, PathRule, Right
+from remit.sandbox.authority.web import Credential, HttpRule
 
 R, W, X = Right.READ, Right.WRITE, Right.EXEC
 CONTEXT = Context("/w", "/home/u", "/run/user/1", ("/home/u/.pyenv", "/opt/node"))
@@ -184,3 +185,44 @@ degrade = ["limits", "canary"]
     assert authority.devices == ("kvm",)
     assert (result.audit, result.audit_on_full, result.degrade) == ("full", "stop", ("canary", "limits"))
     assert result.on_expiry == "freeze"
+
+
+def test_http_rules_and_credentials() -> None:
+    body = """[network]
+connect = ["api.example.com:443", "*.wild.example:443"]
+[[network.http]]
+host = "API.example.com"
+methods = ["GET", "HEAD", "GET"]
+paths = ["/v1"]
+[[network.http]]
+host = "*.wild.example"
+[[network.http]]
+host = "other.example"
+[[credentials]]
+host = "api.example.com"
+header = "Authorization: Bearer {}"
+from = "env:API_TOKEN"
+[[credentials]]
+host = "x.wild.example"
+query = "key"
+from = "file:~/token"
+variable = "KEY"
+"""
+    result = expanded(body)
+    assert result.http == (
+        HttpRule("api.example.com", methods=("GET", "HEAD"), paths=("/v1",)),
+        HttpRule("wild.example", wildcard=True),
+        HttpRule("other.example"),
+    )
+    assert result.credentials == (
+        Credential("api.example.com", "authorization", "", "env", "API_TOKEN", "API_TOKEN", "Bearer {}"),
+        Credential("x.wild.example", "", "key", "file", "~/token", "KEY"),
+    )
+    assert [str(rule.source) for rule in result.http] == [
+        "x.toml:5 network.http",
+        "x.toml:9 network.http",
+        "x.toml:11 network.http",
+    ]
+    assert len(result.notes) == 1
+    assert "other.example is not granted by network.connect" in result.notes[0]
+    assert "s3cret" not in repr(result.credentials)

@@ -1,0 +1,44 @@
+"""What a gateway reported (``egress.wire.EVENT``) as the fields of a record's event."""
+
+from __future__ import annotations
+
+import time
+
+from remit.sandbox.events.action import ALLOWED, DENIED, EXERCISED
+
+
+def connection(event: tuple[object, ...]) -> dict[str, object]:
+    """One decision as an action (``events.event``), or the end of a connection.
+
+    No process is known: a gateway sees sockets. ``errno`` is none, because what the program sees depends on how it asked.
+    """
+    call, right, thing, verdict, reason, rule, via, sent, received, duration = event
+    if verdict == "ended":
+        fields = {"source": "gateway", "object": thing, "right": right, "verdict": verdict, "via": via}
+        fields |= {"sent": sent, "received": received, "duration": duration, "reason": reason, "rule": rule}
+        return {"kind": "connection", "call": call or "1", **fields}
+    denied = verdict == "denied"
+    return {
+        "mono": time.monotonic(),
+        "kind": "action",
+        "call": call or "1",
+        "grant": "",
+        "pid": 0,
+        "pid_start": 0,
+        "exe": "",
+        "syscall": "connect",
+        "axis": "network",
+        "right": "connect",
+        "object": thing,
+        "verdict": DENIED if denied else ALLOWED,
+        "certainty": DENIED if denied else EXERCISED,
+        "layer": "gateway" if denied else "",
+        "rule": {"text": reason if denied else rule, "file": "", "line": 0, "key": ""},
+        "errno": None,
+        "source": "gateway",
+    }
+
+
+def gone(problem: str) -> dict[str, object]:
+    """The gateway died before its session: nothing can leave any more."""
+    return {"kind": "gateway", "verdict": "gone", "reason": problem}

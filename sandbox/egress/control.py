@@ -1,0 +1,97 @@
+"""The gateway's end of the control socket: packets in with their descriptors, packets out without blocking."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import marshal
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from remit.sandbox.egress.wire import MESSAGE_SIZE, MOST_DESCRIPTORS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Control:
+    """``received`` gets each message and its sockets; ``ended`` is called when the launcher is gone."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        received: Callable[[tuple[Any, ...], list[socket.socket]], None],
+        ended: Callable[[], None],
+        written: Callable[[], None],
+    ) -> None:
+        self._sock, self._received, self._ended, self._written = sock, received, ended, written
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[tuple[bytes, bool]] = deque()
+        self._empty: asyncio.Future[None] | None = None
+        self._space = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
+        sock.setblocking(False)
+        self._loop.add_reader(sock, self._readable)
+
+    def send(self, message: tuple[Any, ...], *, counted: bool = False) -> None:
+        """Send a message, now or when there is room. ``counted``: ``written`` is called when it has left."""
+        waiting = bool(self._queue)
+        self._queue.append((marshal.dumps(message), counted))
+        if not waiting:
+            self._writable()
+
+    async def flushed(self) -> None:
+        """Wait until everything has left, or nobody is there to read it."""
+        if self._queue:
+            self._empty = self._loop.create_future()
+            await self._empty
+
+    def close(self) -> None:
+        """No more callbacks; the socket is closed."""
+        self._queue.clear()
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        if self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+        self._sock.close()
+
+    def _readable(self) -> None:
+        try:
+            data, control, flags, _ = self._sock.recvmsg(MESSAGE_SIZE, self._space, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data, control, flags = b"", [], 0
+        numbers = array.array("i")
+        for level, kind, body in control:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers.frombytes(body[: len(body) - len(body) % numbers.itemsize])
+        sockets = [socket.socket(fileno=number) for number in numbers]
+        if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            # The end; or a message without all that belongs to it, which must not be half obeyed.
+            for one in sockets:
+                one.close()
+            self._loop.remove_reader(self._sock)
+            self._ended()
+            return
+        message: Any = marshal.loads(data)
+        self._received(message, sockets)
+
+    def _writable(self) -> None:
+        while self._queue:
+            data, counted = self._queue[0]
+            try:
+                self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                self._loop.add_writer(self._sock, self._writable)
+                return
+            except OSError:
+                self._queue.clear()
+                self._ended()
+                break
+            self._queue.popleft()
+            if counted:
+                self._written()
+        self._loop.remove_writer(self._sock)
+        if self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)

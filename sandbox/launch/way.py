@@ -1,0 +1,276 @@
+"""A session's way out, seen from the launcher: sockets of its namespace, and the gateway that takes them over.
+
+The gateway starts with the first packet that wants out: until then the launcher holds the sockets, and only watches
+them. Most commands connect nowhere, and a gateway costs what a whole session does (an interpreter, its memory). What
+connects meanwhile waits in the backlog. The gateway is the session's: it ends with it, and when it dies first, the
+session has no network.
+"""
+
+from __future__ import annotations
+
+import marshal
+import posix
+import select
+import sys
+from errno import EADDRINUSE, ECONNRESET, EMSGSIZE
+
+from remit.sandbox.authority.errors import LaunchError
+from remit.sandbox.egress import inside, wire
+from remit.sandbox.kernel import process, sockets
+from remit.sandbox.kernel.call import failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeAlias
+
+    from remit.sandbox.launch.request import Identity
+    from remit.sandbox.launch.wire import Operation
+
+    _Source: TypeAlias = tuple[str, tuple[wire.Rule, ...], tuple[wire.Role, ...], list[int]]
+    """(call, its rules, what the sockets are for, the sockets)."""
+
+SOCKETS = inside.SOCKETS
+"""The kind of the message that brings them. Its module is imported before the fork, because of this: what is forked has
+nothing to import from once it is in its new root."""
+
+_SOL_SOCKET, _SO_REUSEADDR = 1, 2
+_BACKLOG = 128
+_SIGKILL = 9
+_HERE = __file__.rpartition("/remit/sandbox/")[0]
+_PATIENCE_MS = 1000
+
+
+class Way:
+    """One session's way out. ``on_event`` is called with the fields of ``egress.wire.EVENT``, or with one text: why the
+    gateway is gone."""
+
+    def __init__(self, operation: Operation, who: Identity, on_event: Callable[[tuple[object, ...]], None]) -> None:
+        """Bind what is published. Raises LaunchError."""
+        _, self._rules, _udp, published, _filter = operation
+        self._who = who
+        self._on_event = on_event
+        self._control = -1
+        self._pid = 0
+        self._ready = False
+        self._dead = False
+        self._problem = ""
+        self.denials = 0
+        self._waiting: list[_Source] = []
+        self._watched: set[int] = set()
+        if published:
+            roles = tuple([(wire.PUBLISHED, inner) for _, _, inner in published])
+            self._waiting.append(("", (), roles, [_publish(*one) for one in published]))
+
+    # --- in a loop -------------------------------------------------------------------------------------------------
+
+    def watch(self, poll: select.poll) -> None:
+        """Wait for the first packet that wants out or, at a published port, in."""
+        for _, _, roles, descriptors in self._waiting:
+            for (role, _), descriptor in zip(roles, descriptors, strict=True):
+                if role != wire.PUBLISH and descriptor not in self._watched:
+                    self._watched.add(descriptor)
+                    poll.register(descriptor, select.POLLIN)
+
+    def owns(self, descriptor: int) -> bool:
+        """Whether ``ready`` is to be called for it."""
+        return descriptor == self._control or descriptor in self._watched
+
+    def ready(self, descriptor: int, poll: select.poll) -> None:
+        """Something can be read there."""
+        if descriptor != self._control:
+            self._unwatch(poll)
+            self._start()
+            poll.register(self._control, select.POLLIN)
+            self._hand_over()
+        elif not self._report():
+            poll.unregister(descriptor)
+            self._dead = True
+            self._on_event((self._problem or "it ended by itself",))
+
+    def hold(
+        self,
+        roles: tuple[wire.Role, ...],
+        descriptors: list[int],
+        poll: select.poll,
+        call: str = "",
+        rules: tuple[wire.Rule, ...] = (),
+    ) -> None:
+        """Take sockets of the session's namespace, or of a call's own with its own rules."""
+        self._waiting.append((call, rules, roles, descriptors))
+        if self._control >= 0:
+            self._hand_over()
+        else:
+            self.watch(poll)
+
+    def drop(self, call: str, poll: select.poll) -> None:
+        """A call is over: its sockets and connections end."""
+        gone = [source for source in self._waiting if source[0] == call]
+        self._waiting = [source for source in self._waiting if source[0] != call]
+        for _, _, _, descriptors in gone:
+            for descriptor in descriptors:
+                if descriptor in self._watched:
+                    self._watched.discard(descriptor)
+                    poll.unregister(descriptor)
+                posix.close(descriptor)
+        if self._control >= 0 and not self._dead:
+            try:
+                _send(self._control, (wire.CLOSE, call), [])
+            except OSError:
+                pass  # it is dying
+
+    def leave(self, poll: select.poll) -> None:
+        """The loop has no more to do with it: ``close`` comes next."""
+        self._unwatch(poll)
+        if self._control >= 0 and not self._dead:
+            poll.unregister(self._control)
+
+    def _unwatch(self, poll: select.poll) -> None:
+        for descriptor in self._watched:
+            poll.unregister(descriptor)
+        self._watched.clear()
+
+    # --- the gateway -----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start the gateway and tell it the rules. A failure is its death: the control socket's other end is closed."""
+        self._control, theirs = sockets.packet_pair()
+        try:
+            process.close_range(3, 0xFFFFFFFF, on_exec=True)  # nothing of the caller's comes along
+            self._pid = _start(theirs, self._who)
+        except OSError as error:
+            self._problem = f"it could not be started: {error.strerror}"
+        finally:
+            posix.close(theirs)
+        try:
+            _send(self._control, (wire.CONFIG, "", {"rules": self._rules}), [])
+        except OSError as error:
+            self._problem = self._problem or f"it could not be told the rules: {error.strerror}"
+
+    def _hand_over(self) -> None:
+        """Give the gateway what is held, and keep no copy: with it they end."""
+        waiting, self._waiting = self._waiting, []
+        try:
+            for call, rules, roles, descriptors in waiting:
+                _send(self._control, (wire.LISTEN, call, rules, roles), descriptors)
+        except OSError as error:
+            # It has died: its end of the control socket says so too.
+            self._problem = self._problem or f"it could not be given its sockets: {error.strerror}"
+        finally:
+            for _, _, _, descriptors in waiting:
+                for descriptor in descriptors:
+                    posix.close(descriptor)
+
+    def _report(self) -> bool:
+        """Read one message. False: the gateway is gone."""
+        try:
+            data = posix.read(self._control, wire.MESSAGE_SIZE)
+        except OSError as error:
+            if error.errno != ECONNRESET:
+                raise
+            data = b""
+        if not data:
+            return False
+        kind, *values = marshal.loads(data)
+        if kind == wire.READY:
+            self._ready = True
+        elif kind == wire.FAILED:
+            self._problem = str(values[0])
+        elif kind == wire.EVENT_KIND:
+            if values[3] == "denied":
+                self.denials += 1
+            self._on_event(tuple(values))
+        return True
+
+    def close(self) -> None:
+        """End the gateway, and hear what it still has to say."""
+        for _, _, _, descriptors in self._waiting:
+            for descriptor in descriptors:
+                posix.close(descriptor)
+        self._waiting = []
+        if self._control < 0:
+            return
+        if self._ready and not self._dead:
+            try:
+                sockets.end_writing(self._control)
+            except OSError:
+                pass
+            poll = select.poll()
+            poll.register(self._control, select.POLLIN)
+            while poll.poll(_PATIENCE_MS) and self._report():
+                pass
+        posix.close(self._control)
+        if self._pid and not posix.waitpid(self._pid, posix.WNOHANG)[0]:
+            # It had its time to say what happened; a gateway that hangs does not keep a session from ending.
+            posix.kill(self._pid, _SIGKILL)
+            posix.waitpid(self._pid, 0)
+
+
+def _send(control: int, message: tuple[Any, ...], descriptors: list[int]) -> None:
+    data = marshal.dumps(message)
+    if len(data) > wire.MESSAGE_SIZE:
+        raise failure(EMSGSIZE, "gateway")
+    sockets.send(control, data, tuple(descriptors))
+
+
+def _publish(host: str, port: int, _inner: int) -> int:
+    family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
+    listener = sockets.internet(family, sockets.STREAM)
+    try:
+        sockets.option(listener, _SOL_SOCKET, _SO_REUSEADDR, 1)
+        sockets.bind(listener, family, sockets.packed(host), port)
+        sockets.listen(listener, _BACKLOG)
+    except OSError as error:
+        hint = "another program listens there; choose another port" if error.errno == EADDRINUSE else ""
+        raise LaunchError(
+            f"{host}:{port} cannot be published: {error.strerror}", where="--publish", hint=hint
+        ) from None
+    return listener
+
+
+def _start(control: int, who: Identity) -> int:
+    program = sys.executable.encode(errors="surrogateescape")
+    code = wire.GATEWAY.encode()
+    argv = [program, b"-I", b"-S", b"-X", b"utf8", b"-c", code, _HERE.encode(errors="surrogateescape"), b"3"]
+    argv += [path.encode(errors="surrogateescape") for path in _sites()]
+    null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+    try:
+        if posix.geteuid() != 0:
+            return process.spawn(
+                program, argv, [], directory=b"/", descriptors=(null, null, null, control), new_group=True
+            )
+        return _start_as(who, argv, null, control)
+    finally:
+        posix.close(null)
+
+
+def _sites() -> list[str]:
+    """Where this interpreter's libraries are: what it found itself, then its environment's, then its base's."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    prefix = sys.executable.rpartition("/")[0].rpartition("/")[0]
+    found = [path for path in sys.path if path.startswith("/")]
+    for base in (prefix, sys.base_prefix):
+        found += [f"{base}/lib/{version}/site-packages", f"{base}/lib/{version}/dist-packages"]
+        found.append(f"{base}/lib/python3/dist-packages")
+    return list(dict.fromkeys(found))
+
+
+def _start_as(who: Identity, argv: list[bytes], null: int, control: int) -> int:
+    """As root: the gateway talks to the world, so it is the user that the session runs as."""
+    child = process.clone3(0)
+    if child:
+        return child
+    try:
+        control = posix.dup2(control, 3) if control != 3 else control
+        posix.set_inheritable(control, True)
+        for number in (0, 1, 2):
+            posix.dup2(null, number)
+        posix.setpgid(0, 0)  # a signal from the keyboard is not for the gateway
+        posix.setgroups([])
+        posix.setresgid(who.gid, who.gid, who.gid)
+        posix.setresuid(who.uid, who.uid, who.uid)
+        process.no_new_privileges()
+        posix.chdir("/")
+        posix.execve(argv[0], argv, {})
+    finally:
+        process.leave(125)
