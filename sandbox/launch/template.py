@@ -22,6 +22,8 @@ from errno import EAGAIN
 from remit.sandbox.audit.record import Record
 from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.kernel import process, sockets
+from remit.sandbox.kernel.call import libc_call
+from remit.sandbox.launch import envelope
 from remit.sandbox.launch.start import Child
 from remit.sandbox.launch.zygote import Zygote
 
@@ -36,7 +38,7 @@ CLIENT = 3
 """The descriptor of the first client's socket."""
 LISTENER = 4
 """The descriptor of a listening socket, where there is one."""
-MESSAGE_SIZE = 1 << 18
+_M_ARENA_MAX = -8
 _DIED = "its first process died"
 _FIELDS = ("source", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
@@ -65,6 +67,7 @@ class Template:
     def __init__(self, client: int, listener: int = -1) -> None:
         self._listener = listener
         self._poll = select.poll()
+        self._mail = sockets.Receiver(envelope.LIMIT)
         self._sessions: dict[int, Running] = {}
         self._clients: set[int] = {client}
         self._owner = client
@@ -97,7 +100,9 @@ class Template:
 
     def _from_client(self, client: int) -> None:
         try:
-            data, _ = sockets.receive(client, MESSAGE_SIZE)
+            data, came = self._mail.receive(client)
+            if data == envelope.MARK:
+                data = envelope.content(came.pop())
         except OSError:
             data = b""
         if not data:
@@ -111,7 +116,9 @@ class Template:
         elif kind == "stop":
             running = self._find(values[0])
             if running is not None:
-                self._close(running, "stopped")
+                why = self._close(running, "stopped")
+                if client != running.client:
+                    self._say(client, "closed", values[0], why)
 
     def _gone(self, client: int) -> None:
         self._clients.discard(client)
@@ -180,7 +187,7 @@ class Template:
 
     def _from_session(self, running: Running) -> None:
         try:
-            data, _ = sockets.receive(running.child.control, MESSAGE_SIZE)
+            data, _ = self._mail.receive(running.child.control)
         except OSError:
             data = b""
         if not data:
@@ -227,7 +234,7 @@ class Template:
     def _on_broken(self, running: Running, policy: str, phase: str, message: str, hint: str, status: int) -> None:
         running.record.event({"kind": "refused", "policy": policy, "phase": phase, "message": message})
 
-    def _close(self, running: Running, why: str) -> None:
+    def _close(self, running: Running, why: str) -> str:
         control = running.child.control
         del self._sessions[control]
         self._poll.unregister(control)
@@ -238,6 +245,7 @@ class Template:
         why = "the memory limit" if memory else why
         running.record.ended({"why": why})
         self._say(running.client, "closed", running.record.identifier, why)
+        return why
 
 
 def main() -> None:
@@ -245,7 +253,10 @@ def main() -> None:
     status = 1
     try:
         process.set_name(b"remit-template")
+        posix.chdir("/")
         arguments = posix.fstat(LISTENER) if _is_open(LISTENER) else None
+        # One heap for every thread: each would keep one of its own, for as long as the session lives.
+        libc_call("mallopt", _M_ARENA_MAX, 1)
         gc.collect()
         gc.freeze()
         gc.disable()

@@ -105,8 +105,8 @@ class Broker:
         places = tuple([_bytes(root) for root in roots])
         readable = tuple([_bytes(root) for root in reads])
         rules = Rules(places, deny, protect, catalogue, opened)
-        beyond = tuple([_bytes(root) for root in outer])
-        self.calls = Calls(rules, places, readable, beyond, self._denied, self._outside, self._grants, monotonic)
+        self._beyond = tuple([_bytes(root) for root in outer])
+        self.calls = Calls(rules, places, readable, self._beyond, self._denied, self._outside, self._grants, monotonic)
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
         for call in MEDIATED + OBSERVED:
             if call in NR:
@@ -198,7 +198,8 @@ class Broker:
         """Count what the kernel is about to refuse because nothing grants it."""
         if self._grants(path, right):
             return
-        if path.startswith(_PRIVATE) and not path.startswith(b"/proc/sys") and right != "exec":
+        private = path.startswith(_PRIVATE) and not path.startswith(b"/proc/sys") and right != "exec"
+        if private and not any([under(path, place) for place in self._beyond]):
             return
         self._source.denials += 1
         self._tell(path, right, "denied", EACCES, "nothing grants it")

@@ -24,6 +24,7 @@ from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join, normal
 from remit.sandbox.authority.model import Authority
+from remit.sandbox.authority.proof import dump
 from remit.sandbox.compile.call import Ceiling
 from remit.sandbox.compile.compiler import compile_session
 from remit.sandbox.compile.plan import Line, Lowering
@@ -40,13 +41,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from remit.profiles.model import Profile
+    from remit.sandbox.authority.proof import Chain
     from remit.sandbox.compile.plan import Plan
     from remit.sandbox.kernel.facts import HostFacts
     from remit.sandbox.resolve.binding import Named
 
 DEFAULT_PROFILE = "coding"
-CLOCK = "/proc/uptime"
-"""A file that is never the same twice: as an input, it keeps what depends on the time out of the cache."""
 
 _SWITCHES = (APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM)
 
@@ -109,7 +109,8 @@ class Assembled:
 
     ``directory`` is where the command starts. ``names`` is the binding, good for this start only. ``notes`` are for
     people who ask, ``warnings`` for whoever starts the session. ``inputs`` are the files and directories that the plan
-    depends on, and those that would make it another one if they appeared.
+    depends on, and those that would make it another one if they appeared; none where it is good for this start only.
+    ``chains`` are the signed grants in it, whose uses a start has still to take.
     """
 
     plan: Plan
@@ -125,6 +126,7 @@ class Assembled:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     inputs: tuple[str, ...]
+    chains: tuple[Chain, ...]
     ceiling: Ceiling
 
 
@@ -134,7 +136,7 @@ def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
     Raises:
         Several: two errors or more; RemitError: one. All have exit status 2.
     """
-    options, errors = granted(request.grants, cwd)
+    options, errors = granted(request.grants, cwd, environ=environ)
     workspace = directory = ""
     profile: Profile | None = None
     suggestion: Suggestion | None = None
@@ -253,6 +255,7 @@ def assemble(
         warnings=asked.warnings,
         notes=asked.expanded.notes,
         inputs=_inputs(asked, environ),
+        chains=asked.options.chains,
         ceiling=Ceiling(
             authority=authority,
             floor=asked.expanded.floor,
@@ -273,7 +276,8 @@ def assemble(
 def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
     """What a start needs, as plain values, with the paths that they depend on. Raises RemitError, as ``assemble``."""
     assembled = assemble(request)
-    prepared = Prepared(assembled.plan.wire(), assembled.warnings, json.dumps(describe(assembled)))
+    claims = tuple(claim.plain() for chain in assembled.chains for claim in chain.claims)
+    prepared = Prepared(assembled.plan.wire(), assembled.warnings, claims, json.dumps(describe(assembled)))
     return prepared, assembled.inputs
 
 
@@ -293,6 +297,7 @@ def _about(assembled: Assembled) -> dict[str, object]:
             "authority": codec.to_json(grant.authority),
             "authority_digest": codec.digest(grant.authority),
         },
+        "proofs": [json.loads(dump(chain)) for chain in assembled.chains],
         "lowering": assembled.lowering.json(),
         "audit": assembled.audit,
         "audit_on_full": assembled.audit_on_full,
@@ -309,6 +314,9 @@ def _with_indexes(lowering: Lowering, expanded: Expanded) -> Lowering:
 
 
 def _inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
+    chains = asked.options.chains
+    if any(chain.expires is not None for chain in chains):
+        return ()  # what a grant that ends leaves of its time differs at every start
     places = find.places(environ, place.home_directory(environ))
     return tuple(
         dict.fromkeys(
@@ -318,8 +326,17 @@ def _inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
                 os.path.join(asked.workspace, SUGGESTION),
                 *(path for path in environ.get("PATH", "").split(":") if path.startswith("/")),
                 *_SWITCHES,
-                # What a grant file leaves of its time differs at every start.
-                *((*asked.options.files, CLOCK) if asked.options.files else ()),
+                *asked.options.files,
+                *_proof_inputs(asked, environ),
             )
         )
     )
+
+
+def _proof_inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What the verdict on a grant file depends on, but for the ledger, which every start asks again."""
+    if not asked.options.chains:
+        return ()
+    from remit.sandbox.session import keys
+
+    return keys.inputs(environ, place.home_directory(environ))

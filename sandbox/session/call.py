@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from remit.sandbox.authority.errors import LaunchError
-from remit.sandbox.session.core import Core, Ticket
+from remit.sandbox.session.core import ENDED, Core, Ticket
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import descriptors
 from remit.sandbox.session.result import CAPTURE_LIMIT, Capture, CompletedCall, TimeoutExpired
@@ -192,8 +192,8 @@ class Popen:
             raise TimeoutExpired(self.args, timeout)
         self._raise_frozen()
         status = self._status()
-        if self._answer is not None and self._answer[0] == "exited":
-            self._core.raise_ended(self._ticket, self._answer[2])
+        if self._answer is not None and self._answer[0] == "exited" and self._answer[2] in ENDED:
+            raise self._core.ended(self._ticket, self._answer[2], "the call was ended")
         if status is None:
             raise self._core.failure(
                 self._ticket, self._answer if self._answer and self._answer[0] == "failed" else None
@@ -266,7 +266,9 @@ class Popen:
 
     def _raise_frozen(self) -> None:
         if self._frozen and self._answer is None:
-            self._core.raise_ended(self._ticket, self._frozen, "the call is stopped where it stood (kill() ends it)")
+            raise self._core.ended(
+                self._ticket, self._frozen, "it is stopped where it stood: kill() or the session's end ends it"
+            )
 
     def _wait_answer(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout

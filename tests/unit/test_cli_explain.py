@@ -17,7 +17,7 @@ from remit.cli.options import Invocation
 from remit.sandbox.authority.errors import RemitError, Unenforceable
 from remit.sandbox.kernel.facts import HostFacts
 from remit.sandbox.session import assemble as module
-from remit.sandbox.session.assemble import CLOCK, assemble, prepare
+from remit.sandbox.session.assemble import assemble, prepare
 from remit.sandbox.session.place import own_code, own_directories
 
 SCHEMAS = Path(explain.__file__).parent / "schemas"
@@ -198,8 +198,19 @@ def test_what_is_prepared_can_be_cached(workspace: Path) -> None:
     assert [path for path in inputs if path.endswith("/coding.toml")]
     assert str(workspace / "remit.toml") in inputs
     assert os.path.join(os.environ["XDG_CONFIG_HOME"], "remit", "profiles") in inputs
-    assert CLOCK not in inputs
     assert json.loads(prepared.description)["plan"]["digest"] == prepared.wire[1]
+
+
+def test_a_grant_that_ends_is_good_for_one_start(workspace: Path) -> None:
+    """What is left of its time is a limit in the plan, and another one at every start."""
+    workspace.chmod(0o700)
+    for options, cached in (([], True), (["--expires", "1h"], False)):
+        file = workspace / f"{cached}.json"
+        assert main.run(["grant", "new", "--read", str(workspace), *options, "-o", str(file)]) == 0
+        prepared, inputs = prepare(asked(("grant", str(file))))
+        assert bool(inputs) is cached
+        assert (str(file) in inputs) is cached
+        assert len(prepared.claims) == 1
 
 
 def test_the_same_request_gives_the_same_plan(workspace: Path) -> None:
