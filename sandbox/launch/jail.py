@@ -182,7 +182,9 @@ class Jail(Source):
         for descriptor in (*came[1:], slave):
             if descriptor >= 0:
                 posix.close(descriptor)
-        sockets.send(self.control, marshal.dumps(("began", self.call, self.pid, _brief(argv), self.policy.identifier, chain)))
+        sockets.send(
+            self.control, marshal.dumps(("began", self.call, self.pid, _brief(argv), self.policy.identifier, chain))
+        )
         status, usage = self._wait()
         clean = self._alone()
         if not background and not clean:

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import termios
 import time
+from errno import EMFILE, ENFILE
 from types import TracebackType
 from typing import IO, Any
 
@@ -28,6 +29,15 @@ _STDIN_COPY = 64 << 20
 Stream = int | IO[Any] | None
 
 
+def not_started(error: OSError) -> Exception:
+    """What ``error`` is where a call is being prepared: a full descriptor table is the caller's to mend."""
+    if error.errno not in (EMFILE, ENFILE):
+        return error
+    return LaunchError(
+        "this process can open no more descriptors: nothing was started", hint="close some, or raise 'ulimit -n'"
+    )
+
+
 class Streams:
     """The three standard descriptors of a call: theirs to send, ours to keep."""
 
@@ -41,6 +51,10 @@ class Streams:
             self.theirs.append(self._input(stdin))
             self.theirs.append(self._output(1, stdout))
             self.theirs.append(self.theirs[1] if stderr == STDOUT else self._output(2, stderr))
+        except OSError as error:
+            self.close()
+            self.close_theirs()
+            raise not_started(error) from None
         except BaseException:
             self.close()
             self.close_theirs()

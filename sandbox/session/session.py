@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session import opening
 from remit.sandbox.session.asked import Grant, StrPath, variables
-from remit.sandbox.session.call import PIPE, Popen, Stream, Streams, decoder, encoded, window
+from remit.sandbox.session.call import PIPE, Popen, Stream, Streams, decoder, encoded, not_started, window
 from remit.sandbox.session.core import Armed, Core
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import Link, send
@@ -30,6 +30,9 @@ def _template() -> Link:
     """This process's template: one for all of its sessions."""
     with _links_lock:
         link = _links.get(os.getpid())
+        if link is not None and not link.alive():
+            link.close()
+            link = None
         if link is None:
             link = _links[os.getpid()] = Link.start()
         return link
@@ -156,14 +159,17 @@ class Session:
 
     def close(self) -> None:
         """End the session and everything in it. A narrowed session: take its grant back. Twice is once."""
-        if self._core.shared.closed:
+        shared = self._core.shared
+        if self._pid != os.getpid():
+            if not shared.closed:
+                raise SessionClosed("a forked process cannot end its parent's session")
             return
         if self._core.depth:
-            self.revoke()
+            if not shared.closed:
+                self.revoke()
             return
-        if self._pid != os.getpid():
-            raise SessionClosed("a forked process cannot end its parent's session")
-        self._core.shared.closed = "it was closed"
+        # One that has died by itself has its sockets still.
+        shared.closed = shared.closed or "it was closed"
         try:
             if self._owner and self._link is not None:
                 self._link.stop(self.id)
@@ -371,6 +377,9 @@ class Session:
                 raise core.failure(ticket, None) from None
             finally:
                 theirs.close()
+        except OSError as error:
+            streams.close()
+            raise not_started(error) from None
         except BaseException:
             streams.close()
             raise
