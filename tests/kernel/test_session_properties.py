@@ -86,7 +86,7 @@ class Power:
         """A random authority that is not more than this one."""
 
         def of(names: tuple[str, ...], right: str) -> frozenset[str]:
-            return frozenset(name for name in names if self.has(name, right) and dice.random() < 0.3)
+            return frozenset(name for name in names if self.has(name, right) and dice.random() < 0.35)
 
         def some(values: Any) -> frozenset[Any]:
             return frozenset(value for value in sorted(values) if dice.random() < 0.6)
@@ -110,7 +110,7 @@ def session_power(dice: random.Random) -> Power:
 
     return Power(
         read=some(OBJECTS, 0.35),
-        write=some(OBJECTS, 0.35),
+        write=some(OBJECTS, 0.45),
         exec=some(OBJECTS, 0.3),
         env=some(VARIABLES, 0.75),
         groups=some(GROUPS, 0.75),
@@ -130,8 +130,12 @@ class Action:
     group: str = ""
     limit: tuple[str, int] = ("", 0)
 
-    def allowed(self, power: Power) -> bool:
-        """The oracle."""
+    def allowed(self, power: Power, whole: bool) -> bool:
+        """The oracle. ``whole``: of a session, which shows the directories on the way to what it grants."""
+        if whole and self.axis == "list":
+            ((directory, _),) = self.needs
+            if any(below(name, directory) for name in power.read | power.write | power.exec):
+                return True
         if self.variable:
             return self.variable in power.env
         if self.group:
@@ -148,11 +152,33 @@ SYSCALLS = {
 }
 
 
-def action(dice: random.Random) -> Action:
-    """A random one, of a random axis. Every action leaves the universe as it found it, whoever performs it."""
-    axis = dice.choice(
-        ("read", "list", "write", "create", "remove", "rename", "exec", "metadata", "environment", "syscalls", "limits")
-    )
+AXES = (
+    "read",
+    "list",
+    "write",
+    "create",
+    "remove",
+    "rename",
+    "exec",
+    "metadata",
+    "environment",
+    "syscalls",
+    "limits",
+)
+
+
+def wished(dice: random.Random, power: Power) -> Action:
+    """A random action of a random axis: one half of them, where there are such, within ``power``."""
+    axis, wish = dice.choice(AXES), dice.random() < 0.55
+    for _ in range(40):
+        found = action(dice, axis)
+        if found.allowed(power, False) == wish:
+            break
+    return found
+
+
+def action(dice: random.Random, axis: str) -> Action:
+    """A random one of an axis. Every action leaves the universe as it found it, whoever performs it."""
     file, directory = dice.choice((*FILES, *PROGRAMS)), dice.choice(DIRECTORIES)
     if axis == "read":
         return Action(axis, f"read('{file}')", ((file, "read"),))
@@ -177,7 +203,7 @@ def action(dice: random.Random) -> Action:
     if axis == "remove":
         return Action(axis, f"os.unlink('{directory}/spare')", ((f"{directory}/spare", "write"),))
     if axis == "rename":
-        other = dice.choice((directory, dice.choice(DIRECTORIES)))
+        other = dice.choice((directory, directory, directory, dice.choice(DIRECTORIES)))
         name = f"moved{dice.randrange(1000)}"
         code = f"(os.rename('{directory}/still', '{other}/{name}'), os.rename('{other}/{name}', '{directory}/still'))"
         return Action(axis, code, ((f"{directory}/still", "write"), (f"{other}/{name}", "write")))
@@ -293,7 +319,7 @@ def cases(world: World, dice: random.Random) -> Iterator[tuple[Action, Power, Po
         with opened(world, profile(world), environ=environ, **ceiling.keywords(world.workspace)) as session:
             for _ in range(GRANTS_OF_A_SESSION):
                 power = ceiling.part(dice)
-                actions = [action(dice) for _ in range(ACTIONS_OF_A_CALL)]
+                actions = [wished(dice, power) for _ in range(ACTIONS_OF_A_CALL)]
                 renew(world)
                 wide = tried(session, actions, None)
                 renew(world)
@@ -319,12 +345,14 @@ def test_what_succeeds_under_a_grant_is_what_the_oracle_says(world: World) -> No
     done = 0
     for one, ceiling, power, wide, narrow in cases(world, dice):
         for who, authority, outcome in (("session", ceiling, wide), ("grant", power, narrow)):
-            expected = one.allowed(authority)
-            if (outcome == "ok") != expected:
+            expected = one.allowed(authority, authority is ceiling)
+            # What is granted by itself is a mount by itself: a rename from one to another is EXDEV, as outside.
+            if (outcome == "ok") != expected and not (expected and outcome == "EXDEV" and one.axis == "rename"):
                 wrong.append(f"{who}: {one.code}: {outcome}, oracle {expected}: {authority}")
         if narrow == "ok" and wide != "ok":
             wrong.append(f"more under the grant: {one.code}: {wide} -> {narrow}")
-        counts[one.axis, "allowed" if narrow == "ok" else "denied"] += 1
+        if narrow != "EXDEV":
+            counts[one.axis, "allowed" if narrow == "ok" else "denied"] += 1
         done += 1
         if done >= CASES or len(wrong) > 20:
             break
