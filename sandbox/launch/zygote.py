@@ -31,7 +31,7 @@ from remit.sandbox.launch.policy import Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from remit.sandbox.launch.cell import Cell
@@ -44,6 +44,12 @@ _SIGKILL, _SIGSTOP = 9, 19
 _DEVICE_NODES = 1 << 6 | 1 << 11
 """LANDLOCK_ACCESS_FS_MAKE_CHAR and MAKE_BLOCK."""
 _MOST_IDLE = 8
+_FULL = (
+    "launch",
+    "the session can open no more descriptors: the call was not started",
+    "raise 'ulimit -n' before the session starts, or run fewer calls at a time",
+    125,
+)
 _EVENTS = 1024
 """Denials of one call that are kept for its reply."""
 
@@ -249,7 +255,7 @@ class Zygote:
         data, came = self._mail.receive(descriptor)
         if not data:
             process.leave(0)
-        if data == b"door":
+        if data == b"door" and came:
             self._doors.add(came[0])
             self._watch(came[0], self._from_client)
 
@@ -265,9 +271,13 @@ class Zygote:
             self._forget(door)
             return
         if data == envelope.MARK:
+            if not came:
+                return  # there was no room for the descriptor that holds it: nobody will answer, and nothing was done
             data = envelope.content(came.pop())
         kind, *values = marshal.loads(data)
-        if kind == "policy":
+        if kind == "policy" and not came:
+            self._say(door, "refused", values[0], *_FULL)
+        elif kind == "policy":
             self._define(door, values[0], values[1], came[0])
         elif kind == "forget":
             for policy in [one for one in self._policies.values() if (one.door, one.identifier) == (door, values[0])]:
@@ -326,7 +336,9 @@ class Zygote:
         data, came = self._mail.receive(descriptor)
         number, kind, *values = marshal.loads(data)
         jail = self._jails.get(number)
-        if kind == "armed" and jail is not None:
+        if kind == "armed" and jail is not None and not came:
+            self._broken(number, _FULL)
+        elif kind == "armed" and jail is not None:
             jail.attach(came[0])
             self._listeners[came[0]] = jail
             self._watch(came[0], self._from_filter)
@@ -370,7 +382,7 @@ class Zygote:
         while not policy.dropped and policy.idle < policy.wanted:
             self._arm(policy)
 
-    def _broken(self, number: int, failure: list[Any]) -> None:
+    def _broken(self, number: int, failure: Sequence[Any]) -> None:
         """A call could not be armed: whoever asks under this authority hears why, and nothing is started."""
         jail = self._jails.pop(number, None)
         policy = self._arming.pop(number)
