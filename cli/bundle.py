@@ -1,50 +1,119 @@
-"""The modules of a plain ``remit run`` in one file: a ``.pyc`` for forty sources at once.
+"""The modules of a plain ``remit run`` in one file: a ``.pyc`` for forty sources at once, without what a start never reads.
 
-Importing them one by one costs two milliseconds more, a tenth of a cold start. The bundle lies where Python keeps compiled
-code, beside this module, and deserves the same trust: it is used only if its owner is root or the user, nobody else can
-write it, and every source in it is still the one it was made from. Whoever may write there makes it, on a start that had
-to do without; for everybody else the ordinary imports serve.
+Importing them one by one costs four milliseconds, a fifth of a cold start. Whoever may write beside this module makes the
+bundle, on a start that had to do without; for everybody else the ordinary imports serve. ``remit.cli.loader`` says when it
+is used.
 """
 
+import _ctypes
+import ast
 import marshal
 import posix
 import sys
 
+from remit.cli import loader
 from remit.cli.fast import BUNDLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType
 
-    from remit.cli.fast import Entry
-
-_PREFIX = "remit.sandbox"
+    from remit.cli.loader import Entry
 
 
-def loaded() -> list[str]:
-    """The modules that a bundle made now would hold, in the order in which they were imported."""
-    return [name for name in sys.modules if name == _PREFIX or name.startswith(_PREFIX + ".")]
+class _Lean(ast.NodeTransformer):
+    """Without annotations, what only type checkers read, and ``__future__``, whose one use here is those annotations."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self._with_body(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._with_body(node)
+
+    def _with_body(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
+        self.generic_visit(node)
+        if not node.body:
+            node.body.append(ast.Pass())
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if node.value is None:
+            return None
+        return ast.Assign(targets=[node.target], value=node.value)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        return None if node.module == "__future__" else node
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" and not node.orelse:
+            return None
+        self.generic_visit(node)
+        return node
 
 
-def _lean(code: "CodeType") -> "CodeType":
-    """Without line numbers, a quarter of the bytes: a traceback of Remit's own (``REMIT_DEBUG``) is made without a bundle."""
-    inner = tuple([_lean(item) if isinstance(item, type(code)) else item for item in code.co_consts])
+def lean(text: str, source: str) -> "CodeType":
+    """The code of a module, less everything that is for readers: docstrings, annotations, assertions, line numbers."""
+    tree = ast.fix_missing_locations(_Lean().visit(ast.parse(text, source)))
+    return _without_lines(compile(tree, source, "exec", dont_inherit=True, optimize=2))
+
+
+def _without_lines(code: "CodeType") -> "CodeType":
+    inner = tuple([_without_lines(item) if isinstance(item, type(code)) else item for item in code.co_consts])
     return code.replace(co_linetable=b"", co_consts=inner)
 
 
+def _imports(text: str, names: list[str]) -> list[str]:
+    """Which of ``names`` a module imports when it is itself imported."""
+    found: list[str] = []
+    for statement in ast.parse(text).body:
+        if isinstance(statement, ast.Import):
+            found += [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom) and statement.module is not None:
+            found += [statement.module, *[f"{statement.module}.{alias.name}" for alias in statement.names]]
+    return [name for name in found if name in names]
+
+
+def ordered(texts: dict[str, str]) -> list[str]:
+    """The modules (name: source text) so that each comes after those that it imports."""
+    order: list[str] = []
+    entered: set[str] = set()
+
+    def enter(name: str) -> None:
+        if name in entered:
+            return
+        entered.add(name)
+        parent = name.rpartition(".")[0]
+        for needed in [*([parent] if parent else []), *_imports(texts[name], list(texts))]:
+            enter(needed)
+        order.append(name)
+
+    for name in texts:
+        enter(name)
+    return order
+
+
 def write(names: list[str]) -> None:
-    """Make the bundle of modules that are imported. Where that is not possible there is none, and no error."""
-    entries: list[Entry] = []
+    """Make the bundle of ``names``, which are imported. Where that is not possible there is none, and no error."""
+    sources: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for name in names:
-        module = sys.modules[name]
-        source: str | None = getattr(module, "__file__", None)
+        source: str | None = getattr(sys.modules[name], "__file__", None)
         if source is None:
             return
-        status = posix.stat(source)
-        with open(source, encoding="utf-8") as file:
-            code = compile(file.read(), source, "exec", dont_inherit=True, optimize=2)
-        data = marshal.dumps(_lean(code))
-        entries.append((name, source, hasattr(module, "__path__"), status.st_mtime_ns, status.st_size, data))
+        sources[name] = source
+        texts[name] = _text(source)
+    entries: list[Entry] = []
+    for name in ordered(texts):
+        status = posix.stat(sources[name])
+        package = hasattr(sys.modules[name], "__path__")
+        code = lean(texts[name], sources[name])
+        entries.append((name, sources[name], package, status.st_mtime_ns, status.st_size, code))
+    installer = lean(_text(loader.__file__), loader.__file__)
     temporary = f"{BUNDLE}.{posix.getpid()}"
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
     try:
@@ -52,7 +121,7 @@ def write(names: list[str]) -> None:
     except OSError:
         return
     try:
-        data = marshal.dumps(entries)
+        data = marshal.dumps((installer, (str(_ctypes.__file__), tuple(entries))))
         while data:
             data = data[posix.write(opened, data) :]
         posix.fchmod(opened, 0o644)
@@ -61,3 +130,8 @@ def write(names: list[str]) -> None:
         posix.unlink(temporary)
     finally:
         posix.close(opened)
+
+
+def _text(source: str) -> str:
+    with open(source, encoding="utf-8") as file:
+        return file.read()

@@ -16,21 +16,43 @@ case $self in
 esac
 python=${bin}python3
 [ -x "$python" ] || python=/usr/bin/python3
-# `remit` itself is found first, in its own prefix; then, for an editable install, the one path in _remit.pth is read as
-# data. Directories go *after* the standard library: nothing in them can replace a module of Python's own. (Remit's own
-# package, which imports nothing, is looked up in its one directory alone: that saves a look into three others.)
+# A bundle of what a plain `remit run` imports is used where it may be (remit/cli/loader.py). Else `remit` is found first in
+# its own prefix; then, for an editable install, by the one path in _remit.pth, read as data. Directories go *after* the
+# standard library: nothing in them can replace a module of Python's own. (Remit's own package, which imports nothing, is
+# looked up in its one directory alone: that saves a look into three others.)
 exec "$python" -I -S -X utf8 -c '
 import sys
 prefix = sys.argv[1].rstrip("/").rpartition("/")[0]
-standard = sys.path[:]
-sys.path[:] = [prefix + "/lib/python%d.%d/site-packages" % sys.version_info[:2]]
-try:
-    import remit
-except ImportError:
-    sys.path[:0] = standard
-    exec(sys.argv[2])
+site = prefix + "/lib/python%d.%d/site-packages" % sys.version_info[:2]
+bundled = False
+if sys.argv[3:4] == ["run"]:
+    import gc, marshal, posix
+    gc.disable()
+    try:
+        bundle = posix.open("%s/remit/cli/__pycache__/run.%s.bundle" % (site, sys.implementation.cache_tag),
+                            posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+    except OSError:
+        pass
+    else:
+        status = posix.fstat(bundle)
+        if status.st_uid in (0, posix.geteuid()) and not status.st_mode & 0o022:
+            loader = {}
+            code, content = marshal.loads(posix.read(bundle, status.st_size))
+            exec(code, loader)
+            bundled = loader["install"](content)
+        posix.close(bundle)
+if bundled:
+    sys.path.append(site)
 else:
-    sys.path[:0] = standard
+    standard = sys.path[:]
+    sys.path[:] = [site]
+    try:
+        import remit
+    except ImportError:
+        sys.path[:0] = standard
+        exec(sys.argv[2])
+    else:
+        sys.path[:0] = standard
 from remit.cli.fast import main
 main(sys.argv[3:])
 ' "$bin" '

@@ -74,6 +74,31 @@ def call(number: int, *arguments: int | bytes | None) -> int:
     return result
 
 
+def quick(number: int, *arguments: int | bytes | None) -> int:
+    """``call`` at half its cost, for at most five arguments of which every int fits a C int.
+
+    libffi extends an int to a whole register (x86-64 and AArch64); only what travels on the stack, or does not fit, needs
+    to be made a long first.
+    """
+    result: int = _syscall(number, *arguments)
+    if result < 0:
+        raise failure(_get_errno(), f"system call {number}")
+    return result
+
+
+def long(value: int) -> object:
+    """A C long, for ``prepared``."""
+    return _Long(value)
+
+
+def prepared(number: int, *arguments: object) -> int:
+    """``call`` with arguments as libffi takes them: as for ``quick``, or made by ``long``; the sixth must be."""
+    result: int = _syscall(number, *arguments)
+    if result < 0:
+        raise failure(_get_errno(), f"system call {number}")
+    return result
+
+
 def address(buffer: bytes) -> int:
     """The address of the first byte of ``buffer``, which must stay referenced while the address is used."""
     return id(buffer) + _BYTES_HEADER

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import posix
+from _struct import Struct
+from errno import ENOSYS
 
-from remit.sandbox.kernel.call import NR, call
+from remit.sandbox.kernel.call import AT_EMPTY_PATH, AT_FDCWD, NR, quick
 
 O_PATH = 0o10000000
 RESOLVE_NO_XDEV = 0x01
@@ -13,37 +15,45 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 RESOLVE_CACHED = 0x20
+_OPENAT2 = NR.get("openat2", -1)
+_FCHMODAT2 = NR.get("fchmodat2", -1)
+_how = Struct("=QQQ").pack
+_PIECE = 1 << 14
 
 
 def openat2(directory: int, path: bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """``openat2(2)`` (Linux 5.6). Returns a descriptor; raises OSError."""
-    how = flags.to_bytes(8, "little") + mode.to_bytes(8, "little") + resolve.to_bytes(8, "little")
-    return call(NR["openat2"], directory, path, how, 24)
+    return quick(_OPENAT2, directory, path, _how(flags, mode, resolve), 24)
 
 
 def renameat2(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int) -> None:
     """``renameat2(2)``."""
-    call(NR["renameat2"], old_directory, old, new_directory, new, flags)
+    quick(NR["renameat2"], old_directory, old, new_directory, new, flags)
 
 
 def linkat(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int) -> None:
     """``linkat(2)``."""
-    call(NR["linkat"], old_directory, old, new_directory, new, flags)
+    quick(NR["linkat"], old_directory, old, new_directory, new, flags)
 
 
 def mknodat(directory: int, path: bytes, mode: int, device: int) -> None:
     """``mknodat(2)``."""
-    call(NR["mknodat"], directory, path, mode, device)
+    quick(NR["mknodat"], directory, path, mode, device)
 
 
-def fchmodat(directory: int, path: bytes, mode: int) -> None:
-    """``fchmodat(2)``, which follows links (it has no flags; ``fchmodat2`` came with Linux 6.6)."""
-    call(NR["fchmodat"], directory, path, mode)
+def change_mode(descriptor: int, mode: int) -> None:
+    """``chmod(2)`` of what a descriptor, which O_PATH will do for, refers to: ``fchmodat2`` (Linux 6.6), or by its magic link."""
+    try:
+        quick(_FCHMODAT2, descriptor, b"", mode, AT_EMPTY_PATH)
+    except OSError as error:
+        if error.errno != ENOSYS:
+            raise
+        quick(NR["fchmodat"], AT_FDCWD, b"/proc/self/fd/%d" % descriptor, mode)
 
 
 def fchownat(directory: int, path: bytes, uid: int, gid: int, flags: int) -> None:
     """``fchownat(2)``; -1 leaves a number as it is."""
-    call(NR["fchownat"], directory, path, uid, gid, flags)
+    quick(NR["fchownat"], directory, path, uid, gid, flags)
 
 
 def write(path: str, data: bytes) -> None:
@@ -59,8 +69,9 @@ def read(path: str, size: int = 1 << 20) -> bytes:
     """Up to ``size`` bytes of a file, to its end where it is shorter. Raises OSError."""
     opened = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
+        # Piece by piece: a buffer of a megabyte costs three system calls of its own, and most files are small.
         data = b""
-        while len(data) < size and (piece := posix.read(opened, size - len(data))):
+        while len(data) < size and (piece := posix.read(opened, min(_PIECE, size - len(data)))):
             data += piece
         return data
     finally:

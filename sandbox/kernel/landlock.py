@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from remit.sandbox.kernel.call import NR, call
+from remit.sandbox.kernel.call import NR, quick
 
 RULE_PATH_BENEATH = 1
 RULE_NET_PORT = 2
@@ -13,7 +13,7 @@ CREATE_RULESET_VERSION = 1
 
 def version() -> int:
     """The Landlock ABI of this kernel. Raises OSError (ENOSYS: not built in; EOPNOTSUPP: not enabled at boot)."""
-    return call(NR["landlock_create_ruleset"], None, 0, CREATE_RULESET_VERSION)
+    return quick(NR["landlock_create_ruleset"], None, 0, CREATE_RULESET_VERSION)
 
 
 def abi() -> int:
@@ -33,12 +33,12 @@ def create_ruleset(handled_fs: int, handled_net: int, scoped: int) -> int:
     while len(words) > 1 and not words[-1]:
         words.pop()
     attributes = b"".join([w.to_bytes(8, "little") for w in words])
-    return call(NR["landlock_create_ruleset"], attributes, len(attributes), 0)
+    return quick(NR["landlock_create_ruleset"], attributes, len(attributes), 0)
 
 
 def allow_path(ruleset: int, descriptor: int, access: int) -> None:
     """``landlock_add_rule(2)``: ``access`` below the object that ``descriptor`` (O_PATH will do) refers to."""
-    call(
+    quick(
         NR["landlock_add_rule"],
         ruleset,
         RULE_PATH_BENEATH,
@@ -49,10 +49,10 @@ def allow_path(ruleset: int, descriptor: int, access: int) -> None:
 
 def allow_port(ruleset: int, port: int, access: int) -> None:
     """``landlock_add_rule(2)`` for a TCP port (ABI 4)."""
-    call(NR["landlock_add_rule"], ruleset, RULE_NET_PORT, access.to_bytes(8, "little") + port.to_bytes(8, "little"), 0)
+    quick(NR["landlock_add_rule"], ruleset, RULE_NET_PORT, access.to_bytes(8, "little") + port.to_bytes(8, "little"), 0)
 
 
 def restrict_self(ruleset: int) -> None:
     """``landlock_restrict_self(2)`` for the calling *thread*; threads and processes made from it inherit. Closes ``ruleset``."""
-    call(NR["landlock_restrict_self"], ruleset, 0)
+    quick(NR["landlock_restrict_self"], ruleset, 0)
     posix.close(ruleset)

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import posix
+from _struct import Struct
 from errno import EFAULT, ENAMETOOLONG
 
 from remit.sandbox.kernel import files
-from remit.sandbox.kernel.call import NR, Buffer, address, call, failure, libc_call
+from remit.sandbox.kernel.call import NR, Buffer, address, failure, libc_call, long, prepared
 
 _PAGE = 4096
 # Fields 48 and 51 of stat, counted from the one after the name, which is field 3.
 _ARG_START = 48 - 3
 _ENV_END = 51 - 3
 _buffer = Buffer(_PAGE)
-_local = Buffer(16)
-_remote = Buffer(16)
+_vectors = Buffer(32)
+_MOST = 256
+"""Bytes read first of a string: most paths are shorter, and what is read is copied twice."""
 _READV = NR.get("process_vm_readv", -1)
 _bytes_at = _buffer.view
+# One ``iovec`` for each side. What never changes from call to call is converted once.
+_fill = Struct("=4Q").pack_into
+_LOCAL, _REMOTE, _NONE = long(_vectors.address), long(_vectors.address + 16), long(0)
 
 
 def _read_into(pid: int, where: int, size: int) -> int:
-    _local.view[:] = _buffer.address.to_bytes(8, "little") + size.to_bytes(8, "little")
-    _remote.view[:] = where.to_bytes(8, "little") + size.to_bytes(8, "little")
-    return call(_READV, pid, _local.address, 1, _remote.address, 1, 0)
+    _fill(_vectors.view, 0, _buffer.address, size, where, size)
+    return prepared(_READV, pid, _LOCAL, 1, _REMOTE, 1, _NONE)
 
 
 def read(pid: int, where: int, size: int) -> bytes:
@@ -38,8 +42,9 @@ def read_string(pid: int, where: int, limit: int = _PAGE) -> bytes:
     Reads stop at page ends: the string's last page may be the last one that is mapped.
     """
     result = b""
+    most = _MOST
     while True:
-        size = min(_PAGE - (where & (_PAGE - 1)), limit - len(result))
+        size = min(_PAGE - (where & (_PAGE - 1)), limit - len(result), most)
         got = _read_into(pid, where, size)
         piece = bytes(_bytes_at[:got])
         end = piece.find(0)
@@ -49,6 +54,7 @@ def read_string(pid: int, where: int, limit: int = _PAGE) -> bytes:
             raise failure(EFAULT, "process_vm_readv")
         result += piece
         where += got
+        most = _PAGE
         if len(result) >= limit:
             raise failure(ENAMETOOLONG, "path")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from remit.sandbox.kernel.call import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, NR, call
+from remit.sandbox.kernel.call import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, NR, quick
 
 MS_PRIVATE = 1 << 18
 MS_REC = 0x4000
@@ -29,17 +29,17 @@ _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
 def make_private() -> None:
     """No mount event travels between this mount namespace and any other."""
-    call(NR["mount"], None, b"/", None, MS_REC | MS_PRIVATE, None)
+    quick(NR["mount"], None, b"/", None, MS_REC | MS_PRIVATE, None)
 
 
 def new_filesystem(kind: bytes, options: tuple[tuple[bytes, bytes], ...], attributes: int) -> int:
     """``fsopen``, ``fsconfig``, ``fsmount``: the descriptor of a detached mount of a new filesystem."""
-    context = call(NR["fsopen"], kind, FSOPEN_CLOEXEC)
+    context = quick(NR["fsopen"], kind, FSOPEN_CLOEXEC)
     try:
         for key, value in options:
-            call(NR["fsconfig"], context, _FSCONFIG_SET_STRING, key, value, 0)
-        call(NR["fsconfig"], context, _FSCONFIG_CREATE, None, None, 0)
-        return call(NR["fsmount"], context, FSMOUNT_CLOEXEC, attributes)
+            quick(NR["fsconfig"], context, _FSCONFIG_SET_STRING, key, value, 0)
+        quick(NR["fsconfig"], context, _FSCONFIG_CREATE, None, None, 0)
+        return quick(NR["fsmount"], context, FSMOUNT_CLOEXEC, attributes)
     finally:
         posix.close(context)
 
@@ -47,29 +47,29 @@ def new_filesystem(kind: bytes, options: tuple[tuple[bytes, bytes], ...], attrib
 def clone_tree(descriptor: int, *, recursive: bool = True) -> int:
     """``open_tree(OPEN_TREE_CLONE)`` of the object behind ``descriptor``: the descriptor of a detached copy of its mounts."""
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    return call(NR["open_tree"], descriptor, b"", flags)
+    return quick(NR["open_tree"], descriptor, b"", flags)
 
 
 def set_attributes(mount: int, attributes: int, *, recursive: bool = True, user_namespace: int = 0) -> None:
     """``mount_setattr(2)``. With AT_RECURSIVE it covers submounts, which remounting a bind does not."""
     structure = b"".join([v.to_bytes(8, "little") for v in (attributes, 0, 0, user_namespace)])
-    call(NR["mount_setattr"], mount, b"", AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0), structure, 32)
+    quick(NR["mount_setattr"], mount, b"", AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0), structure, 32)
 
 
 def attach(mount: int, directory: int, path: bytes = b"") -> None:
     """``move_mount(2)`` of a detached mount onto ``path`` below ``directory``, or onto ``directory`` itself."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | (0 if path else _MOVE_MOUNT_T_EMPTY_PATH)
-    call(NR["move_mount"], mount, b"", directory, path, flags)
+    quick(NR["move_mount"], mount, b"", directory, path, flags)
 
 
 def attach_over(mount: int, path: bytes) -> None:
     """``move_mount(2)`` onto an absolute path of the current root."""
-    call(NR["move_mount"], mount, b"", AT_FDCWD, path, _MOVE_MOUNT_F_EMPTY_PATH)
+    quick(NR["move_mount"], mount, b"", AT_FDCWD, path, _MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def pivot_to(root: int) -> None:
     """Make the attached mount ``root`` the root of this mount namespace and detach the old one."""
     posix.fchdir(root)
-    call(NR["pivot_root"], b".", b".")
-    call(NR["umount2"], b".", MNT_DETACH)
+    quick(NR["pivot_root"], b".", b".")
+    quick(NR["umount2"], b".", MNT_DETACH)
     posix.chdir("/")

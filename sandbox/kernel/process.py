@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posix
 
-from remit.sandbox.kernel.call import NR, Buffer, address, call, check, has_libc, libc_call
+from remit.sandbox.kernel.call import NR, Buffer, address, call, check, has_libc, libc_call, quick
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def clone3(flags: int, *, pidfd: Buffer | None = None) -> int:
     """
     fields = (flags | (CLONE_PIDFD if pidfd else 0), pidfd.address if pidfd else 0, 0, 0, _SIGCHLD, 0, 0, 0)
     arguments = b"".join([field.to_bytes(8, "little") for field in fields])
-    return call(NR["clone3"], arguments, len(arguments))
+    return quick(NR["clone3"], arguments, len(arguments))
 
 
 def leave(status: int) -> NoReturn:
@@ -89,38 +89,38 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
 
 def die_with_parent() -> None:
     """SIGKILL when the *thread* that made this process ends (``PR_SET_PDEATHSIG``): a belt, not the braces."""
-    call(NR["prctl"], _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    quick(NR["prctl"], _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
 
 
 def adopt_orphans() -> None:
     """Orphaned descendants become this process's children (``PR_SET_CHILD_SUBREAPER``)."""
-    call(NR["prctl"], _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    quick(NR["prctl"], _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def set_dumpable(on: bool) -> None:
     """Whether others of this user may look into this process (``/proc/PID/mem``, ``environ``, ``fd``)."""
-    call(NR["prctl"], _PR_SET_DUMPABLE, int(on), 0, 0, 0)
+    quick(NR["prctl"], _PR_SET_DUMPABLE, int(on), 0, 0, 0)
 
 
 def set_name(name: bytes) -> None:
     """The thread's name (15 bytes), as ``ps`` shows it."""
-    call(NR["prctl"], _PR_SET_NAME, name, 0, 0, 0)
+    quick(NR["prctl"], _PR_SET_NAME, name, 0, 0, 0)
 
 
 def no_new_privileges() -> None:
     """``PR_SET_NO_NEW_PRIVS`` for the calling thread."""
-    call(NR["prctl"], _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    quick(NR["prctl"], _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def drop_bounding_set() -> None:
     """Empty the capability bounding set. Ends at the first number that the kernel does not know."""
-    capability = 0
-    while True:
-        try:
-            call(NR["prctl"], _PR_CAPBSET_DROP, capability, 0, 0, 0)
-        except OSError:
-            return
-        capability += 1
+    number, capability = NR["prctl"], 0
+    try:
+        while True:
+            quick(number, _PR_CAPBSET_DROP, capability, 0, 0, 0)
+            capability += 1
+    except OSError:
+        return
 
 
 def set_capabilities(mask: int, inheritable: int = 0) -> None:
@@ -130,7 +130,7 @@ def set_capabilities(mask: int, inheritable: int = 0) -> None:
     sets = b"".join(
         [(one >> shift & 0xFFFFFFFF).to_bytes(4, "little") for shift in (0, 32) for one in (mask, mask, inheritable)]
     )
-    call(NR["capset"], header, sets)
+    quick(NR["capset"], header, sets)
 
 
 def capabilities() -> int:
@@ -143,7 +143,7 @@ def capabilities() -> int:
 
 def raise_ambient(capability: int) -> None:
     """``PR_CAP_AMBIENT_RAISE`` (Linux 4.3): a program that this thread executes keeps it. It must be inheritable."""
-    call(NR["prctl"], _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0)
+    quick(NR["prctl"], _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0)
 
 
 def close_range(first: int, last: int, *, on_exec: bool = False) -> None:

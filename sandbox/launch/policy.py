@@ -42,7 +42,6 @@ class Policy:
         self.idle = 0
         """Threads that are armed, or about to be."""
         self.busy = 0
-        self.wanted = 2
         self.number = 0
         self.dropped = False
         self.door = -1

@@ -9,8 +9,8 @@ descriptor: a directory swapped for a link meanwhile ends the start instead of w
 from __future__ import annotations
 
 import posix
+from _stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, S_IFSOCK  # stat would be a file to load
 from errno import EEXIST, ENOENT
-from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, S_IFSOCK
 
 from remit.sandbox.kernel import files, mount
 
@@ -22,6 +22,7 @@ _COPY_LIMIT = 1 << 20
 TYPE_CHECKING = False  # typing's own costs 3 ms to import; checkers know this name
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from remit.sandbox.launch.wire import Operation
 
@@ -44,6 +45,10 @@ class Root:
         self._pts = self._shm = -1
         self.descriptor = -1
 
+    def _steps(self, prefix: str, operations: Sequence[Operation]) -> dict[str, Callable[..., Any] | None]:
+        """What to do for each kind of operation."""
+        return {kind: getattr(self, prefix + kind, None) for kind in {operation[0] for operation in operations}}
+
     # --- first pass -----------------------------------------------------------------------------------------------
 
     def open_source(self, path: str, flags: int = _OPEN_SOURCE) -> int:
@@ -55,15 +60,17 @@ class Root:
 
     def open_sources(self, operations: Sequence[Operation], idmapped: Mapping[str, int]) -> None:
         """Open and clone what comes from the host, as the user who started the session."""
+        takes = self._steps("_take_", operations)
         for index, operation in enumerate(operations):
-            take: Callable[..., int] | None = getattr(self, f"_take_{operation[0]}", None)
+            take = takes[operation[0]]
             if take is not None:
                 self._prepared[index] = take(idmapped, *operation[1:])
 
     def make_filesystems(self, operations: Sequence[Operation]) -> None:
         """Make every new file system, as the user whom the command will run as: their files must have a mapped owner."""
+        makes = self._steps("_make_", operations)
         for index, operation in enumerate(operations):
-            make: Callable[..., int] | None = getattr(self, f"_make_{operation[0]}", None)
+            make = makes[operation[0]]
             if make is not None:
                 self._prepared[index] = make(*operation[1:])
             elif operation[0] == "proc" and operation[1]:
@@ -107,9 +114,10 @@ class Root:
     def _take_copy(self, _idmapped: object, source: str, target: str) -> int:
         opened = self.open_source(source, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
         try:
-            if S_IFMT(posix.fstat(opened).st_mode) != S_IFREG:
+            status = posix.fstat(opened)
+            if S_IFMT(status.st_mode) != S_IFREG:
                 raise Swapped(source)
-            self._copies[target] = posix.read(opened, _COPY_LIMIT)
+            self._copies[target] = posix.read(opened, min(status.st_size, _COPY_LIMIT))
         finally:
             posix.close(opened)
         return -1
@@ -123,7 +131,6 @@ class Root:
             opened = self.open_source(f"/dev/{node}")
             tree = mount.clone_tree(opened, recursive=False)
             posix.close(opened)
-            mount.set_attributes(tree, mount.ATTR_NOSUID | mount.ATTR_NOEXEC, recursive=False)
             self._device_trees.append((node, tree))
         return -1
 
@@ -147,8 +154,9 @@ class Root:
 
     def assemble(self, operations: Sequence[Operation]) -> None:
         """Attach the new root and place everything in it, in order."""
+        places = self._steps("_place_", operations)
         for index, operation in enumerate(operations):
-            place: Callable[..., None] | None = getattr(self, f"_place_{operation[0]}", None)
+            place = places[operation[0]]
             if place is not None:
                 place(self._prepared.get(index, -1), *operation[1:])
 
@@ -228,6 +236,7 @@ class Root:
             posix.close(tree)
         mount.attach(self._pts, prepared, b"pts")
         mount.attach(self._shm, prepared, b"shm")
+        mount.set_attributes(prepared, mount.ATTR_NOSUID | mount.ATTR_NOEXEC)  # of every device at once
         mount.set_attributes(prepared, mount.ATTR_RDONLY, recursive=False)
         posix.close(self._pts)
         posix.close(self._shm)

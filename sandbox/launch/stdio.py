@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import marshal
 import posix
+from _stat import S_ISDIR, S_ISREG
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl, ioctl
-from stat import S_ISDIR, S_ISREG
 
 from remit.sandbox.kernel import files, mount, sockets
 

@@ -40,16 +40,19 @@ if TYPE_CHECKING:
 
 _STACK = 1 << 18
 _WATCH_MS = 200
-_SIGKILL, _SIGSTOP = 9, 19
+_SIGSTOP = 19
 _DEVICE_NODES = 1 << 6 | 1 << 11
 """LANDLOCK_ACCESS_FS_MAKE_CHAR and MAKE_BLOCK."""
-_MOST_IDLE = 8
 _FULL = (
     "launch",
     "the session can open no more descriptors: the call was not started",
     "raise 'ulimit -n' before the session starts, or run fewer calls at a time",
     125,
 )
+_MOST = 32
+"""Threads of one policy. Beyond that, requests wait for one to come back."""
+_IDLE = 2
+"""Threads that wait at least, for each policy."""
 _EVENTS = 1024
 """Denials of one call that are kept for its reply."""
 
@@ -225,10 +228,9 @@ class Zygote:
         if self._memory_limit and usage.memory_exceeds(self._memory_limit):
             self._end("memory")
         for jail in [*self._listeners.values()]:
-            limit = jail.policy.memory_limit
+            limit, call = jail.policy.memory_limit, jail.call
             if limit and jail.pid and not jail.limit and usage.memory_exceeds(limit, self.processes(jail)):
-                jail.limit = "memory"
-                jail.kill(_SIGKILL)
+                _tell_jail(jail, "memory", call)
 
     def _end(self, limit: str) -> None:
         self._tell("limit", limit)
@@ -310,10 +312,10 @@ class Zygote:
         self._revoked.add(grant)
         stopped: list[str] = []
         for jail in [*self._listeners.values()]:
-            if jail.call and grant in jail.chain:
-                stopped.append(jail.call)
-                jail.limit = jail.limit or "revoked"
-                _nudge(jail)
+            call = jail.call
+            if call and grant in jail.chain:
+                stopped.append(call)
+                _tell_jail(jail, "revoked", call)
         self._say(door, "revoked", grant, stopped)
 
     def _say(self, door: int, *message: Any) -> None:
@@ -351,6 +353,10 @@ class Zygote:
         elif kind == "taken" and jail is not None:
             jail.busy = True
             self._taken(jail.policy)
+        elif kind == "free" and jail is not None:
+            jail.busy = False
+            jail.policy.busy -= 1
+            jail.policy.idle += 1
         elif kind == "freeze" and jail is not None:
             self._freeze(jail)
         elif kind == "done" and jail is not None:
@@ -359,12 +365,10 @@ class Zygote:
             self._broken(number, values)
 
     def _taken(self, policy: Policy) -> None:
-        """One thread less is waiting. Arming another one now would compete with the call: it waits for its end, unless
-        this was the last."""
+        """One thread less is waiting. It comes back; another one is armed where this was the last."""
         policy.idle -= 1
         policy.busy += 1
-        policy.wanted = min(_MOST_IDLE, max(policy.wanted, policy.busy))
-        if not policy.idle and not policy.dropped:
+        if not policy.idle and not policy.dropped and policy.busy < _MOST:
             self._arm(policy)
 
     def _done(self, jail: Jail) -> None:
@@ -379,7 +383,7 @@ class Zygote:
             policy.busy -= 1
         else:
             policy.idle -= 1
-        while not policy.dropped and policy.idle < policy.wanted:
+        while not policy.dropped and policy.idle < _IDLE and policy.idle + policy.busy < _MOST:
             self._arm(policy)
 
     def _broken(self, number: int, failure: Sequence[Any]) -> None:
@@ -436,8 +440,9 @@ class Zygote:
             seen.update(new)
 
 
-def _nudge(jail: Jail) -> None:
+def _tell_jail(jail: Jail, why: str, call: str) -> None:
+    """The call may be over by the time that its thread reads this: so it is named."""
     try:
-        posix.write(jail.wake, b"r")
+        posix.write(jail.wake, f"{why} {call}\n".encode())
     except OSError:
-        pass  # it has ended
+        pass  # the thread has ended

@@ -156,7 +156,10 @@ class Broker:
         rows = self._refused.get(nr)
         if rows is not None:
             for errno, conditions in rows:
-                if all(arguments[index] & mask == value for index, mask, value in conditions):
+                for index, mask, value in conditions:
+                    if arguments[index] & mask != value:
+                        break
+                else:
                     # A directory may be setgid: the handler looks at what it is.
                     if nr in self._modes and not arguments[self._modes[nr]] & _S_ISUID:
                         continue

@@ -46,7 +46,7 @@ from remit.sandbox.kernel.files import (
     RESOLVE_CACHED,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
-    fchmodat,
+    change_mode,
     fchownat,
     linkat,
     mknodat,
@@ -150,10 +150,10 @@ class Calls:
     # --- names
 
     def _inside(self, path: bytes) -> bool:
-        return any(path == root or path.startswith(below) for root, below, _ in self._roots)
+        return any([path.startswith(below) or path == root for root, below, _ in self._roots])
 
     def _mediates(self, path: bytes, writes: int) -> bool:
-        return self._inside(path) if writes else any(under(path, root) for root in self._reads)
+        return self._inside(path) if writes else any([under(path, root) for root in self._reads])
 
     def _resolved(self, descriptor: int, where: int) -> tuple[int, bytes, bytes, bool] | None:
         """The parent of what the caller names, fast where no link is on the way; None: the kernel goes on."""
@@ -721,7 +721,7 @@ class Calls:
                 raise self._denied("setuid", path, "setuid and setgid modes are refused", EPERM)
         if flags & AT_SYMLINK_NOFOLLOW and posix.fstat(found).st_mode & _S_IFMT == _S_IFLNK:
             return call(NR["fchmodat2"], found, b"", mode & 0o7777, AT_EMPTY_PATH)
-        fchmodat(AT_FDCWD, b"/proc/self/fd/%d" % found, mode & 0o7777)
+        change_mode(found, mode & 0o7777)
         return 0
 
     def chown(self, path: int, uid: int, gid: int, *_: int) -> int:
@@ -748,13 +748,27 @@ class Calls:
         fchownat(found, b"", signed(uid), signed(gid), AT_EMPTY_PATH)
         return 0
 
+    def _object_fast(self, descriptor: int, path: bytes) -> tuple[int, bytes] | None:
+        """A descriptor (O_PATH) of what lies in a root behind no link, and its path; None: look for it in another way."""
+        full = self.view.lexical(descriptor, path)
+        if full is not None:
+            for _, below, anchor in self._roots:
+                if full.startswith(below):
+                    try:
+                        found = openat2(anchor, full[len(below) :], O_PATH | O_CLOEXEC, 0, _STRICT)
+                    except OSError:
+                        return None
+                    return self.view.own(found), full
+        return None
+
     def object_to_change(self, descriptor: int, path: bytes, flags: int, *, hooks_too: bool = False) -> int:
         """What the caller names, for changing what is no content of it. Raises what refuses that, and OSError.
 
         ``hooks_too``: the mode of a file decides whether git runs it.
         """
+        quick = self._object_fast(descriptor, path)
         try:
-            found, full = self.view.object(
+            found, full = quick or self.view.object(
                 descriptor, path, follow=not flags & AT_SYMLINK_NOFOLLOW, empty=bool(flags & AT_EMPTY_PATH)
             )
         except Foreign:

@@ -44,10 +44,11 @@ class Foreign(Exception):
 class View:
     """The names of the caller of one notification. ``begin`` and ``end`` bracket it; ``end`` closes what was opened."""
 
-    __slots__ = ("_own_entries", "_proc_device", "copies", "owned", "pid")
+    __slots__ = ("_own_entries", "_proc_device", "_where", "copies", "owned", "pid")
 
     def __init__(self) -> None:
         self.pid = 0
+        self._where = b""
         self.copies = False
         """The caller's mounts are copies of this process's (``mount_namespaces(7)``): the same trees, yet to the kernel a
         link or a rename from one to the other is EXDEV. So all that is resolved is put into this process's."""
@@ -58,12 +59,13 @@ class View:
     def begin(self, pid: int) -> None:
         """``pid`` is the calling thread's, in the mediator's PID namespace."""
         self.pid = pid
+        self._where = b""
 
     def end(self) -> None:
         """Close every descriptor of this notification."""
-        for descriptor in self.owned:
-            posix.close(descriptor)
-        self.owned.clear()
+        owned = self.owned
+        while owned:
+            posix.close(owned.pop())
 
     def own(self, descriptor: int) -> int:
         """``end`` closes ``descriptor``."""
@@ -116,8 +118,11 @@ class View:
         if path[0] != 47:
             number = signed(descriptor)
             try:
-                name = b"/proc/%d/cwd" % self.pid if number == AT_FDCWD else b"/proc/%d/fd/%d" % (self.pid, number)
-                base = posix.readlink(name)
+                if number != AT_FDCWD:
+                    base = posix.readlink(b"/proc/%d/fd/%d" % (self.pid, number))
+                else:
+                    # Once for both names of a rename.
+                    base = self._where = self._where or posix.readlink(b"/proc/%d/cwd" % self.pid)
             except OSError:
                 return None
             if base.endswith(_DELETED) or base[:1] != b"/":

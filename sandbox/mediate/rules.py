@@ -56,15 +56,19 @@ class Rules:
         hooks: list[bytes] = []
         interpreters: list[bytes] = []
         packages: list[bytes] = []
-        for kind_name, *tail_names in catalogue:
-            names = tuple([_bytes(name) for name in tail_names])
-            text = "auto_exec " + "/".join(tail_names)
+        special_kinds = {"hook": hooks, "interpreter": interpreters, "package": packages}
+        for row in catalogue:
+            kind_name = row[0]
+            text = "/".join(row[1:])
+            tail_bytes = _bytes(text)
             if kind_name == "any":
-                deep.append((b"", b"/" + b"/".join(names) + b"/", names, CATALOGUE, text))
+                deep.append(
+                    (b"", b"/" + tail_bytes + b"/", tuple(tail_bytes.split(b"/")), CATALOGUE, "auto_exec " + text)
+                )
             elif kind_name == "top":
-                literals.extend([(root + b"/" + b"/".join(names), CATALOGUE, text) for root in roots])
+                literals.extend([(root + b"/" + tail_bytes, CATALOGUE, "auto_exec " + text) for root in roots])
             else:
-                {"hook": hooks, "interpreter": interpreters, "package": packages}[kind_name].append(names[0])
+                special_kinds[kind_name].append(tail_bytes)
         self._literals = literals
         self._prefixes = tuple([path for path, _, _ in literals])
         self._deep = deep

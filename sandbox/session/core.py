@@ -47,7 +47,8 @@ POLICIES = 32
 """Authorities for which calls are kept armed at a time; the least recently used one is given up."""
 Terminal = tuple[bytes, tuple[bool, bool, bool]]
 """A pseudo-terminal for a call: its ``struct winsize``, and which of its three streams it is."""
-ENDED: dict[str, type[GrantError]] = {"expired": GrantExpired, "revoked": GrantRevoked}
+_ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
+_HAS = {"expired": "has expired", "revoked": "was revoked"}
 
 
 @dataclass(slots=True)
@@ -57,6 +58,8 @@ class Armed:
     identifier: int
     plan: CallPlan
     requests: Any
+    held: int = 0
+    """Calls that were sent there, or are about to be, and have not answered: it is not given up under them."""
 
 
 @dataclass(slots=True)
@@ -223,23 +226,43 @@ class Core:
     def armed(self, asked: Asked | None, pair: Any) -> tuple[Armed, tuple[int, CallWire, Any] | None, list[Armed]]:
         """Where to send a request under ``asked``; a definition to send first, if it is new; what is given up for it.
 
-        ``pair()`` makes two connected packet sockets: ours and the session's.
+        It is held for the request until ``release``. ``pair()`` makes two connected packet sockets: ours and the session's.
         """
         key, plan, _, _ = self.plan(asked)
         with self.shared.lock:
-            policies = self.shared.policies
-            known = policies.get(key)
-            if known is not None and known.identifier not in self.shared.refused:
-                policies.move_to_end(key)
+            known = self._hold(key)
+            if known is not None:
                 return known, None, []
+            policies = self.shared.policies
             ours, theirs = pair()
             identifier = next(self.shared.numbers)
-            made = Armed(identifier, plan, ours)
+            made = Armed(identifier, plan, ours, held=1)
             policies[key] = made
-            dropped: list[Armed] = []
-            while len(policies) > POLICIES:
-                dropped.append(policies.popitem(last=False)[1])
+            # A request that waits under an authority which is given up would be lost, and look like a dead session.
+            idle = [one for one, armed in policies.items() if not armed.held]
+            dropped = [policies.pop(one) for one in idle[: max(0, len(policies) - POLICIES)]]
             return made, (identifier, plan.wire(), theirs), dropped
+
+    def ready(self, asked: Asked | None) -> Armed | None:
+        """Where to send a request under ``asked``, if that is known already: nothing is resolved or compiled."""
+        found = self._plans.get(asked)
+        if found is None:
+            return None
+        with self.shared.lock:
+            return self._hold(found[0])
+
+    def _hold(self, key: str) -> Armed | None:
+        known = self.shared.policies.get(key)
+        if known is None or known.identifier in self.shared.refused:
+            return None
+        self.shared.policies.move_to_end(key)
+        known.held += 1
+        return known
+
+    def release(self, armed: Armed) -> None:
+        """A call has answered, or will not be sent: once for each time that ``armed`` or ``ready`` gave it."""
+        with self.shared.lock:
+            armed.held -= 1
 
     def ticket(
         self,
@@ -391,8 +414,7 @@ class Core:
     ) -> CompletedCall[Any]:
         """The result of a call that ran. Raises GrantExpired, GrantRevoked where that ended it."""
         _, status, limit, cpu, memory, denied, events = message
-        if limit in ENDED:
-            raise self.ended(ticket, limit, "the call was ended")
+        self.raise_ended(ticket, limit)
         denials = tuple(
             Denial(os.fsdecode(path), right, errno, rule, pid)
             for _, pid, _nr, path, right, verdict, errno, rule in events
@@ -413,10 +435,10 @@ class Core:
             stderr_lost=lost[1],
         )
 
-    def ended(self, ticket: Ticket, why: str, what: str) -> GrantError:
-        """The error of a call whose grant ended (``expired``, ``revoked``) before it did; ``what`` became of it."""
-        verb = "has expired" if why == "expired" else "was revoked"
-        return ENDED[why](f"grant {ticket.grant.id} {verb}; {what}", hint="ask the grantor for a new one")
+    def raise_ended(self, ticket: Ticket, why: str, what: str = "the call was ended") -> None:
+        """Raises GrantExpired, GrantRevoked where that is ``why`` a call ended (or was stopped)."""
+        if why in _ENDED:
+            raise _ENDED[why](f"grant {ticket.grant.id} {_HAS[why]}; {what}", hint="ask the grantor for a new one")
 
     def heard(self, message: tuple[Any, ...]) -> None:
         """A message from the session's first process that is about no call in particular."""

@@ -15,10 +15,10 @@ from remit.sandbox.kernel import process
 from remit.sandbox.launch import terminal
 from remit.sandbox.launch.start import FORWARDED, SIGWINCH
 from remit.sandbox.session import standing
-from remit.sandbox.session.call import copy_of_regular
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import descriptors, send
 from remit.sandbox.session.result import CompletedCall
+from remit.sandbox.session.streams import copy_of_regular
 
 if TYPE_CHECKING:
     from remit.sandbox.launch.request import Terminal
@@ -113,7 +113,11 @@ class _Running:
 
     def _listen(self, watch: select.poll) -> None:
         try:
-            data, ancillary, _, _ = self._reply.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
+            try:
+                data, ancillary, _, _ = self._reply.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
+            except ConnectionResetError:
+                # A signal that was sent as the command ended was not read: that is told before the answer.
+                data, ancillary, _, _ = self._reply.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
         except OSError:
             data, ancillary = b"", []
         message: tuple[Any, ...] | None = marshal.loads(data) if data else None
@@ -129,7 +133,7 @@ class _Running:
         elif message is not None and message[0] == "exited":
             self._answer = message
         elif message is not None and message[0] == "frozen":
-            raise self._core.ended(self._ticket, message[1], "the call is stopped where it stood")
+            self._core.raise_ended(self._ticket, message[1], "the call is stopped where it stood")
         else:
             self._door.drain(self._core)
             raise self._core.failure(self._ticket, message)

@@ -190,11 +190,11 @@ def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return found.tolist()
 
 
-def send(connection: socket.socket, data: bytes, passed: list[int]) -> None:
+def send(connection: socket.socket, data: bytes, passed: list[int], flags: int = 0) -> None:
     """One message with descriptors, in an ``envelope`` where it is large. Raises OSError."""
     message, more = envelope.enclosed(data)
     try:
-        socket.send_fds(connection, [message], [*passed, *more])
+        socket.send_fds(connection, [message], [*passed, *more], flags)
     finally:
         for descriptor in more:
             os.close(descriptor)

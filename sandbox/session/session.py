@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
-import weakref
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, overload
 
 from remit.sandbox.authority.grant import Grant as Held
-from remit.sandbox.session import opening
-from remit.sandbox.session.asked import Grant, StrPath, variables
-from remit.sandbox.session.call import PIPE, Popen, Stream, Streams, decoder, encoded, not_started, window
-from remit.sandbox.session.core import Armed, Core
-from remit.sandbox.session.door import Door
-from remit.sandbox.session.link import Link, send
-from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed
-
-_WINDOW = (24, 80)
-
-_links: dict[int, Link] = {}
-_links_lock = threading.Lock()
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+from remit.sandbox.session.asked import Grant, StrPath
+from remit.sandbox.session.base import Base, begin, reply_pair, request
+from remit.sandbox.session.call import Popen
+from remit.sandbox.session.handle import Handle
+from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall
+from remit.sandbox.session.streams import PIPE, Decode, Stream, Streams, decoder, encoded
 
 
-def _template() -> Link:
-    """This process's template: one for all of its sessions."""
-    with _links_lock:
-        link = _links.get(os.getpid())
-        if link is not None and not link.alive():
-            link.close()
-            link = None
-        if link is None:
-            link = _links[os.getpid()] = Link.start()
-        return link
-
-
-def _after_fork() -> None:
-    """A child shares no session with its parent: it neither uses nor ends them."""
-    global _links_lock
-    _links_lock = threading.Lock()
-    for link in _links.values():
-        link.abandon()
-    _links.clear()
-    for session in list(_sessions):
-        session.abandon()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-class Session:
+class Session(Base):
     """A session: its authority is the ceiling of every call in it.
 
     The authority is the profile's and what the keywords add (``read``, ``write``, ``exec``, ``connect``, ...) or take
@@ -84,70 +48,25 @@ class Session:
         expires: str = "",
         purpose: str = "",
     ) -> None:
-        wanted = opening.Wanted(
-            profile=profile,
-            workspace=os.fspath(workspace),
-            grants=opening.options(
-                {
-                    "read": _paths(read),
-                    "write": _paths(write),
-                    "exec": _paths(exec),
-                    "deny": _paths(deny),
-                    "protect": _paths(protect),
-                    "connect": connect,
-                    "listen": map(str, listen),
-                    "unix": _paths(unix),
-                    "env": variables(env),
-                    "limit": (f"{name}={value}" for name, value in (limits or {}).items()),
-                    "allow-syscalls": allow_syscalls,
-                    "degrade": degrade,
-                    "expires": [expires] if expires else [],
-                    "purpose": [purpose] if purpose else [],
-                }
-            ),
+        wanted = request(
+            profile,
+            workspace,
+            read=read,
+            write=write,
+            exec=exec,
+            deny=deny,
+            protect=protect,
+            connect=connect,
+            listen=listen,
+            unix=unix,
+            env=env,
+            limits=limits,
+            allow_syscalls=allow_syscalls,
+            degrade=degrade,
+            expires=expires,
+            purpose=purpose,
         )
-        link = _template()
-        core, enforcement, door, warnings = opening.open_session(link, wanted, os.environ)
-        self._begin(core, link, Door(door), enforcement, owner=True)
-        self.warnings = warnings
-        """What the user should hear, such as a suggestion in the workspace that was not applied."""
-
-    def _begin(self, core: Core, link: Link | None, door: Door, enforcement: Mapping[str, str], *, owner: bool) -> None:
-        self._core = core
-        self._link = link
-        self._door = door
-        self._owner = owner
-        self._pid = os.getpid()
-        self.enforcement = dict(enforcement)
-        """What the start proved, layer by layer."""
-        _sessions.add(self)
-
-    def abandon(self) -> None:
-        """In a forked child: it is the parent's."""
-        self._door.abandon()
-        self._core.shared.closed = "it belongs to the process that this one was forked from"
-        for armed in self._core.shared.policies.values():
-            armed.requests.close()
-
-    # --- what it is ----------------------------------------------------------------------------------------------------
-
-    @property
-    def id(self) -> str:
-        """The session's id: its record's name."""
-        return self._core.shared.session
-
-    @property
-    def grant(self) -> Held:
-        """The grant that this session (or narrowed session) is."""
-        return self._core.grant
-
-    @property
-    def workspace(self) -> str:
-        """The workspace, without symbolic links."""
-        return self._core.ceiling.workspace
-
-    def __repr__(self) -> str:
-        return f"<Session {self.id}{' closed' if self._core.shared.closed else ''}>"
+        self._begin(begin(wanted))
 
     def __enter__(self) -> Session:
         return self
@@ -159,30 +78,7 @@ class Session:
 
     def close(self) -> None:
         """End the session and everything in it. A narrowed session: take its grant back. Twice is once."""
-        shared = self._core.shared
-        if self._pid != os.getpid():
-            if not shared.closed:
-                raise SessionClosed("a forked process cannot end its parent's session")
-            return
-        if self._core.depth:
-            if not shared.closed:
-                self.revoke()
-            return
-        # One that has died by itself has its sockets still.
-        shared.closed = shared.closed or "it was closed"
-        try:
-            if self._owner and self._link is not None:
-                self._link.stop(self.id)
-        except SessionClosed:
-            pass  # the template died, and the session with it
-        finally:
-            self._door.close()
-            with self._core.shared.lock:
-                for armed in self._core.shared.policies.values():
-                    armed.requests.close()
-                self._core.shared.policies.clear()
-
-    # --- grants --------------------------------------------------------------------------------------------------------
+        self._begun().stop()
 
     def narrow(self, grant: Grant, *, principal: str = "", task: str = "", purpose: str = "") -> Session:
         """A session in this one whose ceiling is ``grant``: for a sub-agent. Closing it takes the grant back.
@@ -190,22 +86,16 @@ class Session:
         Raises GrantError: the grant is beyond this session's authority, or this is the eighth narrowing.
         """
         made = object.__new__(type(self))
-        core = self._core.narrow(grant, principal=principal, task=task, purpose=purpose)
-        made._begin(core, self._link, self._door, self.enforcement, owner=False)
-        made.warnings = ()
+        made._begin(self._narrowed(grant, principal, task, purpose))
         return made
 
-    def revoke(self, grant: Held | CompletedCall[Any] | Popen | str | None = None) -> list[str]:
+    def revoke(self, grant: Held | CompletedCall[Any] | Handle | str | None = None) -> list[str]:
         """Take a grant back: a result's, a running call's, an id's, or (without one) this session's own.
 
         Nothing can start under it or under what was narrowed from it; calls that run under it are ended (or stopped, as
         the profile says). Returns their ids.
         """
-        what = grant.grant if isinstance(grant, CompletedCall | Popen) else grant
-        identifier = self._core.revoke(what)
-        return self._door.revoke(identifier)
-
-    # --- calls ---------------------------------------------------------------------------------------------------------
+        return self._door.revoke(self._taken_back(grant))
 
     @overload
     def run(
@@ -297,16 +187,17 @@ class Session:
             CalledProcessError: with ``check``, where the command failed.
             SessionClosed, LaunchError: the call could not be started, or its session ended.
         """
+        decode = decoder(text, encoding, errors)
         with self._start(
             args,
             grant,
             Streams(PIPE if input is not None else stdin, stdout, stderr, pty=False),
-            decoder(text, encoding, errors),
+            decode,
             cwd=cwd,
             env=env,
             shell=shell,
         ) as call:
-            result = call.complete(encoded(input, encoding), timeout, max_output)
+            result = call.complete(encoded(input, decode), timeout, max_output)
         if check:
             result.check_returncode()
         return result
@@ -354,7 +245,7 @@ class Session:
         args: Sequence[StrPath] | str,
         grant: Grant | None,
         streams: Streams,
-        decode: tuple[str, str] | None,
+        decode: Decode,
         *,
         cwd: StrPath | None,
         env: Mapping[str, str] | None,
@@ -362,48 +253,24 @@ class Session:
         pty: bool = False,
         background: bool = False,
     ) -> Popen:
-        words: Sequence[Any] = ["/bin/sh", "-c", args] if shell else [args] if isinstance(args, str) else list(args)
-        core = self._core
         try:
             armed = self._armed(grant)
-            terminal = (window(*_WINDOW), (True, True, True)) if pty else None
-            ticket = core.ticket(armed, grant, words, cwd=cwd, env=env, terminal=terminal, background=background)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                send(armed.requests, ticket.data, [theirs.fileno(), *streams.theirs])
-            except OSError:
-                ours.close()
-                self._door.drain(core)
-                raise core.failure(ticket, None) from None
-            finally:
-                theirs.close()
-        except OSError as error:
-            streams.close()
-            raise not_started(error) from None
+                ticket = self._ticket(armed, args, grant, cwd=cwd, env=env, shell=shell, pty=pty, background=background)
+                ours, theirs = reply_pair()
+                with theirs:
+                    try:
+                        while (pause := self._send(ticket, theirs, streams)) is not None:
+                            time.sleep(pause)
+                    except BaseException:
+                        ours.close()
+                        raise
+            except BaseException:
+                self._core.release(armed)
+                raise
         except BaseException:
             streams.close()
             raise
         finally:
             streams.close_theirs()
-        return Popen(core, self._door, ticket, ours, streams, background=background, decode=decode)
-
-    def _armed(self, grant: Grant | None) -> Armed:
-        core = self._core
-        core.check(core.chain, core.grant)
-        armed, definition, dropped = core.armed(grant, _packet_pair)
-        if definition is not None:
-            identifier, wire, theirs = definition
-            self._door.define(identifier, wire, theirs)
-        for old in dropped:
-            self._door.forget(old.identifier)
-            old.requests.close()
-        return armed
-
-
-def _packet_pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return ours, theirs
-
-
-def _paths(paths: Iterable[StrPath]) -> list[str]:
-    return [os.fspath(path) for path in paths]
+        return self._handle(Popen, ticket, ours, streams, background=background, decode=decode)

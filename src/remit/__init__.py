@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from remit.sandbox.authority.errors import GrantError as GrantError
     from remit.sandbox.authority.errors import LaunchError as LaunchError
     from remit.sandbox.authority.errors import Unenforceable as Unenforceable
+    from remit.sandbox.session.aio import AsyncPopen as AsyncPopen
+    from remit.sandbox.session.aio import AsyncSession as AsyncSession
     from remit.sandbox.session.asked import Grant as Grant
-    from remit.sandbox.session.call import DEVNULL as DEVNULL
-    from remit.sandbox.session.call import PIPE as PIPE
-    from remit.sandbox.session.call import STDOUT as STDOUT
     from remit.sandbox.session.call import Popen as Popen
     from remit.sandbox.session.result import CalledProcessError as CalledProcessError
     from remit.sandbox.session.result import CompletedCall as CompletedCall
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     from remit.sandbox.session.result import TimeoutExpired as TimeoutExpired
     from remit.sandbox.session.result import Usage as Usage
     from remit.sandbox.session.session import Session as Session
+    from remit.sandbox.session.streams import DEVNULL as DEVNULL
+    from remit.sandbox.session.streams import PIPE as PIPE
+    from remit.sandbox.session.streams import STDOUT as STDOUT
 
     Error = errors.RemitError
 
@@ -49,11 +51,13 @@ _HOMES = {
     "SessionClosed": "remit.sandbox.session.result",
     "TimeoutExpired": "remit.sandbox.session.result",
     "Usage": "remit.sandbox.session.result",
-    "DEVNULL": "remit.sandbox.session.call",
-    "PIPE": "remit.sandbox.session.call",
-    "STDOUT": "remit.sandbox.session.call",
+    "DEVNULL": "remit.sandbox.session.streams",
+    "PIPE": "remit.sandbox.session.streams",
+    "STDOUT": "remit.sandbox.session.streams",
     "Popen": "remit.sandbox.session.call",
     "Session": "remit.sandbox.session.session",
+    "AsyncPopen": "remit.sandbox.session.aio",
+    "AsyncSession": "remit.sandbox.session.aio",
 }
 
 

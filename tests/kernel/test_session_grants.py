@@ -225,10 +225,9 @@ def test_a_wider_grant_is_refused_and_every_object_named(world: World) -> None:
         ):
             assert part in str(raised.value), part
         for name, value in asked.items():
+            keywords: dict[str, Any] = {"write": ["rw"], name: value}
             with pytest.raises(GrantError):
-                session.run(
-                    mark, grant=Grant(**{"write": ["rw"], name: value}) if name != "write" else Grant(write=value)
-                )
+                session.run(mark, grant=Grant(**keywords))
         assert not (world.workspace / "rw/mark").exists()
         assert session.run(mark, grant=Grant(write=["rw"])).returncode == 0
         assert (world.workspace / "rw/mark").read_text() == "ran\n"

@@ -170,10 +170,11 @@ AXES = (
 def wished(dice: random.Random, power: Power) -> Action:
     """A random action of a random axis: one half of them, where there are such, within ``power``."""
     axis, wish = dice.choice(AXES), dice.random() < 0.55
+    found = action(dice, axis)
     for _ in range(40):
-        found = action(dice, axis)
         if found.allowed(power, False) == wish:
             break
+        found = action(dice, axis)
     return found
 
 

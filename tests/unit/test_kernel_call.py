@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +95,22 @@ def test_spawn_reports_what_stopped_it() -> None:
     with pytest.raises(OSError, match="posix_spawn") as caught:
         process.spawn(b"/etc/passwd", [b"x"], [], directory=b"/")
     assert caught.value.errno == errno.EACCES
+
+
+def test_quick_passes_what_fits_a_c_int_whole(tmp_path: Path) -> None:
+    """Negative numbers too: -100 is AT_FDCWD, and half a register of it would be another descriptor."""
+    made = call.quick(call.NR["openat"], call.AT_FDCWD, f"{tmp_path}/made".encode(), os.O_CREAT | os.O_WRONLY, 0o640)
+    os.close(made)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o640
+    with pytest.raises(OSError, match="system call") as caught:
+        call.quick(call.NR["openat"], -1, b"made", os.O_RDONLY, 0)
+    assert caught.value.errno == errno.EBADF
+
+
+def test_a_string_longer_than_the_first_look_is_read_whole() -> None:
+    for length in (0, 255, 256, 257, 4094, 4095):
+        text = b"x" * length
+        assert memory.read_string(os.getpid(), call.address(text)) == text
+    with pytest.raises(OSError, match="path") as caught:
+        memory.read_string(os.getpid(), call.address(b"x" * 4096))
+    assert caught.value.errno == errno.ENAMETOOLONG

@@ -50,7 +50,7 @@ def run(setting: Setting, *, confined: bool) -> Report:
             status, observed, printed = _run_agent(house, model.url, house.prefix(confined=confined))
         witness.look()
         effects, changes = witness.effects(), tuple(witness.changes())
-        outcomes = [_outcome(step, observed.get(f"step-{step.name}")) for step in script[:-1]]
+        outcomes = [outcome_of(step, observed.get(f"step-{step.name}")) for step in script[:-1]]
         # The agent ends on the submission itself, and its exit status is all that it notes of it.
         submitted = status == "Submitted" and len(model.heard) == len(script)
         outcomes.append(Outcome(script[-1], "DONE" if submitted else status, "" if submitted else printed))
@@ -100,7 +100,8 @@ def _run_agent(house: House, url: str, prefix: list[str]) -> tuple[str, dict[str
     return str(saved["info"]["exit_status"]), observed, done.stdout
 
 
-def _outcome(step: Step, observation: dict[str, Any] | None) -> Outcome:
+def outcome_of(step: Step, observation: dict[str, Any] | None) -> Outcome:
+    """What an observation (mini-swe-agent's ``extra`` of a tool message) says of a step."""
     if observation is None:
         return Outcome(step, "not run", "")
     output, status = str(observation["raw_output"]), observation["returncode"]

@@ -163,6 +163,7 @@ class House:
             self.private,
             self.private / "state",
             self.private / "cache",
+            self.private / "config",
             self.private / "run",
         ):
             directory.mkdir(mode=0o700)
@@ -277,6 +278,7 @@ class House:
             "TERM": "dumb",
             "XDG_STATE_HOME": str(self.private / "state"),
             "XDG_CACHE_HOME": str(self.private / "cache"),
+            "XDG_CONFIG_HOME": str(self.private / "config"),
             "XDG_RUNTIME_DIR": str(self.private / "run"),
             "OPENAI_API_KEY": self.baits["agent-key"],
         }

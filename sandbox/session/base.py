@@ -1,0 +1,311 @@
+"""What ``Session`` and ``AsyncSession`` have in common: what a session is, and starting a call, but for the waiting."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from remit.sandbox.authority.grant import Grant as Held
+from remit.sandbox.session import opening
+from remit.sandbox.session.asked import Grant, StrPath, variables
+from remit.sandbox.session.core import Armed, Core, Ticket
+from remit.sandbox.session.door import Door
+from remit.sandbox.session.handle import Conversation, Handle, window
+from remit.sandbox.session.link import Link, send
+from remit.sandbox.session.result import CompletedCall, SessionClosed
+from remit.sandbox.session.streams import Decode, Streams, not_started
+
+_WINDOW = (24, 80)
+_TOO_MANY_IN_FLIGHT = 109
+"""ETOOMANYREFS: an ordinary user may have as many descriptors in messages that nobody has received yet as a process may have
+open."""
+PAUSE = 0.002
+"""Seconds until a request is tried again that met with ETOOMANYREFS: nothing tells when descriptors have been received."""
+
+_links: dict[int, Link] = {}
+_links_lock = threading.Lock()
+_sessions: weakref.WeakSet[Base] = weakref.WeakSet()
+HandleType = TypeVar("HandleType", bound=Handle)
+
+
+def _template() -> Link:
+    """This process's template: one for all of its sessions."""
+    with _links_lock:
+        link = _links.get(os.getpid())
+        if link is not None and not link.alive():
+            link.close()
+            link = None
+        if link is None:
+            link = _links[os.getpid()] = Link.start()
+        return link
+
+
+def _after_fork() -> None:
+    """A child shares no session with its parent: it neither uses nor ends them."""
+    global _links_lock
+    _links_lock = threading.Lock()
+    for link in _links.values():
+        link.abandon()
+    _links.clear()
+    for session in list(_sessions):
+        session.abandon()
+
+
+def _at_exit() -> None:
+    """The sessions end with this process; a development mode's interpreter wants to see the socket closed."""
+    for link in _links.values():
+        link.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session that has begun, or a narrower one in it."""
+
+    core: Core
+    door: Door
+    enforcement: dict[str, str]
+    link: Link | None
+    owner: bool
+    warnings: tuple[str, ...] = ()
+    process: int = field(default_factory=os.getpid)
+
+    def stop(self) -> None:
+        """End it, or take the narrower one's grant back. Blocks until it has ended. Twice is once."""
+        shared = self.core.shared
+        if self.process != os.getpid():
+            if not shared.closed:
+                raise SessionClosed("a forked process cannot end its parent's session")
+            return
+        if self.core.depth:
+            if not shared.closed:
+                self.door.revoke(self.core.revoke())
+            return
+        # One that has died by itself has its sockets still.
+        shared.closed = shared.closed or "it was closed"
+        try:
+            if self.owner and self.link is not None:
+                self.link.stop(shared.session)
+        except SessionClosed:
+            pass  # the template died, and the session with it
+        finally:
+            self.door.close()
+            with shared.lock:
+                for armed in shared.policies.values():
+                    armed.requests.close()
+                shared.policies.clear()
+
+
+def begin(wanted: opening.Wanted) -> Opened:
+    """Open a session. Blocks; raises RemitError."""
+    link = _template()
+    core, enforcement, door, warnings = opening.open_session(link, wanted, os.environ)
+    return Opened(core, Door(door), dict(enforcement), link, owner=True, warnings=warnings)
+
+
+def request(
+    profile: str,
+    workspace: StrPath,
+    *,
+    read: Iterable[StrPath],
+    write: Iterable[StrPath],
+    exec: Iterable[StrPath],
+    deny: Iterable[StrPath],
+    protect: Iterable[StrPath],
+    connect: Iterable[str],
+    listen: Iterable[int],
+    unix: Iterable[StrPath],
+    env: Iterable[str] | Mapping[str, str],
+    limits: Mapping[str, str | int] | None,
+    allow_syscalls: Iterable[str],
+    degrade: Iterable[str],
+    expires: str,
+    purpose: str,
+) -> opening.Wanted:
+    """A request for a session, from the keywords of its constructor."""
+    return opening.Wanted(
+        profile=profile,
+        workspace=os.fspath(workspace),
+        grants=opening.options(
+            {
+                "read": _paths(read),
+                "write": _paths(write),
+                "exec": _paths(exec),
+                "deny": _paths(deny),
+                "protect": _paths(protect),
+                "connect": connect,
+                "listen": map(str, listen),
+                "unix": _paths(unix),
+                "env": variables(env),
+                "limit": (f"{name}={value}" for name, value in (limits or {}).items()),
+                "allow-syscalls": allow_syscalls,
+                "degrade": degrade,
+                "expires": [expires] if expires else [],
+                "purpose": [purpose] if purpose else [],
+            }
+        ),
+    )
+
+
+class Base:
+    """A session's (or narrower session's) values, and the steps of a call that do not wait."""
+
+    _opened: Opened | None = None
+
+    def _begin(self, opened: Opened) -> None:
+        self._opened = opened
+        _sessions.add(self)
+
+    def _begun(self) -> Opened:
+        if self._opened is None:
+            raise SessionClosed("the session has not begun", hint="'async with' begins it, or 'await'")
+        return self._opened
+
+    @property
+    def _core(self) -> Core:
+        return self._begun().core
+
+    @property
+    def _door(self) -> Door:
+        return self._begun().door
+
+    @property
+    def enforcement(self) -> dict[str, str]:
+        """What the start proved, layer by layer."""
+        return self._begun().enforcement
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should hear, such as a suggestion in the workspace that was not applied."""
+        return self._begun().warnings
+
+    def __repr__(self) -> str:
+        if self._opened is None:
+            return f"<{type(self).__name__} that has not begun>"
+        return f"<{type(self).__name__} {self.id}{' closed' if self._core.shared.closed else ''}>"
+
+    def abandon(self) -> None:
+        """In a forked child: it is the parent's."""
+        self._door.abandon()
+        shared = self._core.shared
+        # Whoever held it when the process was forked is not in this one.
+        shared.lock = threading.Lock()
+        shared.closed = "it belongs to the process that this one was forked from"
+        for armed in shared.policies.values():
+            armed.requests.close()
+
+    @property
+    def id(self) -> str:
+        """The session's id: its record's name."""
+        return self._core.shared.session
+
+    @property
+    def grant(self) -> Held:
+        """The grant that this session (or narrowed session) is."""
+        return self._core.grant
+
+    @property
+    def workspace(self) -> str:
+        """The workspace, without symbolic links."""
+        return self._core.ceiling.workspace
+
+    # --- the steps of a call -------------------------------------------------------------------------------------------
+
+    def _narrowed(self, grant: Grant, principal: str, task: str, purpose: str) -> Opened:
+        core = self._core.narrow(grant, principal=principal, task=task, purpose=purpose)
+        return replace(self._begun(), core=core, owner=False, warnings=())
+
+    def _taken_back(self, grant: Held | CompletedCall[Any] | Handle | str | None) -> str:
+        """From now on nothing starts under it; what runs is the door's to end."""
+        return self._core.revoke(grant.grant if isinstance(grant, CompletedCall | Handle) else grant)
+
+    def _armed(self, grant: Grant | None) -> Armed:
+        """Where to send a request under ``grant``, held for it. Blocks where that is not known yet."""
+        core = self._core
+        core.check(core.chain, core.grant)
+        armed, definition, dropped = core.armed(grant, _packet_pair)
+        try:
+            if definition is not None:
+                identifier, wire, theirs = definition
+                self._door.define(identifier, wire, theirs)
+            for old in dropped:
+                self._door.forget(old.identifier)
+                old.requests.close()
+        except BaseException:
+            core.release(armed)
+            raise
+        return armed
+
+    def _ticket(
+        self,
+        armed: Armed,
+        args: Sequence[StrPath] | str,
+        grant: Grant | None,
+        *,
+        cwd: StrPath | None,
+        env: Mapping[str, str] | None,
+        shell: bool,
+        pty: bool,
+        background: bool,
+    ) -> Ticket:
+        words: Sequence[Any] = ["/bin/sh", "-c", args] if shell else [args] if isinstance(args, str) else list(args)
+        terminal = (window(*_WINDOW), (True, True, True)) if pty else None
+        return self._core.ticket(armed, grant, words, cwd=cwd, env=env, terminal=terminal, background=background)
+
+    def _send(self, ticket: Ticket, theirs: socket.socket, streams: Streams, flags: int = 0) -> float | None:
+        """Send a request: None when it is sent, else for how many seconds to wait for anything to change before the next
+        try (0: until the socket is writable, with ``flags`` MSG_DONTWAIT). Raises RemitError.
+        """
+        try:
+            send(ticket.requests, ticket.data, [theirs.fileno(), *streams.theirs], flags)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno == _TOO_MANY_IN_FLIGHT:
+                return PAUSE
+            self._door.drain(self._core)
+            raise self._core.failure(ticket, None) from None
+        return None
+
+    def _handle(
+        self,
+        kind: type[HandleType],
+        ticket: Ticket,
+        ours: socket.socket,
+        streams: Streams,
+        *,
+        background: bool,
+        decode: Decode,
+    ) -> HandleType:
+        conversation = Conversation(self._core, self._door, ticket, ours)
+        return kind(conversation, streams, background=background, decode=decode)
+
+
+def reply_pair() -> tuple[socket.socket, socket.socket]:
+    """Where a call's answer comes out, and where it goes in."""
+    return _pair()
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise not_started(error) from None
+
+
+def _packet_pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = _pair()
+    return ours, theirs
+
+
+def _paths(paths: Iterable[StrPath]) -> list[str]:
+    return [os.fspath(path) for path in paths]

@@ -1,0 +1,273 @@
+"""What a running call's handles have in common: everything but waiting. Nothing here blocks.
+
+``Conversation`` knows what a message about the call means, ``Exchange`` what to do with a stream that is ready, ``Handle``
+is what both kinds of ``Popen`` offer. ``Popen`` waits in the kernel, ``AsyncPopen`` in an event loop.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import select
+import socket
+import threading
+from typing import Any, Protocol
+
+from remit.sandbox.session.core import Core, Ticket
+from remit.sandbox.session.door import Door
+from remit.sandbox.session.link import descriptors
+from remit.sandbox.session.result import Capture, CompletedCall, TimeoutExpired
+from remit.sandbox.session.streams import CHUNK, Decode, Streams, decoded
+
+_REPLY = 1 << 17
+_FINAL = ("exited", "failed")
+
+
+class Watch(Protocol):
+    """``select.poll`` or ``select.epoll``: their masks are the same."""
+
+    def register(self, fd: int, eventmask: int, /) -> None: ...
+    def unregister(self, fd: int, /) -> None: ...
+
+
+class Conversation:
+    """A call's socket: what was heard through it, and what that means."""
+
+    def __init__(self, core: Core, door: Door, ticket: Ticket, connection: socket.socket) -> None:
+        self.core = core
+        self.ticket = ticket
+        self.connection = connection
+        self.answer: tuple[Any, ...] | None = None
+        """The final message."""
+        self.frozen = ""
+        """Why the call stands still, where it does."""
+        self.terminal = -1
+        self._door = door
+        self._hearing = threading.Lock()
+        self._held = True
+
+    def say(self, message: bytes) -> None:
+        """A message to the thread that runs the call."""
+        try:
+            self.connection.send(message, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # it has ended
+
+    def hear(self) -> None:
+        """One message, if there is one. Raises what made the call impossible.
+
+        The final one is looked at and left where it is: so it stays readable for everybody else who waits for it.
+        """
+        with self._hearing:
+            if self.answer is not None:
+                return
+            try:
+                data = self._look()
+            except BlockingIOError:
+                return  # another one has heard it
+            message: tuple[Any, ...] = marshal.loads(data) if data else ("lost",)
+            if message[0] not in ("lost", *_FINAL):
+                _, ancillary, _, _ = self.connection.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
+                if message[0] == "terminal":
+                    self.terminal = descriptors(ancillary)[0]
+                elif message[0] == "frozen":
+                    self.frozen = message[1]
+                return
+            self.answer = message
+        self._release()
+        if message[0] == "lost":
+            self._door.drain(self.core)
+        if message[0] != "exited":
+            raise self._failure()
+
+    def _look(self) -> bytes:
+        for _ in range(2):
+            try:
+                return self.connection.recv(_REPLY, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except ConnectionResetError:
+                # Once, before what there is to read: the other end closed without reading all that was said to it, such
+                # as a signal for a command that had just ended.
+                continue
+        return b""
+
+    def settled(self) -> bool:
+        """Whether the call has ended. Raises where it could not run, or stands frozen."""
+        if self.answer is None:
+            if self.frozen:
+                self.core.raise_ended(self.ticket, self.frozen, "the call is stopped where it stood (kill() ends it)")
+            if self.connection.fileno() < 0:
+                raise ValueError("the call was let go of")
+            return False
+        if self.answer[0] != "exited":
+            raise self._failure()
+        return True
+
+    def raise_ended(self) -> None:
+        """Raises GrantExpired, GrantRevoked where that ended the call."""
+        if self.answer is not None and self.answer[0] == "exited":
+            self.core.raise_ended(self.ticket, self.answer[2])
+
+    def completed(self, stdout: Any, stderr: Any, lost: tuple[int, int] = (0, 0)) -> CompletedCall[Any]:
+        """The result of a call that has ended. Raises where its grant's end ended it."""
+        assert self.answer is not None
+        return self.core.completed(self.ticket, self.answer, stdout, stderr, lost)
+
+    def close(self) -> None:
+        """The thread that runs the call sees that, and ends what is left of it."""
+        if self.terminal >= 0:
+            os.close(self.terminal)
+            self.terminal = -1
+        self.connection.close()
+        self._release()
+
+    def _failure(self) -> Exception:
+        return self.core.failure(self.ticket, self.answer if self.answer and self.answer[0] == "failed" else None)
+
+    def _release(self) -> None:
+        if self._held:
+            self._held = False
+            self.core.release(self.ticket.armed)
+
+
+class Exchange:
+    """Feeding a call, keeping what it says, hearing how it ended: by whatever says that a descriptor is ready."""
+
+    def __init__(
+        self, conversation: Conversation, pipes: list[int], given: bytes | None, limit: int, decode: Decode
+    ) -> None:
+        self._conversation = conversation
+        self._writer = pipes[0]
+        self._readers = pipes[1:]
+        self._pending = memoryview(given or b"")
+        self._captures = {descriptor: Capture(limit) for descriptor in self._readers if descriptor >= 0}
+        self._open = {*self._captures}
+        self._decode = decode
+        if self._writer >= 0 and self._pending:
+            os.set_blocking(self._writer, False)
+
+    def begin(self, watch: Watch) -> None:
+        """Say what to wait for."""
+        if self._conversation.answer is None:
+            watch.register(self._conversation.connection.fileno(), select.POLLIN)
+        for descriptor in self._open:
+            watch.register(descriptor, select.POLLIN)
+        if self._writer >= 0 and self._pending:
+            watch.register(self._writer, select.POLLOUT)
+
+    @property
+    def fed(self) -> bool:
+        """Nothing is left to write: the call's stdin is to be closed."""
+        return not self._pending
+
+    @property
+    def over(self) -> bool:
+        """The call has ended, and so have its streams. Raises what ended it otherwise."""
+        return self._conversation.settled() and not self._open
+
+    def step(self, watch: Watch, ready: list[tuple[int, int]]) -> None:
+        """Do what can be done now. Raises what made the call impossible."""
+        for descriptor, events in ready:
+            if descriptor in self._open:
+                try:
+                    data = os.read(descriptor, CHUNK)
+                except BlockingIOError:
+                    continue  # somebody else has read it
+                if data:
+                    self._captures[descriptor].add(data)
+                else:
+                    watch.unregister(descriptor)
+                    self._open.discard(descriptor)
+            elif descriptor == self._writer:
+                self._pending = _fed(descriptor, self._pending, gone=bool(events & (select.POLLERR | select.POLLHUP)))
+                if not self._pending:
+                    watch.unregister(descriptor)
+                    self._writer = -1
+            else:
+                self._conversation.hear()
+                if self._conversation.answer is not None:
+                    watch.unregister(descriptor)
+
+    def result(self) -> CompletedCall[Any]:
+        """What came of it."""
+        kept = [self._captures.get(descriptor) for descriptor in self._readers]
+        lost = [capture.lost if capture is not None else 0 for capture in kept]
+        return self._conversation.completed(self._value(0), self._value(1), (lost[0], lost[1]))
+
+    def expired(self, timeout: float) -> TimeoutExpired:
+        """The error of one that took too long, with what there is so far."""
+        return TimeoutExpired(self._conversation.ticket.args, timeout, self._value(0), self._value(1))
+
+    def _value(self, which: int) -> Any:
+        capture = self._captures.get(self._readers[which])
+        return None if capture is None else decoded(capture.value(), self._decode)
+
+
+class Handle:
+    """A running call, for whoever waits for it."""
+
+    def __init__(self, conversation: Conversation, streams: Streams, *, background: bool, decode: Decode) -> None:
+        self._conversation = conversation
+        self._streams = streams
+        self._background = background
+        self._decode = decode
+        self._exchange: Exchange | None = None
+        self.args = conversation.ticket.args
+        self.call = conversation.ticket.call
+        """The call's id in the session."""
+        self.grant = conversation.ticket.grant
+
+    @property
+    def terminal(self) -> int:
+        """With ``pty``: the master side's descriptor, once the command has started; else -1."""
+        return self._conversation.terminal
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, negative for a signal; None as long as it is not known to have ended."""
+        answer = self._conversation.answer
+        return os.waitstatus_to_exitcode(answer[1]) if answer is not None and answer[0] == "exited" else None
+
+    def poll(self) -> int | None:
+        """The exit status, or None while it runs."""
+        if self._conversation.answer is None and self._conversation.connection.fileno() >= 0:
+            self._conversation.hear()
+        return self.returncode
+
+    def send_signal(self, signal: int) -> None:
+        """A signal for the command."""
+        self._say(b"s" + int(signal).to_bytes(4, "little"))
+
+    def terminate(self) -> None:
+        """SIGTERM for the command."""
+        self.send_signal(15)
+
+    def kill(self) -> None:
+        """End the command and, unless it is a background call, everything that it started. Does not wait."""
+        self._say(b"k")
+
+    def _say(self, message: bytes) -> None:
+        if self._conversation.answer is None or self._background:
+            self._conversation.say(message)
+
+    def _exchanging(self, pipes: list[int], given: bytes | None, limit: int) -> Exchange:
+        """The exchange that is under way, or a new one: a second ``communicate`` goes on where the first one stopped."""
+        if self._exchange is None:
+            self._exchange = Exchange(self._conversation, pipes, given, limit, self._decode)
+        return self._exchange
+
+
+def _fed(descriptor: int, pending: memoryview, *, gone: bool) -> memoryview:
+    """What is left to write after writing some. Nothing where the reader has gone."""
+    if gone:
+        return pending[:0]
+    try:
+        return pending[os.write(descriptor, pending[:CHUNK]) :]
+    except BrokenPipeError:
+        return pending[:0]
+    except BlockingIOError:
+        return pending
+
+
+def window(rows: int, columns: int) -> bytes:
+    """``struct winsize`` (``tty_ioctl(4)``)."""
+    return rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4)

@@ -1,0 +1,135 @@
+"""The standard streams of a call: what they may be, and which descriptors that comes to."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import subprocess
+from errno import EMFILE, ENFILE
+from typing import IO, Any
+
+from remit.sandbox.authority.errors import LaunchError
+
+PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+CHUNK = 1 << 16
+"""Bytes of a stream that are read or written at once."""
+_STDIN_COPY = 64 << 20
+Stream = int | IO[Any] | None
+Decode = tuple[str, str] | None
+"""Encoding and what is done about errors; None for bytes."""
+
+
+def not_started(error: OSError) -> Exception:
+    """What ``error`` is where a call is being prepared: a full descriptor table is the caller's to mend."""
+    if error.errno not in (EMFILE, ENFILE):
+        return error
+    return LaunchError(
+        "this process can open no more descriptors: nothing was started", hint="close some, or raise 'ulimit -n'"
+    )
+
+
+class Streams:
+    """The three standard descriptors of a call: theirs to send, ours to keep."""
+
+    def __init__(self, stdin: Stream, stdout: Stream, stderr: Stream, *, pty: bool) -> None:
+        self.theirs: list[int] = []
+        self.ours = [-1, -1, -1]
+        self._opened: list[int] = []
+        if pty:
+            return
+        try:
+            self.theirs.append(self._input(stdin))
+            self.theirs.append(self._output(1, stdout))
+            self.theirs.append(self.theirs[1] if stderr == STDOUT else self._output(2, stderr))
+        except OSError as error:
+            self.close()
+            self.close_theirs()
+            raise not_started(error) from None
+        except BaseException:
+            self.close()
+            self.close_theirs()
+            raise
+
+    def _input(self, wanted: Stream) -> int:
+        if wanted == PIPE:
+            read, self.ours[0] = os.pipe2(os.O_CLOEXEC)
+            return self._own(read)
+        if wanted is None or wanted == DEVNULL:
+            return self._own(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        descriptor = wanted if isinstance(wanted, int) else wanted.fileno()
+        copied = copy_of_regular(descriptor)
+        return descriptor if copied < 0 else self._own(copied)
+
+    def _output(self, which: int, wanted: Stream) -> int:
+        if wanted == PIPE:
+            self.ours[which], write = os.pipe2(os.O_CLOEXEC)
+            return self._own(write)
+        if wanted == DEVNULL:
+            return self._own(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
+        if wanted is None:
+            return which
+        return wanted if isinstance(wanted, int) else wanted.fileno()
+
+    def _own(self, descriptor: int) -> int:
+        self._opened.append(descriptor)
+        return descriptor
+
+    def close_theirs(self) -> None:
+        for descriptor in self._opened:
+            os.close(descriptor)
+        self._opened.clear()
+
+    def take(self, index: int) -> int:
+        """Our end of a pipe, which is the caller's to close now; -1 where there is none."""
+        descriptor, self.ours[index] = self.ours[index], -1
+        return descriptor
+
+    def close_one(self, index: int) -> None:
+        descriptor = self.take(index)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        for index in range(3):
+            self.close_one(index)
+
+
+def copy_of_regular(descriptor: int) -> int:
+    """What is left to read of a regular file, in memory and sealed; -1 for anything else.
+
+    A regular file's descriptor is a door: ``/proc/self/fd/0`` opens it again, for writing too.
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return -1
+    copy = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    left = _STDIN_COPY
+    while left > 0 and (data := os.read(descriptor, min(CHUNK, left))):
+        os.write(copy, data)
+        left -= len(data)
+    if left <= 0 and os.read(descriptor, 1):
+        os.close(copy)
+        raise LaunchError(
+            f"stdin is a file of more than {_STDIN_COPY >> 20} MiB", hint="pass it through a pipe (stdin=PIPE)"
+        )
+    os.lseek(copy, 0, os.SEEK_SET)
+    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    fcntl.fcntl(copy, fcntl.F_ADD_SEALS, seals)
+    return copy
+
+
+def decoder(text: bool | None, encoding: str | None, errors: str | None) -> Decode:
+    """(encoding, errors) where a result is text (``subprocess``'s rule), else None."""
+    return (encoding or "utf-8", errors or "strict") if text or encoding or errors else None
+
+
+def encoded(given: Any, decode: Decode) -> bytes | None:
+    """Input as bytes."""
+    return given.encode(*decode or ("utf-8",)) if isinstance(given, str) else given
+
+
+def decoded(data: bytes, decode: Decode) -> Any:
+    """Output as the caller wants it, with line ends as ``subprocess`` makes them."""
+    if decode is None:
+        return data
+    return data.decode(*decode).replace("\r\n", "\n").replace("\r", "\n")
