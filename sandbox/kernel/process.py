@@ -246,6 +246,12 @@ def block_signals(signals: tuple[int, ...]) -> None:
     call(NR["rt_sigprocmask"], 0, mask.to_bytes(8, "little"), None, 8)
 
 
+def kill(pid: int, signal: int) -> None:
+    """``kill(2)``. Unlike ``posix.kill`` it gives the interpreter up meanwhile: a confined thread's call may wait for the
+    mediator, which is a thread of the same process."""
+    call(NR["kill"], pid, signal)
+
+
 def ignore_signal(signal: int) -> None:
     """``SIG_IGN`` for this process."""
     ignored = (1).to_bytes(8, "little") + bytes(24)

@@ -22,6 +22,7 @@ _SOL_SOCKET = 1
 _SO_PEERCRED = 17
 _SCM_RIGHTS = 1
 _MSG_CMSG_CLOEXEC = 0x40000000
+_MSG_CTRUNC = 0x8
 _MSG_DONTWAIT = 0x40
 _MSG_NOSIGNAL = 0x4000
 _CONTROL_HEADER = 16
@@ -108,7 +109,8 @@ class Receiver:
         self._header = Buffer(56 + 16)
 
     def receive(self, socket: int, *, wait: bool = True) -> tuple[bytes, list[int]]:
-        """One message, and the descriptors that came with it. Empty: the other end is closed.
+        """One message, and the descriptors that came with it: all of them, or none where this process's table is full.
+        Empty: the other end is closed.
 
         Raises OSError; without ``wait``, EAGAIN where there is nothing.
         """
@@ -120,6 +122,11 @@ class Receiver:
         if int.from_bytes(header.view[40:48], "little") >= _CONTROL_HEADER + 4:
             end = int.from_bytes(control.view[:8], "little")
             came = [int.from_bytes(control.view[at : at + 4], "little") for at in range(_CONTROL_HEADER, end, 4)]
+        if int.from_bytes(header.view[48:52], "little") & _MSG_CTRUNC:
+            # This table was full. Some of them are as good as none: nobody can tell which is which.
+            for descriptor in came:
+                posix.close(descriptor)
+            came = []
         return bytes(data.view[:got]), came
 
 

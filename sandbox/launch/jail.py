@@ -387,7 +387,7 @@ class Jail(Source):
         """A signal for the command, or for its process group."""
         if self.pid:
             try:
-                posix.kill(-self.pid if group else self.pid, signal)
+                process.kill(-self.pid if group else self.pid, signal)
             except OSError:
                 pass  # it has just ended
 

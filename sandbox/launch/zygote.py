@@ -33,7 +33,7 @@ from remit.sandbox.mediate.observe import GATHER_MS, GATHERED_AT_MOST, GATHERED_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from remit.sandbox.launch.cell import Cell
@@ -46,6 +46,12 @@ _WATCH_MS = 200
 _SIGSTOP = 19
 _DEVICE_NODES = 1 << 6 | 1 << 11
 """LANDLOCK_ACCESS_FS_MAKE_CHAR and MAKE_BLOCK."""
+_FULL = (
+    "launch",
+    "the session can open no more descriptors: the call was not started",
+    "raise 'ulimit -n' before the session starts, or run fewer calls at a time",
+    125,
+)
 _MOST = 32
 """Threads of one policy. Beyond that, requests wait for one to come back."""
 _IDLE = 2
@@ -277,7 +283,7 @@ class Zygote:
             self._held = data == b"hold"
             for policy in {jail.policy for jail in self._jails.values()} | {*self._policies.values()}:
                 policy.broker.held = self._held
-        elif data == b"door":
+        elif data == b"door" and came:
             self._doors.add(came[0])
             self._watch(came[0], self._from_client)
 
@@ -293,9 +299,13 @@ class Zygote:
             self._forget(door)
             return
         if data == envelope.MARK:
+            if not came:
+                return  # there was no room for the descriptor that holds it: nobody will answer, and nothing was done
             data = envelope.content(came.pop())
         kind, *values = marshal.loads(data)
-        if kind == "policy":
+        if kind == "policy" and not came:
+            self._say(door, "refused", values[0], *_FULL)
+        elif kind == "policy":
             self._define(door, values[0], values[1], came[0])
         elif kind == "forget":
             for policy in [one for one in self._policies.values() if (one.door, one.identifier) == (door, values[0])]:
@@ -356,7 +366,9 @@ class Zygote:
         data, came = self._mail.receive(descriptor)
         number, kind, *values = marshal.loads(data)
         jail = self._jails.get(number)
-        if kind == "armed" and jail is not None:
+        if kind == "armed" and jail is not None and not came:
+            self._broken(number, _FULL)
+        elif kind == "armed" and jail is not None:
             jail.attach(came[0])
             self._listeners[came[0]] = jail
             self._watch(came[0], self._from_filter)
@@ -406,7 +418,7 @@ class Zygote:
         while not policy.dropped and policy.idle < _IDLE and policy.idle + policy.busy < _MOST:
             self._arm(policy)
 
-    def _broken(self, number: int, failure: list[Any]) -> None:
+    def _broken(self, number: int, failure: Sequence[Any]) -> None:
         """A call could not be armed: whoever asks under this authority hears why, and nothing is started."""
         jail = self._jails.pop(number, None)
         policy = self._arming.pop(number)

@@ -180,6 +180,11 @@ class Calls:
                     return self.view.own(parent), name, directory, False
         return self.view.parent(descriptor, path)
 
+    def _refuse_beyond(self, path: bytes, right: str) -> None:
+        """Refuse what is writable for the session and not for this call: to the mediator, nothing else would."""
+        if not self._inside(path) and any(under(path, place) for place in self._outer):
+            raise self._denied(right, path, "nothing grants it", EACCES)
+
     def _refuse(self, path: bytes, right: str) -> None:
         if (path, right) not in self.touched:
             self.touched.append((path, right))
@@ -614,6 +619,7 @@ class Calls:
         source, origin = self.view.object(
             from_, source_path, follow=bool(flags & AT_SYMLINK_FOLLOW), empty=bool(flags & AT_EMPTY_PATH)
         )
+        self._refuse_beyond(origin, WRITE)
         self._check(origin, WRITE)
         self._creation(directory, place, name)
         target = name + b"/" if slash else name
@@ -691,6 +697,8 @@ class Calls:
         if not (self._inside(path1) or self._inside(path2)):
             self._elsewhere(path1, REMOVE)
             return self._elsewhere(path2, WRITE)
+        self._refuse_beyond(path1, REMOVE)
+        self._refuse_beyond(path2, WRITE)
         mode1 = posix.stat(name1, dir_fd=directory1, follow_symlinks=False).st_mode
         if path1 != path2:
             config = self._moves(directory1, name1, path1, mode1, directory2, place2, name2, flags)
@@ -833,9 +841,7 @@ class Calls:
         except Foreign:
             raise failure(EACCES, "path") from None
         if not self._inside(full):
-            if any(under(full, place) for place in self._outer):
-                # Writable for the session and not for this call: neither a mount nor Landlock would refuse.
-                raise self._denied(WRITE, full, "nothing grants it", EACCES)
+            self._refuse_beyond(full, WRITE)
             return found
         self._refuse(full, WRITE)
         directory, _, name = full.rpartition(b"/")

@@ -19,7 +19,7 @@ from remit.sandbox.session.door import Door
 from remit.sandbox.session.handle import Conversation, Handle, window
 from remit.sandbox.session.link import Link, send
 from remit.sandbox.session.result import CompletedCall, SessionClosed
-from remit.sandbox.session.streams import Decode, Streams
+from remit.sandbox.session.streams import Decode, Streams, not_started
 
 _WINDOW = (24, 80)
 _TOO_MANY_IN_FLIGHT = 109
@@ -38,6 +38,9 @@ def _template() -> Link:
     """This process's template: one for all of its sessions."""
     with _links_lock:
         link = _links.get(os.getpid())
+        if link is not None and not link.alive():
+            link.close()
+            link = None
         if link is None:
             link = _links[os.getpid()] = Link.start()
         return link
@@ -79,14 +82,16 @@ class Opened:
     def stop(self) -> None:
         """End it, or take the narrower one's grant back. Blocks until it has ended. Twice is once."""
         shared = self.core.shared
-        if shared.closed:
-            return
         if self.process != os.getpid():
-            raise SessionClosed("a forked process cannot end its parent's session")
-        if self.core.depth:
-            self.door.revoke(self.core.revoke())
+            if not shared.closed:
+                raise SessionClosed("a forked process cannot end its parent's session")
             return
-        shared.closed = "it was closed"
+        if self.core.depth:
+            if not shared.closed:
+                self.door.revoke(self.core.revoke())
+            return
+        # One that has died by itself has its sockets still.
+        shared.closed = shared.closed or "it was closed"
         try:
             if self.owner and self.link is not None:
                 self.link.stop(shared.session)
@@ -287,11 +292,18 @@ class Base:
 
 def reply_pair() -> tuple[socket.socket, socket.socket]:
     """Where a call's answer comes out, and where it goes in."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return _pair()
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise not_started(error) from None
 
 
 def _packet_pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = _pair()
     return ours, theirs
 
 

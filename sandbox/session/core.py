@@ -376,6 +376,11 @@ class Core:
                     where="env",
                     hint="the session needs them (env=[...], or --env), and the call's grant too",
                 )
+            bad = sorted(name for name, value in env.items() if "\0" in value)
+            if bad:
+                raise LaunchError(
+                    f"a NUL in the value of {', '.join(bad)}", where="env", hint="no program can have one"
+                )
             own = {os.fsencode(name): os.fsencode(value) for name, value in told}
             granted = {**own, **{os.fsencode(name): os.fsencode(value) for name, value in env.items()}}
         return tuple(name + b"=" + value for name, value in granted.items())

@@ -6,6 +6,7 @@ import array
 import marshal
 import os
 import posix
+import select
 import socket
 import sys
 import threading
@@ -99,6 +100,16 @@ class Link:
             token = next(self._tokens)
             self._send(("attach", token, session))
             return self._door(token)[1]
+
+    def alive(self) -> bool:
+        """The template is there."""
+        # Its sessions may hold the other end of the socket for a moment longer than it did.
+        if self.pid and posix.waitpid(self.pid, posix.WNOHANG)[0]:
+            self.pid = 0
+            return False
+        watch = select.poll()
+        watch.register(self._socket, select.POLLHUP)
+        return not watch.poll(0)
 
     def stop(self, session: str) -> None:
         """End a session and wait until it has ended."""

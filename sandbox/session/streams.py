@@ -6,6 +6,7 @@ import fcntl
 import os
 import stat
 import subprocess
+from errno import EMFILE, ENFILE
 from typing import IO, Any
 
 from remit.sandbox.authority.errors import LaunchError
@@ -17,6 +18,15 @@ _STDIN_COPY = 64 << 20
 Stream = int | IO[Any] | None
 Decode = tuple[str, str] | None
 """Encoding and what is done about errors; None for bytes."""
+
+
+def not_started(error: OSError) -> Exception:
+    """What ``error`` is where a call is being prepared: a full descriptor table is the caller's to mend."""
+    if error.errno not in (EMFILE, ENFILE):
+        return error
+    return LaunchError(
+        "this process can open no more descriptors: nothing was started", hint="close some, or raise 'ulimit -n'"
+    )
 
 
 class Streams:
@@ -32,6 +42,10 @@ class Streams:
             self.theirs.append(self._input(stdin))
             self.theirs.append(self._output(1, stdout))
             self.theirs.append(self.theirs[1] if stderr == STDOUT else self._output(2, stderr))
+        except OSError as error:
+            self.close()
+            self.close_theirs()
+            raise not_started(error) from None
         except BaseException:
             self.close()
             self.close_theirs()

@@ -20,7 +20,8 @@ from tests.kernel.session_harness import gone, named, opened, probe, probes, pyt
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
 
-FOREVER = "2000000"
+FOREVER = f"2{os.getpid():08}"
+"""Seconds, and a word that no other run of these tests has in its arguments."""
 
 
 def tree(world: World, *names: str) -> None:
@@ -158,6 +159,35 @@ def test_unix_sockets_of_a_call_with_less_network_are_its_own(world: World) -> N
         walk = f"(os.chdir('.'), os.fchdir(os.open('.', os.O_RDONLY)), {action.replace('/tmp/sock', up + 'tmp/sock')})"
         assert probe(session, walk, Grant(read=["."], deny=["a"])) == "ENOENT"
         server.kill()
+
+
+MOVES = {
+    "rename in": "os.rename('theirs/f', 'mine/x')",
+    "rename out": "os.rename('mine/f', 'theirs/x')",
+    "rename over": "os.rename('mine/f', 'theirs/f')",
+    "exchange": "syscall(316, -100, b'mine/f', -100, b'theirs/f', 2)",
+    "link in": "os.link('theirs/f', 'mine/x')",
+    "link out": "os.link('mine/f', 'theirs/x')",
+    "link of a descriptor": "syscall(265, -100, b'/proc/self/fd/%d' % os.open('theirs/f', os.O_PATH), -100, b'mine/x', 0x400)",
+}
+
+
+@pytest.mark.needs(x86_64=True)
+def test_nothing_is_moved_or_linked_across_the_edge_of_a_grant(world: World) -> None:
+    """The mediator moves and links on the call's behalf, and may itself do both anywhere that the session may."""
+    tree(world, "mine/", "theirs/", "mine/f", "theirs/f")
+    with opened(world) as session:
+        for grant in (Grant(read=["."], write=["mine"]), Grant(write=["mine"])):
+            ended = probes(session, MOVES, grant)
+            assert all(error in ("EACCES", "EXDEV") for error in ended.values()), ended
+        assert sorted(os.listdir(world.workspace / "mine")) == sorted(os.listdir(world.workspace / "theirs")) == ["f"]
+        assert (world.workspace / "theirs/f").stat().st_nlink == 1
+        both = Grant(write=["mine", "theirs"])
+        assert probe(session, MOVES["exchange"], both) == "ok"
+        assert probe(session, MOVES["link in"], both) == "ok"
+        with_descriptor = MOVES["link of a descriptor"]
+        assert probe(session, f"(os.unlink('mine/x'), {with_descriptor})", both) == "ok"
+        assert probe(session, f"(os.unlink('mine/x'), {MOVES['rename in']})", both) == "ok"
 
 
 # --- a grant beyond its session is refused, whole ---------------------------------------------------------------------------

@@ -1,0 +1,473 @@
+"""Faults: whatever dies, fills up or is cut off, a call fails closed, says what happened, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from remit import Error, Grant, GrantError, LaunchError, Session, SessionClosed
+from tests.kernel.run_harness import TIMEOUT, World, all_ended, descendants, ended
+from tests.kernel.session_harness import client, gone, named, opened, python, said, watched
+
+pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
+
+FOREVER = f"3{os.getpid():08}"
+"""Seconds, and a word that no other run of these tests has in its arguments."""
+
+
+@pytest.fixture
+def session(world: World) -> Iterator[Session]:
+    with opened(world) as made:
+        yield made
+
+
+def first_processes() -> set[int]:
+    """The first processes of this process's sessions: the children of its child, the template."""
+    children = [pid for pid in descendants(os.getpid()) if comm(pid) == "remit-template"]
+    return {pid for template in children for pid in descendants(template) if comm(pid) == "remit-init"}
+
+
+def comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def remains(world: World) -> tuple[int, list[str]]:
+    """What a session could leave on the host: mounts, and files in the user's places (records are to stay)."""
+    mounts = Path("/proc/self/mountinfo").read_text().count("\n")
+    places = [world.base / "runtime", world.workspace, Path("/tmp"), Path("/dev/shm")]
+    found = [path for place in places for path in place.iterdir() if "remit" in path.name and path.name[:6] != "pytest"]
+    inside = [below for path in found if path.is_dir() for below in path.rglob("*")]
+    return mounts, sorted(str(path) for path in (*found, *inside) if not path.is_dir())
+
+
+def test_the_first_process_is_killed_during_a_call(world: World) -> None:
+    marker = f"{FOREVER}.301"
+    nothing = remains(world)
+    with opened(world) as other:
+        others = first_processes()
+        with opened(world) as session:
+            (zygote,) = first_processes() - others
+            calls = [session.popen(["sh", "-c", f"setsid sleep {marker} & echo ready; wait"]) for _ in range(3)]
+            for call in calls:
+                assert call.stdout is not None
+                assert call.stdout.readline() == b"ready\n"
+            left = watched(marker)
+            assert len(left) >= 6
+            os.kill(zygote, signal.SIGKILL)
+            for call in calls:
+                with pytest.raises(SessionClosed, match="died"):
+                    call.wait()
+                call.close()
+            assert gone(left)
+            with pytest.raises(SessionClosed):
+                session.run(["true"])
+            with pytest.raises(SessionClosed):
+                session.run(["true"], grant=Grant())
+            assert other.run(["true"]).returncode == 0
+    assert remains(world) == nothing
+    with opened(world) as again:
+        assert again.run(["true"]).returncode == 0
+
+
+def test_the_template_is_killed_during_a_call(world: World) -> None:
+    code = """
+    s = Session("offline", ".")
+    call = s.popen(["sh", "-c", "setsid sleep MARKER & echo ready; wait"])
+    call.stdout.readline()
+    print("ready", flush=True)
+    for action in (call.wait, lambda: s.run(["true"]), lambda: s.run(["true"], grant=Grant())):
+        try:
+            action()
+        except SessionClosed as error:
+            print("closed", error, flush=True)
+    call.close()
+    s.close()
+    with Session("offline", ".") as again:
+        print(again.run(["echo", "again"]).stdout, flush=True)
+    """
+    marker = f"{FOREVER}.302"
+    with client(code.replace("MARKER", marker), world) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", process.stderr
+        (template,) = [pid for pid in descendants(process.pid) if comm(pid) == "remit-template"]
+        left = watched(marker) + [os.pidfd_open(pid) for pid in descendants(template)]
+        os.kill(template, signal.SIGKILL)
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert gone(left)
+    assert errors == ""
+    assert output.count("closed") == 3
+    assert output.endswith("b'again\\n'\n")
+
+
+def test_the_client_is_killed_during_a_call(world: World) -> None:
+    code = """
+    with Session("offline", ".") as s:
+        calls = [s.popen(["sh", "-c", "setsid sleep MARKER & echo ready; wait"], background=n > 1) for n in range(4)]
+        for call in calls:
+            call.stdout.readline()
+        print("ready", flush=True)
+        s.run(["sleep", "MARKER"])
+    """
+    marker = f"{FOREVER}.303"
+    nothing = remains(world)
+    with client(code.replace("MARKER", marker), world) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        family = descendants(process.pid)
+        left = [os.pidfd_open(pid) for pid in family]
+        assert len(named(marker)) >= 8
+        process.kill()
+        process.wait()
+        assert gone(left)
+    assert [pid for pid in named(marker) if pid != process.pid] == []
+    assert remains(world) == nothing
+
+
+def test_a_mediator_that_is_stuck_lets_nothing_through(world: World) -> None:
+    before = first_processes()
+    with opened(world) as session:
+        (zygote,) = first_processes() - before
+        script = "echo ready; read line; echo x > made"
+        with session.popen(["sh", "-c", script], stdin=-1) as call:
+            assert call.stdout is not None
+            assert call.stdin is not None
+            assert call.stdout.readline() == b"ready\n"
+            os.kill(zygote, signal.SIGSTOP)
+            call.stdin.write(b"\n")
+            call.stdin.close()
+            (shell,) = [pid for pid in descendants(zygote) if comm(pid) == "sh"]
+            while "seccomp" not in Path(f"/proc/{shell}/wchan").read_text():
+                pass
+            assert not (world.workspace / "made").exists()
+            os.kill(zygote, signal.SIGCONT)
+            assert call.wait() == 0
+        assert (world.workspace / "made").read_text() == "x\n"
+
+
+# --- what the caller is short of -----------------------------------------------------------------------------------------
+
+
+LAYERS = """
+import ctypes, struct
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(38, 1, 0, 0, 0)
+attributes = ctypes.create_string_buffer(struct.pack('QQQ', 1 << 12, 0, 0), 24)
+for _ in range(COUNT):
+    ruleset = libc.syscall(444, attributes, 8, 0)
+    assert ruleset >= 0
+    assert libc.syscall(446, ruleset, 0) == 0, ctypes.get_errno()
+    os.close(ruleset)
+try:
+    with Session("offline", ".") as s:
+        print("started", s.run(["echo", "ran"]).stdout)
+except Error as error:
+    print(type(error).__name__, error.phase, error)
+"""
+
+
+@pytest.mark.parametrize("count", [0, 1, 14, 15, 16])
+def test_a_caller_that_is_confined_by_landlock_already(world: World, count: int) -> None:
+    """Landlock forbids mounting, however little it denies: no session there, and a sentence that says so."""
+    with client(LAYERS.replace("COUNT", str(count)), world) as process:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert errors == ""
+    if count == 0:
+        assert output == "started b'ran\\n'\n"
+    else:
+        assert output.startswith("Unenforceable compile no user namespaces here"), output
+
+
+FULL = """
+import resource
+with Session("offline", ".") as s:
+    s.run(["true"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    held = []
+    while True:
+        try:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            break
+    for free in range(0, 12):
+        try:
+            print(free, s.run(["sh", "-c", "echo ran >> mark"]).returncode)
+        except Error as error:
+            print(free, type(error).__name__, error)
+        except OSError as error:
+            print(free, "OSError", error.errno)
+        if held:
+            os.close(held.pop())
+    for descriptor in held:
+        os.close(descriptor)
+    before = len(os.listdir("/proc/self/fd"))
+    print("after", s.run(["echo", "fine"]).stdout, len(os.listdir("/proc/self/fd")) == before)
+"""
+
+
+def test_a_full_descriptor_table_of_the_caller(world: World) -> None:
+    with client(FULL, world) as process:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert errors == ""
+    lines = output.splitlines()
+    assert lines[-1] == "after b'fine\\n' True"
+    results = [line.split(" ", 1)[1] for line in lines[:-1]]
+    failed = [result for result in results if result != "0"]
+    assert failed
+    assert all("LaunchError" in result and "descriptors" in result for result in failed), results
+    assert results[-1] == "0"
+    ran = (world.workspace / "mark").read_text().count("ran")
+    assert ran == results.count("0")
+
+
+def test_a_small_descriptor_table_of_the_sessions(world: World) -> None:
+    """A call that it has no room for is refused, or the session says that it has ended; what ran goes on or is ended too."""
+    code = """
+    import resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, 4096))
+    s = Session("offline", ".")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    results, calls = [], []
+    for n in range(24):
+        try:
+            call = s.popen(["cat"], stdin=PIPE, grant=Grant(read=["."], env=[], limits={"files": 100 + n}))
+            try:
+                call.stdin.write(b"x")
+                call.stdin.flush()
+            except BrokenPipeError:
+                pass
+            if call.stdout.read(1) == b"x":
+                calls.append(call)
+                continue
+            with call:
+                call.wait()
+        except Error as error:
+            results.append(type(error).__name__ + " " + str(error))
+    for call in calls:
+        with call:
+            try:
+                assert call.communicate()[0] == b""
+                assert call.returncode == 0
+            except Error as error:
+                results.append(type(error).__name__)
+    print(len(calls), len(results), sorted(set(results)), flush=True)
+    try:
+        print(s.run(["echo", "fine"]).stdout)
+    except SessionClosed as error:
+        print("closed", error)
+    s.close()
+    """
+    with client(code, world) as process:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert errors == ""
+    first, last = output.splitlines()
+    assert last == "b'fine\\n'" or last.startswith("closed "), last
+    assert int(first.split()[0]) >= 1
+    assert int(first.split()[1]) >= 1
+
+
+@pytest.mark.needs(ordinary=True)
+def test_no_process_can_be_started(world: World) -> None:
+    code = """
+    import resource
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    try:
+        Session("offline", ".")
+    except Error as error:
+        print(type(error).__name__, error)
+    """
+    with client(code, world) as process:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert errors == ""
+    assert output.startswith("LaunchError"), output
+
+
+# --- limits, from the first instruction ----------------------------------------------------------------------------------
+
+
+def test_limits_are_in_force_before_the_first_instruction(session: Session) -> None:
+    shown = ["sh", "-c", "ulimit -n; ulimit -f; ulimit -t; ulimit -p"]
+    given = Grant(limits={"files": 33, "file-size": "1MiB", "cpu-time": "7s", "pids": 41})
+    outside = session.run(shown).stdout
+    for _ in range(3):
+        assert said(session.run(shown, grant=given)) == "33\n2048\n7\n41"
+    assert session.run(shown).stdout == outside  # no other call has them
+
+
+def test_each_limit_ends_or_refuses(session: Session) -> None:
+    files = "import resource; [os.dup(0) for _ in range(100)]"
+    failed = session.run(python(files), grant=Grant(limits={"files": 50}))
+    assert b"Too many open files" in (failed.stderr or b"")
+    assert session.run(python(files), grant=Grant(limits={"files": 500})).returncode == 0
+
+    size = ["sh", "-c", "head -c 2000000 /dev/zero > /tmp/big"]
+    assert session.run(size, grant=Grant(limits={"file-size": "1MiB"})).returncode != 0
+    assert session.run(size, grant=Grant(limits={"file-size": "3MiB"})).returncode == 0
+
+    spin = ["sh", "-c", "while :; do :; done"]
+    assert session.run(spin, grant=Grant(limits={"cpu-time": "1s"})).returncode in (-signal.SIGXCPU, -signal.SIGKILL)
+
+    slow = session.run(["sleep", FOREVER], grant=Grant(limits={"time": "300ms"}))
+    assert (slow.returncode, slow.limit) == (-9, "time")
+
+    eat = "x = bytearray(300 << 20); x[::4096] = b'1' * len(x[::4096]); time.sleep(1000)"
+    fed = session.run(python(eat), grant=Grant(limits={"memory": "100MiB"}))
+    assert (fed.returncode, fed.limit) == (-9, "memory")
+
+    forks = python("for _ in range(200): os.fork() or time.sleep(1000)")
+    bounded = session.run(forks, grant=Grant(limits={"pids": 60}))
+    assert b"Resource temporarily unavailable" in (bounded.stderr or b"")
+    assert session.run(["true"]).returncode == 0
+
+
+# --- forks and threads of the caller -------------------------------------------------------------------------------------
+
+
+def test_a_forked_child_shares_nothing_with_its_parent(world: World) -> None:
+    code = """
+    s = Session("offline", ".")
+    call = s.popen(["cat"], stdin=PIPE)
+    child = os.fork()
+    if child == 0:
+        for action in (lambda: s.run(["true"]), lambda: s.narrow(Grant()).run(["true"]), lambda: s.run(["true"], grant=Grant())):
+            try:
+                action()
+                print("ran", flush=True)
+            except SessionClosed:
+                print("closed", flush=True)
+        s.close()
+        with Session("offline", ".") as own:
+            print(own.run(["echo", "own"]).stdout, flush=True)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(call.communicate(b"alive")[0], s.run(["echo", "parent"]).stdout, flush=True)
+    call.close()
+    s.close()
+    """
+    with client(code, world) as process:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert errors == ""
+    assert output.splitlines() == ["closed"] * 3 + ["b'own\\n'", "0", "b'alive' b'parent\\n'"]
+
+
+def test_many_threads_at_once(session: Session) -> None:
+    """Every answer is its own call's, under every grant."""
+    grants = [None, Grant(), Grant(read=["."]), Grant(write=["."], limits={"files": 99})]
+    wrong: list[object] = []
+
+    def work(thread: int) -> None:
+        for turn in range(50):
+            word = f"{thread}-{turn}".encode()
+            try:
+                result = session.run(
+                    ["sh", "-c", "cat; exit 7"], input=word, grant=grants[(thread + turn) % len(grants)]
+                )
+                if (result.returncode, result.stdout, result.stderr) != (7, word, b""):
+                    wrong.append(result)
+            except BaseException as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# --- what cannot be started ----------------------------------------------------------------------------------------------
+
+
+def test_a_program_that_is_not_there_or_no_program(session: Session, world: World) -> None:
+    files = {"plain": "text", "script": "#!/no/such/interpreter\n", "text": "echo by the shell\n"}
+    for name, content in files.items():
+        (world.workspace / name).write_text(content)
+        (world.workspace / name).chmod(0o755 if name != "plain" else 0o644)
+    for words, status in (
+        (["no-such-program"], 127),
+        (["./nowhere/x"], 127),
+        (["./plain"], 126),
+        (["/usr"], 126),
+        (["./script"], 127),
+    ):
+        with pytest.raises(LaunchError) as raised:
+            session.run(words, grant=Grant(exec=["."]))
+        assert raised.value.exit_status == status, words
+        assert words[0] in str(raised.value)
+    assert said(session.run(["./text"], grant=Grant(exec=["."]))) == "by the shell"
+
+
+@pytest.mark.parametrize("words", [[], [""], ["true", "a\0b"], ["tr\0ue"]])
+def test_words_that_no_program_can_have(session: Session, words: list[str]) -> None:
+    with pytest.raises(Error):
+        session.run(words)
+    assert session.run(["true"]).returncode == 0
+
+
+def test_variables_that_no_program_can_have(world: World) -> None:
+    with opened(world, env=["A"]) as session:
+        for value in ("x\0y", "\0"):
+            with pytest.raises(Error):
+                session.run(["true"], env={"A": value})
+        assert said(session.run(["/usr/bin/env"], env={"A": "é=\n\t'"})) == "A=é=\n\t'"
+
+
+def test_bytes_pass_as_they_are(session: Session) -> None:
+    garbage = bytes(byte for byte in range(1, 256))
+    word = os.fsdecode(garbage)
+    assert session.run(["printf", "%s", word]).stdout == garbage
+
+
+@pytest.mark.parametrize("size", [100_000, 130_000, 131_072, 250_000, 1_000_000, 4_000_000])
+def test_long_arguments_run_or_are_refused(session: Session, size: int) -> None:
+    """The kernel's limit is 128 KiB for one word and a quarter of the stack for all."""
+    refused: list[tuple[int, str]] = []
+    for words in (["x" * size], ["x" * 1000] * (size // 1000)):
+        try:
+            result = session.run(["sh", "-c", 'printf %s "$*" | wc -c', "sh", *words])
+        except LaunchError as error:
+            refused.append((size, str(error)))
+        else:
+            assert int(said(result)) == len(" ".join(words))
+    assert all(size > 100_000 and ("too long" in why or "bytes" in why) for size, why in refused), refused
+    assert session.run(["true"]).returncode == 0
+
+
+def test_a_grant_of_very_many_things(session: Session, world: World) -> None:
+    names = [f"f{number}" for number in range(3000)]
+    for name in names:
+        (world.workspace / name).touch()
+    try:
+        result = session.run(["true"], grant=Grant(read=names))
+    except (LaunchError, GrantError) as error:
+        why = str(error)
+    else:
+        why = f"grant: {result.returncode}"
+    assert why == "grant: 0" or "the grant" in why, why
+    assert session.run(["true"]).returncode == 0
+
+
+def test_nothing_is_left_of_many_sessions(world: World) -> None:
+    nothing = remains(world)
+    before = set(descendants(os.getpid()))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with opened(world) as session:
+            session.run(["sh", "-c", "setsid sleep 1000 & : > /tmp/x"])
+            inside = [os.pidfd_open(pid) for pid in set(descendants(os.getpid())) - before if comm(pid) == "remit-init"]
+        assert all_ended(inside)
+        for descriptor in inside:
+            os.close(descriptor)
+    after = [pid for pid in set(descendants(os.getpid())) - before if comm(pid) != "remit-template"]
+    assert all(ended(pid) for pid in after)
+    assert (
+        len(os.listdir("/proc/self/fd")) <= descriptors + 1
+    )  # the socket to the template, where this is the first session
+    assert remains(world) == nothing

@@ -1,0 +1,139 @@
+"""Growth: thousands of calls in one session, and a hundred sessions at once, and nothing of theirs piles up.
+
+``REMIT_GROWTH_CALLS``: calls in the one session (2,000). Figures are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from remit import Grant, Session
+from tests.kernel.run_harness import World, descendants
+from tests.kernel.session_harness import opened
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.needs(userns=True, landlock=6)]
+
+CALLS = int(os.environ.get("REMIT_GROWTH_CALLS", "2000"))
+SESSIONS = int(os.environ.get("REMIT_GROWTH_SESSIONS", "100"))
+ROOM = 256
+"""KiB that a count of samples may differ by: what one allocation more or less makes of an arena."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the kernel says of a process: proportional memory in KiB, descriptors, threads, mounts, children."""
+
+    memory: int
+    descriptors: int
+    threads: int
+    mounts: int
+    children: int
+
+
+def figures(pid: int) -> Figures:
+    place = Path(f"/proc/{pid}")
+    memory = next((int(line.split()[1]) for line in lines(place / "smaps_rollup") if line.startswith("Pss:")), 0)
+    return Figures(
+        memory=memory,
+        descriptors=len(os.listdir(place / "fd")) if os.geteuid() == 0 else 0,
+        threads=len(os.listdir(place / "task")),
+        mounts=len(lines(place / "mountinfo")) if os.geteuid() == 0 else 0,
+        children=len(descendants(pid)),
+    )
+
+
+def lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # a first process is nobody's to look into, but root's
+        return []
+
+
+def processes(name: str) -> list[int]:
+    found: list[int] = []
+    for pid in descendants(os.getpid()):
+        try:
+            if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n":
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def cgroups() -> list[str]:
+    """Groups that a process of ours is in, or that are called after a session of ours."""
+    return sorted({Path(f"/proc/{pid}/cgroup").read_text() for pid in (os.getpid(), *processes("remit-template"))})
+
+
+def use(session: Session, calls: int) -> None:
+    grants = [None, Grant(), Grant(read=["."]), Grant(write=["."])]
+
+    def work(count: int) -> None:
+        for number in range(count):
+            grant = grants[number % len(grants)]
+            if number % 100 == 50:
+                # An authority of its own: more of them than are kept armed.
+                grant = Grant(read=["."], limits={"files": 64 + number % 4000})
+            assert session.run(["/bin/true"], grant=grant).returncode == 0
+
+    threads = [threading.Thread(target=work, args=(calls // 2,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_calls_leave_nothing_in_their_session(world: World) -> None:
+    before = set(processes("remit-init"))
+    with opened(world) as session:
+        (zygote,) = set(processes("remit-init")) - before
+        (template,) = processes("remit-template")
+        use(session, CALLS // 2)
+        own, host = len(os.listdir("/proc/self/fd")), cgroups()
+        halfway = figures(zygote), figures(template)
+        use(session, CALLS // 2)
+        end = figures(zygote), figures(template)
+        print(f"after {CALLS // 2} calls: {halfway}\nafter {CALLS} calls: {end}")
+        for first, last in zip(halfway, end, strict=True):
+            assert last.memory <= first.memory + ROOM
+            assert last.mounts == first.mounts
+            # Idle threads come and go: as many as were ever busy at once, for each authority that is kept.
+            assert last.threads <= first.threads + 8
+            assert last.descriptors <= first.descriptors + 40
+            assert last.children <= first.children + 8
+        assert len(os.listdir("/proc/self/fd")) <= own + 8
+        assert cgroups() == host
+
+
+def test_a_hundred_sessions_at_once_and_all_gone_again(world: World) -> None:
+    with opened(world):
+        pass
+    (template,) = processes("remit-template")
+    zygotes = len(processes("remit-init"))
+    host, own = cgroups(), len(os.listdir("/proc/self/fd"))
+
+    def round_of(count: int) -> int:
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(opened(world)) for _ in range(count)]
+            for session in sessions:
+                assert session.run(["/bin/true"]).returncode == 0
+            each = [figures(pid).memory for pid in processes("remit-init")]
+            print(f"{count} sessions: {sum(each) / max(1, len(each)):.0f} KiB PSS each (0: not to be seen)")
+            return len(each) - zygotes
+
+    assert round_of(SESSIONS // 2) == SESSIONS // 2
+    first = figures(template)
+    assert round_of(SESSIONS) == SESSIONS
+    last = figures(template)
+    print(f"the template, after {SESSIONS // 2} sessions and after {SESSIONS} more: {first} {last}")
+    assert last.memory <= first.memory + ROOM * 4
+    assert (last.descriptors, last.mounts, last.threads) == (first.descriptors, first.mounts, first.threads)
+    assert len(processes("remit-init")) == zygotes
+    assert len(os.listdir("/proc/self/fd")) <= own + 1
+    assert cgroups() == host

@@ -1,0 +1,368 @@
+"""Random grants below random sessions, with real processes: what succeeds under the grant succeeds under the session, and
+is what an oracle says that knows nothing but sets.
+
+The universe is small, so that everything meets everything: nested directories, files, one program, and one thing of each
+other axis. A session is a random authority over it, a grant a random part of that, a case one action under one of the
+two. The oracle is membership in sets of (axis, thing, right); it shares no code with Remit, and knows no paths but "is
+below".
+
+``REMIT_PROPERTY_CASES``: how many cases (2,000).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remit import Grant, Session
+from tests.kernel.run_harness import World
+from tests.kernel.session_harness import opened, python
+
+pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6), pytest.mark.slow]
+
+CASES = int(os.environ.get("REMIT_PROPERTY_CASES", "2000"))
+SEED = int(os.environ.get("REMIT_PROPERTY_SEED", "20260728"))
+ACTIONS_OF_A_CALL = 40
+GRANTS_OF_A_SESSION = 5
+
+DIRECTORIES = ("a", "a/in", "a/in/deep", "b", "b/in", "c", "d", "d/in")
+FILES = tuple(f"{directory}/{name}" for directory in DIRECTORIES for name in ("f", "g"))
+PROGRAMS = tuple(f"{directory}/tool" for directory in DIRECTORIES)
+OBJECTS = (*DIRECTORIES, *FILES, *PROGRAMS)
+VARIABLES = ("RED", "GREEN", "BLUE", "GREY")
+GROUPS = {"personality": "personality", "numa": "get_mempolicy", "keyring": "keyctl"}
+LIMITS = {"files": (60, 200), "file-size": (1 << 20, 4 << 20)}
+PORTS = (3001, 3002, 3003)
+LEAST = 0.30
+
+
+def below(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory + "/")
+
+
+@dataclass(frozen=True)
+class Power:
+    """An authority as sets, for the oracle and for writing it down as a grant."""
+
+    read: frozenset[str]
+    write: frozenset[str]
+    exec: frozenset[str]
+    env: frozenset[str]
+    groups: frozenset[str]
+    limits: tuple[tuple[str, int], ...]
+    listen: frozenset[int]
+
+    def keywords(self, workspace: Path | None = None) -> dict[str, Any]:
+        """As ``Grant`` and ``Session`` take it; absolute paths below ``workspace``."""
+
+        def paths(names: frozenset[str]) -> list[str]:
+            return sorted(str(workspace / name) if workspace else name for name in names)
+
+        return {
+            "read": paths(self.read),
+            "write": paths(self.write),
+            "exec": paths(self.exec),
+            "env": sorted(self.env),
+            "allow_syscalls": sorted(self.groups),
+            "limits": dict(self.limits),
+        }
+
+    def has(self, path: str, right: str) -> bool:
+        granted: set[str] = set()
+        for names, rights in ((self.read, {"read"}), (self.write, {"read", "write"}), (self.exec, {"read", "exec"})):
+            if any(below(path, name) for name in names):
+                granted |= rights
+        return right in granted
+
+    def part(self, dice: random.Random) -> Power:
+        """A random authority that is not more than this one."""
+
+        def of(names: tuple[str, ...], right: str) -> frozenset[str]:
+            return frozenset(name for name in names if self.has(name, right) and dice.random() < 0.35)
+
+        def some(values: Any) -> frozenset[Any]:
+            return frozenset(value for value in sorted(values) if dice.random() < 0.6)
+
+        return Power(
+            read=of(OBJECTS, "read"),
+            write=of(OBJECTS, "write"),
+            exec=of(OBJECTS, "exec"),
+            env=some(self.env),
+            groups=some(self.groups),
+            limits=tuple(
+                (name, dice.choice([value for value in LIMITS[name] if value <= most])) for name, most in self.limits
+            ),
+            listen=some(self.listen),
+        )
+
+
+def session_power(dice: random.Random) -> Power:
+    def some(values: Any, chance: float) -> frozenset[Any]:
+        return frozenset(value for value in sorted(values) if dice.random() < chance)
+
+    return Power(
+        read=some(OBJECTS, 0.35),
+        write=some(OBJECTS, 0.45),
+        exec=some(OBJECTS, 0.3),
+        env=some(VARIABLES, 0.75),
+        groups=some(GROUPS, 0.75),
+        limits=tuple((name, dice.choice(values)) for name, values in LIMITS.items()),
+        listen=some(PORTS, 0.75),
+    )
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing to try: its axis, the code of it, and what it needs."""
+
+    axis: str
+    code: str
+    needs: tuple[tuple[str, str], ...] = ()
+    variable: str = ""
+    group: str = ""
+    limit: tuple[str, int] = ("", 0)
+
+    def allowed(self, power: Power, whole: bool) -> bool:
+        """The oracle. ``whole``: of a session, which shows the directories on the way to what it grants."""
+        if whole and self.axis == "list":
+            ((directory, _),) = self.needs
+            if any(below(name, directory) for name in power.read | power.write | power.exec):
+                return True
+        if self.variable:
+            return self.variable in power.env
+        if self.group:
+            return self.group in power.groups
+        if self.limit[0]:
+            return self.limit[1] <= dict(power.limits)[self.limit[0]]
+        return all(power.has(path, right) for path, right in self.needs)
+
+
+SYSCALLS = {
+    "personality": "syscall(135, 0x0400000)",
+    "numa": "syscall(239, None, None, 0, None, 0)",
+    "keyring": "syscall(250, 0, -3, 0)",
+}
+
+
+AXES = (
+    "read",
+    "list",
+    "write",
+    "create",
+    "remove",
+    "rename",
+    "exec",
+    "metadata",
+    "environment",
+    "syscalls",
+    "limits",
+)
+
+
+def wished(dice: random.Random, power: Power) -> Action:
+    """A random action of a random axis: one half of them, where there are such, within ``power``."""
+    axis, wish = dice.choice(AXES), dice.random() < 0.55
+    found = action(dice, axis)
+    for _ in range(40):
+        if found.allowed(power, False) == wish:
+            break
+        found = action(dice, axis)
+    return found
+
+
+def action(dice: random.Random, axis: str) -> Action:
+    """A random one of an axis. Every action leaves the universe as it found it, whoever performs it."""
+    file, directory = dice.choice((*FILES, *PROGRAMS)), dice.choice(DIRECTORIES)
+    if axis == "read":
+        return Action(axis, f"read('{file}')", ((file, "read"),))
+    if axis == "list":
+        return Action(axis, f"os.listdir('{directory}')", ((directory, "read"),))
+    if axis == "write":
+        how = dice.choice(("0", "os.O_APPEND", "os.O_CREAT", "os.O_TRUNC"))
+        if file in PROGRAMS:
+            how = "0"
+        return Action(axis, f"os.close(os.open('{file}', os.O_WRONLY | {how}))", ((file, "write"),))
+    if axis == "create":
+        name = f"{directory}/new{dice.randrange(1000)}"
+        code = dice.choice(
+            (
+                "made('{0}')",
+                "(os.mkdir('{0}'), os.rmdir('{0}'))",
+                "(os.symlink('f', '{0}'), os.unlink('{0}'))",
+                "(os.mkfifo('{0}'), os.unlink('{0}'))",
+            )
+        )
+        return Action(axis, code.format(name), ((directory, "write"),))
+    if axis == "remove":
+        return Action(axis, f"os.unlink('{directory}/spare')", ((f"{directory}/spare", "write"),))
+    if axis == "rename":
+        other = dice.choice((directory, directory, directory, dice.choice(DIRECTORIES)))
+        name = f"moved{dice.randrange(1000)}"
+        code = f"(os.rename('{directory}/still', '{other}/{name}'), os.rename('{other}/{name}', '{directory}/still'))"
+        return Action(axis, code, ((f"{directory}/still", "write"), (f"{other}/{name}", "write")))
+    if axis == "exec":
+        program = dice.choice(PROGRAMS)
+        return Action(axis, f"ran('{program}')", ((program, "exec"),))
+    if axis == "metadata":
+        code = dice.choice(
+            (
+                "os.utime('{0}', (1, 1))",
+                "os.chmod('{0}', 0o777)",
+                "os.chown('{0}', -1, -1)",
+                "os.setxattr('{0}', 'user.x', b'1')",
+            )
+        )
+        return Action(axis, code.format(file), ((file, "write"),))
+    if axis == "environment":
+        name = dice.choice(VARIABLES)
+        return Action(axis, f"named('{name}')", variable=name)
+    if axis == "syscalls":
+        group = dice.choice(tuple(GROUPS))
+        return Action(axis, SYSCALLS[group], group=group)
+    what, values = dice.choice(tuple(LIMITS.items()))
+    value = dice.choice(values)
+    code = f"descriptors({value})" if what == "files" else f"sized({value})"
+    return Action(axis, code, limit=(what, value))
+
+
+HELPERS = """
+import posix
+def made(path):
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    os.unlink(path)
+def ran(path):
+    pid = posix.posix_spawn(path, [path], {})
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+def named(name):
+    if name not in os.environ:
+        raise OSError(errno.ENOENT, name)
+def descriptors(count):
+    held = []
+    try:
+        while len(held) < count - 4:
+            held.append(os.dup(1))
+    finally:
+        for fd in held:
+            os.close(fd)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def sized(count):
+    fd = os.memfd_create('x')
+    try:
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)
+    path = '/tmp/size'
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.pwrite(fd, b'x', count - 1)
+    finally:
+        os.close(fd)
+        os.unlink(path)
+"""
+
+
+def universe(world: World) -> None:
+    owner = world.workspace.stat()
+    for directory in DIRECTORIES:
+        path = world.workspace / directory
+        path.mkdir()
+        path.chmod(0o777)
+        os.chown(path, owner.st_uid, owner.st_gid)
+    for name in (*FILES, *(f"{directory}/still" for directory in DIRECTORIES), *PROGRAMS):
+        path = world.workspace / name
+        path.write_text("#!/bin/sh\nexit 0\n")
+        path.chmod(0o777)
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def renew(world: World) -> None:
+    """What actions take away, put back from outside."""
+    owner = world.workspace.stat()
+    for directory in DIRECTORIES:
+        path = world.workspace / directory / "spare"
+        if not path.exists():
+            path.touch()
+            os.chown(path, owner.st_uid, owner.st_gid)
+    for name in FILES:
+        (world.workspace / name).write_text("content")
+
+
+def tried(session: Session, actions: list[Action], grant: Grant | None) -> list[str]:
+    body = [HELPERS, "import json", "results = []"]
+    for one in actions:
+        body.append(f"results.append(attempt(lambda: {one.code}))")
+        # One that was removed is missed by nobody who tries it again.
+        if one.axis == "remove":
+            path = one.code.partition("'")[2].rpartition("'")[0]
+            body.append(f"results[-1] == 'ok' and os.close(os.open('{path}', os.O_WRONLY | os.O_CREAT))")
+    body.append("print(json.dumps(results))")
+    result = session.run(python("\n".join(body)), grant=grant)
+    assert result.returncode == 0, result
+    assert result.stdout is not None
+    found: list[str] = json.loads(result.stdout)
+    return found
+
+
+def cases(world: World, dice: random.Random) -> Iterator[tuple[Action, Power, Power, str, str]]:
+    """(action, session, grant, how it ended under the session, under the grant)."""
+    while True:
+        ceiling = session_power(dice)
+        environ = dict.fromkeys(VARIABLES, "set")
+        # The universe is there to be seen, and nothing of it granted but what the dice say.
+        with opened(world, profile(world), environ=environ, **ceiling.keywords(world.workspace)) as session:
+            for _ in range(GRANTS_OF_A_SESSION):
+                power = ceiling.part(dice)
+                actions = [wished(dice, power) for _ in range(ACTIONS_OF_A_CALL)]
+                renew(world)
+                wide = tried(session, actions, None)
+                renew(world)
+                narrow = tried(session, actions, Grant(**power.keywords()))
+                yield from zip(actions, [ceiling] * len(actions), [power] * len(actions), wide, narrow, strict=True)
+
+
+def profile(world: World) -> str:
+    path = world.home / "bare.toml"
+    path.write_text(
+        'format = 1\nname = "bare"\nextends = ["base"]\n[limits]\nmemory = "4GiB"\n[enforcement]\ndegrade = ["limits"]\n'
+    )
+    path.chmod(0o644)
+    return str(path)
+
+
+@pytest.mark.needs(x86_64=True)
+def test_what_succeeds_under_a_grant_is_what_the_oracle_says(world: World) -> None:
+    universe(world)
+    dice = random.Random(SEED)
+    counts: Counter[tuple[str, str]] = Counter()
+    wrong: list[str] = []
+    done = 0
+    for one, ceiling, power, wide, narrow in cases(world, dice):
+        for who, authority, outcome in (("session", ceiling, wide), ("grant", power, narrow)):
+            expected = one.allowed(authority, authority is ceiling)
+            # What is granted by itself is a mount by itself: a rename from one to another is EXDEV, as outside.
+            if (outcome == "ok") != expected and not (expected and outcome == "EXDEV" and one.axis == "rename"):
+                wrong.append(f"{who}: {one.code}: {outcome}, oracle {expected}: {authority}")
+        if narrow == "ok" and wide != "ok":
+            wrong.append(f"more under the grant: {one.code}: {wide} -> {narrow}")
+        if narrow != "EXDEV":
+            counts[one.axis, "allowed" if narrow == "ok" else "denied"] += 1
+        done += 1
+        if done >= CASES or len(wrong) > 20:
+            break
+    axes = sorted({axis for axis, _ in counts})
+    for axis in axes:
+        print(f"{axis:12} {counts[axis, 'allowed']:5} allowed {counts[axis, 'denied']:5} denied")
+    assert not wrong, "\n".join(wrong)
+    assert done >= CASES
+    for axis in axes:
+        every = counts[axis, "allowed"] + counts[axis, "denied"]
+        assert counts[axis, "allowed"] >= LEAST * every, (axis, counts)
+        assert counts[axis, "denied"] >= LEAST * every, (axis, counts)
