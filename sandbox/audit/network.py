@@ -13,11 +13,11 @@ def connection(event: tuple[object, ...]) -> dict[str, object]:
     No process is known: a gateway sees sockets. ``errno`` is none, because what the program sees depends on how it asked.
     """
     call, right, thing, verdict, reason, rule, via, sent, received, duration = event
-    if verdict == "ended":
+    denied = verdict == "denied"
+    if verdict == "ended" or (right != "connect" and not denied):
         fields = {"source": "gateway", "object": thing, "right": right, "verdict": verdict, "via": via}
         fields |= {"sent": sent, "received": received, "duration": duration, "reason": reason, "rule": rule}
         return {"kind": "connection", "call": call or "1", **fields}
-    denied = verdict == "denied"
     return {
         "mono": time.monotonic(),
         "kind": "action",

@@ -24,7 +24,7 @@ class Policy:
 
     def __init__(self, identifier: int, wire: CallWire, requests: int, note: Note, places: tuple[str, ...]) -> None:
         """Raises OSError, Refused where an object is not the one that the grant was decided on."""
-        _, digest, domain, program, mediation, limit, private, freeze, objects, own, _authority, egress = wire
+        _, digest, domain, program, mediation, limit, private, freeze, objects, own, self.authority, egress = wire
         self.identifier = identifier
         self.digest = digest
         self.requests = requests

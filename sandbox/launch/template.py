@@ -368,6 +368,10 @@ def main() -> None:
         gc.disable()
         Template(CLIENT, LISTENER if arguments is not None else -1).loop()
         status = 0
+    except Exception as error:
+        # Nobody reads it but with REMIT_DEBUG; the sessions end with this process.
+        text = f"remit-template: {type(error).__name__}: {error}\n"
+        posix.write(2, text.encode(errors="replace"))
     finally:
         process.leave(status)
 

@@ -326,7 +326,7 @@ class Zygote:
         self._policies[self._number] = policy
         policy.number = self._number
         policy.broker.held = self._held
-        self._tell("policy", identifier, policy.digest, wire[-1])
+        self._tell("policy", identifier, policy.digest, policy.authority)
         self._arm(policy)
 
     def _drop(self, policy: Policy) -> None:

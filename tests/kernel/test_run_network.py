@@ -409,8 +409,8 @@ def test_what_was_decided_is_recorded(net: Internet) -> None:
         (f"{GRANTED}:8080/tcp", "ended"),
         ("203.0.113.20:8080/tcp", "denied"),
     ]
-    assert network[0]["rule"] == "command line --connect"
-    assert network[2]["allow"] == "203.0.113.20:8080"
+    assert network[0]["rule"]["text"] == "command line --connect"
+    assert network[2]["layer"] == "gateway"
     assert events[-1]["denials"] == 1
     why = net.world.remit("why", "--last")
     assert "203.0.113.20:8080" in why.stdout, why
