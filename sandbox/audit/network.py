@@ -17,11 +17,11 @@ def connection(event: tuple[object, ...]) -> dict[str, object]:
     if verdict == "ended" or (right != "connect" and not denied):
         fields = {"source": "gateway", "object": thing, "right": right, "verdict": verdict, "via": via}
         fields |= {"sent": sent, "received": received, "duration": duration, "reason": reason, "rule": rule}
-        return {"kind": "connection", "call": call or "1", **fields}
+        return {"kind": "connection", "call": call, **fields}
     return {
         "mono": time.monotonic(),
         "kind": "action",
-        "call": call or "1",
+        "call": call,
         "grant": "",
         "pid": 0,
         "pid_start": 0,

@@ -331,7 +331,7 @@ def _network(record: Record, event: tuple[object, ...]) -> None:
     from remit.sandbox.audit import network  # only where there is a gateway
 
     if len(event) > 1:
-        record.event({**network.connection(event), "grant": record.identifier})
+        record.event({**network.connection(event), "call": "1", "grant": record.identifier})
         return
     problem = str(*event)
     record.event(network.gone(problem))

@@ -582,7 +582,7 @@ def test_a_calls_own_network_grant(net: Internet) -> None:
     ended = [(event.get("call", ""), event["object"]) for event in events if event.get("verdict") == "ended"]
     name = f"{GRANTED}:8080/tcp", f"{OTHER}:8080/tcp"
     assert ended == [("", name[0]), ("", name[1]), (calls[1], name[1]), (calls[2], name[0]), (calls[4], name[1])]
-    judged = [event for event in events if event.get("source") == "gateway" and event["kind"] == "denial"]
+    judged = [event for event in events if event.get("source") == "gateway" and event["verdict"] == "denied"]
     denied = {(event.get("call", ""), event["object"]) for event in judged}
     assert (calls[1], "203.0.113.20:8080/tcp") in denied
     assert not any(call == calls[3] for call, _ in denied)
