@@ -69,39 +69,32 @@ def invocation(verb: str, values: dict[str, Any]) -> options.Invocation:
     """What click parsed, as the value that the hot path's parser gives for the same words."""
     grants: list[tuple[str, str]] = []
     for option in options.GRANT:
-        value = values[option.name.replace("-", "_")]
-        grants += [(option.name, one) for one in (value if option.repeatable else [value] if value else [])]
+        value = values.get(option.name.replace("-", "_"))
+        grants += [(option.name, one) for one in (value or [] if option.repeatable else [value] if value else [])]
     status = values.get("status_fd")
     return options.Invocation(
         verb,
-        tuple(values["command"]),
-        values["profile"] or "",
-        values["workspace"] or "",
-        values["chdir"] or "",
+        tuple(values.get("command") or ()),
+        values.get("profile") or "",
+        values.get("workspace") or "",
+        values.get("chdir") or "",
         tuple(grants),
         int(status) if status else -1,
-        values["accept_suggestion"],
+        values.get("accept_suggestion", False),
         values.get("json", False),
         values.get("plan", False),
     )
 
 
-class GrantCommand(click.Command):
-    """A command that takes the grant options: one callback with the ``Invocation``, and CMD left alone."""
+class OptionCommand(click.Command):
+    """A command with the table's options, grant options among them: every error at once, and help in two sections."""
 
-    def __init__(self, verb: str, act: Callable[[options.Invocation], int], *, help: str, required: bool) -> None:
+    def __init__(self, verb: str, callback: Callable[..., int], arguments: list[click.Parameter], *, help: str) -> None:
         self.verb = verb
-
-        def callback(**values: Any) -> int:
-            return act(invocation(verb, values))
-
         super().__init__(
-            verb,
+            verb.rpartition(" ")[2],
             context_settings={"allow_interspersed_args": False, "help_option_names": list(HELP_NAMES)},
-            params=[
-                *parameters(verb),
-                click.Argument(["command"], nargs=-1, type=click.UNPROCESSED, required=required, metavar="CMD..."),
-            ],
+            params=[*parameters(verb), *arguments],
             callback=callback,
             help=help,
         )
@@ -116,9 +109,6 @@ class GrantCommand(click.Command):
                 raise _failure(self.verb, parsed, errors)
         return super().parse_args(ctx, args)
 
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return ["[OPTIONS]", "[--]", "CMD..." if self.verb == "run" else "[CMD...]"]
-
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         granting = {option.name.replace("-", "_") for option in options.GRANT}
         grants: list[tuple[str, str]] = []
@@ -131,6 +121,20 @@ class GrantCommand(click.Command):
             formatter.write_dl(others)
         with formatter.section("Grant options (repeatable; paths are relative to the current directory)"):
             formatter.write_dl(grants)
+
+
+class GrantCommand(OptionCommand):
+    """A command that takes the grant options: one callback with the ``Invocation``, and CMD left alone."""
+
+    def __init__(self, verb: str, act: Callable[[options.Invocation], int], *, help: str, required: bool) -> None:
+        def callback(**values: Any) -> int:
+            return act(invocation(verb, values))
+
+        command = click.Argument(["command"], nargs=-1, type=click.UNPROCESSED, required=required, metavar="CMD...")
+        super().__init__(verb, callback, [command], help=help)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["[OPTIONS]", "[--]", "CMD..." if self.verb in ("run", "exec") else "[CMD...]"]
 
 
 def _usage(verb: str, error: str) -> UsageError:

@@ -21,33 +21,42 @@ class Option:
         self.help = help
 
 
-_START = ("run", "explain")
+_START = ("run", "explain", "session start")
+_CALL = (*_START, "exec")
+_GIVE = (*_CALL, "grant new")
 
 SESSION: tuple[Option, ...] = (
     Option("profile", "p", "PROFILE", False, _START, "Profile: a name, or the path of a TOML file.  [default: coding]"),
-    Option("workspace", "w", "DIR", False, _START, "The directory worked on.  [default: the current directory]"),
-    Option("chdir", "", "DIR", False, _START, "Where the command starts.  [default: the workspace]"),
+    Option(
+        "workspace",
+        "w",
+        "DIR",
+        False,
+        (*_START, "grant new"),
+        "The directory worked on.  [default: the current directory]",
+    ),
+    Option("chdir", "", "DIR", False, _CALL, "Where the command starts.  [default: the workspace]"),
     Option("accept-suggestion", "", "", False, _START, "Apply the grants that the workspace's remit.toml suggests."),
-    Option("status-fd", "", "N", False, ("run",), "Write JSON lines about the run to descriptor N."),
+    Option("status-fd", "", "N", False, ("run", "exec"), "Write JSON lines about the run to descriptor N."),
 )
 
 GRANT: tuple[Option, ...] = (
-    Option("read", "", "PATH", True, _START, "Let it read PATH: a file, or a directory with all below it."),
+    Option("read", "", "PATH", True, _GIVE, "Let it read PATH: a file, or a directory with all below it."),
     Option(
         "write",
         "",
         "PATH",
         True,
-        _START,
+        _GIVE,
         "Let it read and write PATH. A file is granted as it is now, not by its name.",
     ),
-    Option("exec", "", "PATH", True, _START, "Let it read and execute PATH."),
-    Option("deny", "", "PATH", True, _START, "No access at all to PATH, there yet or not. Wins over every grant."),
-    Option("protect", "", "PATH", True, _START, "PATH stays readable and is never written, even below a write grant."),
+    Option("exec", "", "PATH", True, _GIVE, "Let it read and execute PATH."),
+    Option("deny", "", "PATH", True, _GIVE, "No access at all to PATH, there yet or not. Wins over every grant."),
+    Option("protect", "", "PATH", True, _GIVE, "PATH stays readable and is never written, even below a write grant."),
     Option(
-        "connect", "", "HOST:PORT[/tcp|udp]", True, _START, "Let it connect. HOST: a name, *.example.com, or a CIDR."
+        "connect", "", "HOST:PORT[/tcp|udp]", True, _GIVE, "Let it connect. HOST: a name, *.example.com, or a CIDR."
     ),
-    Option("listen", "", "PORT", True, _START, "Let it listen on PORT, inside the session."),
+    Option("listen", "", "PORT", True, _GIVE, "Let it listen on PORT, inside the session."),
     Option(
         "publish",
         "",
@@ -56,15 +65,15 @@ GRANT: tuple[Option, ...] = (
         _START,
         "Make PORT of this host lead to INNER inside.  [ADDRESS: 127.0.0.1]",
     ),
-    Option("unix", "", "PATH", True, _START, "Let it connect to the Unix socket PATH."),
-    Option("env", "", "NAME[=VALUE]", True, _START, "Pass the caller's variable NAME, or set it to VALUE."),
-    Option("limit", "", "NAME=VALUE", True, _START, "memory, pids, cpu, cpu-time, time, files, file-size or tmp."),
+    Option("unix", "", "PATH", True, _GIVE, "Let it connect to the Unix socket PATH."),
+    Option("env", "", "NAME[=VALUE]", True, _GIVE, "Pass the caller's variable NAME, or set it to VALUE."),
+    Option("limit", "", "NAME=VALUE", True, _GIVE, "memory, pids, cpu, cpu-time, time, files, file-size or tmp."),
     Option(
-        "allow-syscalls", "", "GROUP", True, _START, "Let it use a group of system calls that is refused by default."
+        "allow-syscalls", "", "GROUP", True, _GIVE, "Let it use a group of system calls that is refused by default."
     ),
-    Option("expires", "", "DURATION", False, _START, "The grant ends after DURATION (90s, 15m, 2h)."),
-    Option("purpose", "", "TEXT", False, _START, "What the grant is for; kept in the record."),
-    Option("grant", "", "FILE", True, _START, "Add the grant in FILE."),
+    Option("expires", "", "DURATION", False, _GIVE, "The grant ends after DURATION (90s, 15m, 2h)."),
+    Option("purpose", "", "TEXT", False, _GIVE, "What the grant is for; kept in the record."),
+    Option("grant", "", "FILE", True, _CALL, "Add the signed grant in FILE (remit grant new makes one)."),
     Option("degrade", "", "NAME", True, _START, "Run although layer NAME cannot be enforced here."),
 )
 
@@ -72,9 +81,26 @@ EXPLAIN: tuple[Option, ...] = (
     Option("plan", "", "", False, ("explain",), "Also print the ordered kernel operations."),
 )
 
-JSON = Option("json", "", "", False, ("explain", "doctor", "profile"), "Print JSON.")
+_NEW = ("grant new",)
 
-TABLE: tuple[Option, ...] = (*SESSION, *GRANT, *EXPLAIN, JSON)
+PROVENANCE: tuple[Option, ...] = (
+    Option(
+        "profile", "p", "PROFILE", False, _NEW, "Also grant what PROFILE grants, with its denials.  [default: none]"
+    ),
+    Option(
+        "principal", "", "TEXT", False, _NEW, "Whom it is given to: uid:N, key:HEX or a name.  [default: uid:yours]"
+    ),
+    Option("task", "", "TEXT", False, _NEW, "The task that it is for, such as a ticket's number."),
+    Option("uses", "", "N", False, _NEW, "It can be used N times, by whomever.  [default: any number]"),
+    Option("not-before", "", "TIME", False, _NEW, "It begins at TIME: 2030-01-31T12:00Z, or Unix seconds."),
+    Option("session", "", "ID", False, _NEW, "It is of use in that session only."),
+    Option("from", "", "FILE", False, _NEW, "Take it out of the grant in FILE: narrower, or refused."),
+    Option("output", "o", "FILE", False, _NEW, "Write it to FILE, which must not be there yet."),
+)
+
+JSON = Option("json", "", "", False, ("explain", "doctor", "profile", "session start", "grant new"), "Print JSON.")
+
+TABLE: tuple[Option, ...] = (*SESSION, *GRANT, *EXPLAIN, *PROVENANCE, JSON)
 
 GRANT_NAMES = tuple([option.name for option in GRANT])
 
@@ -208,8 +234,12 @@ def parse(verb: str, argv: list[str]) -> tuple[Invocation, list[str]]:
         errors.append(f"--status-fd needs the number of an open descriptor, not {status!r}")
         status = "-1"
     command = tuple(argv[index:])
-    if verb == "run" and not command:
+    if verb in ("run", "exec") and not command:
         errors.append("nothing to run: give a command after the options")
+    if verb == "session start" and command:
+        errors.append(f"a session starts without a command: {command[0]!r}; remit exec SESSION -- CMD runs one in it")
+    if verb == "grant new" and command:
+        errors.append(f"unexpected argument: {command[0]}")
     invocation = Invocation(
         verb,
         command,

@@ -63,12 +63,15 @@ class Record:
     not be inside.
     """
 
-    def __init__(self, state: str, plan: str, about: dict[str, object]) -> None:
-        """``plan`` is the digest under which ``keep_plan`` has kept the plan. FileNotFoundError: it is not there."""
+    def __init__(self, state: str, plan: str, about: dict[str, object], kept: str = "") -> None:
+        """``plan`` is the plan's digest. ``keep_plan`` has kept it under that name, or as ``kept``.
+
+        FileNotFoundError: it is not there.
+        """
         self.identifier = new_identifier()
         self.path = f"{state}/sessions/{self.identifier}"
         make_directory(self.path)
-        posix.link(_plan_path(state, plan), f"{self.path}/plan.json")
+        posix.link(_plan_path(state, kept or plan), f"{self.path}/plan.json")
         self._events = posix.open(f"{self.path}/events.jsonl", _CREATE | posix.O_APPEND, 0o600)
         self._sequence = 0
         token = posix.urandom(_TOKEN_SIZE).hex()

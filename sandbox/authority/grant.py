@@ -89,8 +89,11 @@ class Grant:
 
     def digest(self) -> str:
         """BLAKE2b-256 (hex) over the canonical JSON, with the authority's normal form and without sources."""
-        made = self.to_json() | {"authority": codec.to_json(normal(self.authority), sources=False)}
-        return codec.blake2b(codec.canonical_json(made))
+        return codec.blake2b(codec.canonical_json(self.canonical()))
+
+    def canonical(self) -> dict[str, object]:
+        """What the digest is over: ``to_json`` with the authority's normal form and without sources."""
+        return self.to_json() | {"authority": codec.to_json(normal(self.authority), sources=False)}
 
     def narrow(
         self,
@@ -110,10 +113,12 @@ class Grant:
         is inside already; but a name may resolve to an object that is also reached by another name.
 
         Raises:
-            GrantError: ``authority`` is not ⊑ this grant's (the message names every offending object), or the period or
-                the uses go beyond it. Nothing is ever clipped.
+            GrantError: ``authority`` is not ⊑ this grant's (the message names every offending object), the period or the
+                uses go beyond it, or it belongs to another session. Nothing is ever clipped.
         """
         beyond = [str(one) for one in violations(authority, self.authority)]
+        if session is not None and self.session and session != self.session:
+            beyond.append(f"session: {session or 'any'} is not the parent's {self.session}")
         if expires is not None and self.expires is not None and expires > self.expires:
             beyond.append(f"expires: {expires} is after the parent's {self.expires}")
         if not_before is not None and self.not_before is not None and not_before < self.not_before:

@@ -96,24 +96,36 @@ def send(socket: int, data: bytes, descriptors: tuple[int, ...] = (), *, wait: b
     call(NR["sendmsg"], socket, header, _MSG_NOSIGNAL | (0 if wait else _MSG_DONTWAIT))
 
 
-def receive(socket: int, size: int, most: int = 1, *, wait: bool = True) -> tuple[bytes, list[int]]:
-    """One message of at most ``size`` bytes, and the descriptors (at most ``most``) that came with it.
+class Receiver:
+    """Buffers for messages of at most ``size`` bytes with at most ``most`` descriptors, used again for each. One thread's."""
 
-    Empty: the other end is closed. Without ``wait``, EAGAIN where there is nothing.
-    """
-    data = Buffer(size)
-    space = (_CONTROL_HEADER + 4 * most + 7) & ~7
-    control = Buffer(space)
-    vector = _words(data.address, size)
-    header = Buffer(56)
-    header.view[:] = _words(0, 0, address(vector), 1, control.address, space, 0)
-    got = call(NR["recvmsg"], socket, header.address, _MSG_CMSG_CLOEXEC | (0 if wait else _MSG_DONTWAIT))
-    length = int.from_bytes(header.view[40:48], "little")
-    came: list[int] = []
-    if length >= _CONTROL_HEADER + 4:
-        end = int.from_bytes(control.view[:8], "little")
-        came = [int.from_bytes(control.view[at : at + 4], "little") for at in range(_CONTROL_HEADER, end, 4)]
-    return bytes(data.view[:got]), came
+    __slots__ = ("_control", "_data", "_header", "_space")
+
+    def __init__(self, size: int, most: int = 1) -> None:
+        self._data = Buffer(size)
+        self._space = (_CONTROL_HEADER + 4 * most + 7) & ~7
+        self._control = Buffer(self._space)
+        self._header = Buffer(56 + 16)
+
+    def receive(self, socket: int, *, wait: bool = True) -> tuple[bytes, list[int]]:
+        """One message, and the descriptors that came with it. Empty: the other end is closed.
+
+        Raises OSError; without ``wait``, EAGAIN where there is nothing.
+        """
+        header, data, control = self._header, self._data, self._control
+        header.view[56:] = _words(data.address, data.size)
+        header.view[:56] = _words(0, 0, header.address + 56, 1, control.address, self._space, 0)
+        got = call(NR["recvmsg"], socket, header.address, _MSG_CMSG_CLOEXEC | (0 if wait else _MSG_DONTWAIT))
+        came: list[int] = []
+        if int.from_bytes(header.view[40:48], "little") >= _CONTROL_HEADER + 4:
+            end = int.from_bytes(control.view[:8], "little")
+            came = [int.from_bytes(control.view[at : at + 4], "little") for at in range(_CONTROL_HEADER, end, 4)]
+        return bytes(data.view[:got]), came
+
+
+def receive(socket: int, size: int, most: int = 1) -> tuple[bytes, list[int]]:
+    """``Receiver.receive`` for once."""
+    return Receiver(size, most).receive(socket)
 
 
 def accept(listener: int) -> int:

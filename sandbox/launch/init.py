@@ -67,6 +67,7 @@ class Init:
         self._wake_read, self._wake_write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         self._deadline = 0.0
         self._memory_limit = 0
+        self._next_look = 0.0
         for _, what, value, mechanism in self._limits:
             if mechanism == "timer":
                 self._deadline = time.monotonic() + int(value) / 1000
@@ -125,8 +126,11 @@ class Init:
                     self._command_from_launcher()
             if self._deadline and time.monotonic() >= self._deadline:
                 self._end(None, "time")
-            if self._memory_limit and usage.memory_exceeds(self._memory_limit):
-                self._end(None, "memory")
+            if self._memory_limit and time.monotonic() >= self._next_look:
+                # A sample, and not at every mediated call: looking at every process costs more than the call.
+                self._next_look = time.monotonic() + _WATCH_MS / 1000
+                if usage.memory_exceeds(self._memory_limit):
+                    self._end(None, "memory")
 
     def _timeout(self) -> int | None:
         if self._memory_limit:

@@ -16,7 +16,7 @@ import time
 from errno import EINTR, EPIPE
 
 from remit.sandbox.kernel import landlock, notify, process, sockets
-from remit.sandbox.launch import program
+from remit.sandbox.launch import envelope, program
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.ground import HINT, Refused, told
 from remit.sandbox.mediate.broker import Source
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.ground import Ground
     from remit.sandbox.launch.policy import Policy
 
-REQUEST_SIZE = 1 << 18
-"""Bytes of one request: what a Unix socket's default buffer (``wmem_default``) carries in one message."""
+REQUEST_SIZE = envelope.LIMIT
+"""Bytes: each armed thread keeps a buffer for one. What is larger comes in an ``envelope``."""
 _REPORTED = 128
 """Denials that a reply names; all of them are counted, and all are in the record."""
+_RECORDED = 4096
 _SIGKILL = 9
 _LONGEST_WAIT_MS = 5000
 """poll(2) does not count suspended time, an expiry does: so it is looked at again this often."""
@@ -133,9 +134,11 @@ class Jail(Source):
         self._tell_main("proven")
 
     def _serve(self) -> None:
-        data, came = sockets.receive(self.policy.requests, REQUEST_SIZE, 4)
+        data, came = sockets.receive(self.policy.requests, REQUEST_SIZE, 5)
         if not data:
             return  # the policy is forgotten, or the session ends
+        if data == envelope.MARK:
+            data = envelope.content(came.pop())
         self.reply = came[0]
         call, chain, argv, environment, directory, terminal, background, expires = marshal.loads(data)
         self.call, self.chain = call, chain
@@ -151,8 +154,9 @@ class Jail(Source):
         if terminal is not None:
             from remit.sandbox.launch import stdio
 
-            slave, path = stdio.open_call_terminal(self.reply, terminal)
-            descriptors = (slave, slave, slave)
+            size, replaces = terminal
+            slave, path = stdio.open_call_terminal(self.reply, size)
+            descriptors = tuple([slave if replaces[index] else came[1 + index] for index in range(3)])
         if self.policy.egress is not None:
             # Before it can connect: the gateway's decisions are to be known as this call's.
             sockets.send(self.control, marshal.dumps(("serves", self.identifier, call, chain)))
@@ -165,7 +169,9 @@ class Jail(Source):
         for descriptor in (*came[1:], slave):
             if descriptor >= 0:
                 posix.close(descriptor)
-        sockets.send(self.control, marshal.dumps(("began", self.call, self.pid, argv, self.policy.identifier, chain)))
+        sockets.send(
+            self.control, marshal.dumps(("began", self.call, self.pid, _brief(argv), self.policy.identifier, chain))
+        )
         status, usage = self._wait()
         clean = self._alone()
         if not background and not clean:
@@ -316,3 +322,15 @@ class Jail(Source):
                 posix.kill(-self.pid if group else self.pid, signal)
             except OSError:
                 pass  # it has just ended
+
+
+def _brief(argv: list[bytes]) -> list[bytes]:
+    """A command line for the record, which keeps 4 KiB of it."""
+    left = _RECORDED
+    kept: list[bytes] = []
+    for word in argv:
+        if len(word) + 1 > left:
+            return [*kept, word[:left], b"..."]
+        kept.append(word)
+        left -= len(word) + 1
+    return kept

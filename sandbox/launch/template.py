@@ -22,6 +22,8 @@ from errno import EAGAIN
 from remit.sandbox.audit.record import Record
 from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.kernel import process, sockets
+from remit.sandbox.kernel.call import libc_call
+from remit.sandbox.launch import envelope
 from remit.sandbox.launch.start import Child
 from remit.sandbox.launch.zygote import Zygote
 
@@ -36,7 +38,8 @@ CLIENT = 3
 """The descriptor of the first client's socket."""
 LISTENER = 4
 """The descriptor of a listening socket, where there is one."""
-MESSAGE_SIZE = 1 << 18
+_M_ARENA_MAX = -8
+_LARGEST_REPORT = 1 << 17
 _DIED = "its first process died"
 _FIELDS = ("source", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 
@@ -79,6 +82,8 @@ class Template:
     def __init__(self, client: int, listener: int = -1) -> None:
         self._listener = listener
         self._poll = select.poll()
+        # A call's own network comes with its rules, and with a socket for each thing it can do.
+        self._mail = sockets.Receiver(_LARGEST_REPORT, sockets.MOST_DESCRIPTORS)
         self._sessions: dict[int, Running] = {}
         self._clients: set[int] = {client}
         self._owner = client
@@ -113,7 +118,9 @@ class Template:
 
     def _from_client(self, client: int) -> None:
         try:
-            data, _ = sockets.receive(client, MESSAGE_SIZE)
+            data, came = self._mail.receive(client)
+            if data == envelope.MARK:
+                data = envelope.content(came.pop())
         except OSError:
             data = b""
         if not data:
@@ -127,7 +134,9 @@ class Template:
         elif kind == "stop":
             running = self._find(values[0])
             if running is not None:
-                self._close(running, "stopped")
+                why = self._close(running, "stopped")
+                if client != running.client:
+                    self._say(client, "closed", values[0], why)
 
     def _gone(self, client: int) -> None:
         self._clients.discard(client)
@@ -200,7 +209,7 @@ class Template:
 
     def _from_session(self, running: Running) -> None:
         try:
-            data, came = sockets.receive(running.child.control, MESSAGE_SIZE, sockets.MOST_DESCRIPTORS)
+            data, came = self._mail.receive(running.child.control)
         except OSError:
             data, came = b"", []
         if not data:
@@ -277,7 +286,7 @@ class Template:
     def _on_broken(self, running: Running, policy: str, phase: str, message: str, hint: str, status: int) -> None:
         running.record.event({"kind": "refused", "policy": policy, "phase": phase, "message": message})
 
-    def _close(self, running: Running, why: str) -> None:
+    def _close(self, running: Running, why: str) -> str:
         control = running.child.control
         del self._sessions[control]
         self._poll.unregister(control)
@@ -290,6 +299,7 @@ class Template:
         why = "the memory limit" if memory else why
         running.record.ended({"why": why})
         self._say(running.client, "closed", running.record.identifier, why)
+        return why
 
 
 def main() -> None:
@@ -297,7 +307,10 @@ def main() -> None:
     status = 1
     try:
         process.set_name(b"remit-template")
+        posix.chdir("/")
         arguments = posix.fstat(LISTENER) if _is_open(LISTENER) else None
+        # One heap for every thread: each would keep one of its own, for as long as the session lives.
+        libc_call("mallopt", _M_ARENA_MAX, 1)
         gc.collect()
         gc.freeze()
         gc.disable()

@@ -23,7 +23,7 @@ import time
 from errno import EAGAIN
 
 from remit.sandbox.kernel import landlock, process, sockets
-from remit.sandbox.launch import usage
+from remit.sandbox.launch import envelope, usage
 from remit.sandbox.launch.cell import Maker
 from remit.sandbox.launch.ground import Ground, Refused, open_inside, told
 from remit.sandbox.launch.jail import Jail
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.wire import Operation
     from remit.sandbox.mediate.broker import Source
 
-_MESSAGE = 1 << 18
-_SMALL = 4096
 _STACK = 1 << 18
 _WATCH_MS = 200
 _SIGKILL, _SIGSTOP = 9, 19
@@ -58,6 +56,7 @@ class Zygote:
         self._request = request
         self._ground = Ground(request)
         self._poll = select.poll()
+        self._mail = sockets.Receiver(envelope.LIMIT, 2)
         self._handlers: dict[int, Callable[[int, int], None]] = {}
         self._doors: set[int] = set()
         self._policies: dict[int, Policy] = {}
@@ -66,6 +65,7 @@ class Zygote:
         self._number = 0
         self._deadline = 0.0
         self._memory_limit = 0
+        self._next_look = 0.0
         self._jobs_read, self._jobs = -1, -1
         self._arms_read, self._arms = -1, -1
         self._queue: list[tuple[Policy, int]] = []
@@ -77,6 +77,9 @@ class Zygote:
         """Ends the process. A failure of the start is told to the template."""
         try:
             self._confine()
+            # The plan is done with, and would be kept as long as the session.
+            self._request.operations = ()
+            self._ground.found.clear()
             self._tell("ready", self._ground.enforcement)
             self._loop()
         except Exception as error:
@@ -205,13 +208,18 @@ class Zygote:
             self._watch_memory()
 
     def _timeout(self) -> int | None:
-        if self._memory_limit or any([jail.pid and jail.policy.memory_limit for jail in self._listeners.values()]):
+        if any([jail.pid and (self._memory_limit or jail.policy.memory_limit) for jail in self._listeners.values()]):
             return _WATCH_MS
         if self._deadline:
             return max(0, int((self._deadline - time.monotonic()) * 1000) + 1)
         return None
 
     def _watch_memory(self) -> None:
+        """What processes use is sampled, and not at every message: looking costs as much as a call."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + _WATCH_MS / 1000
         if self._memory_limit and usage.memory_exceeds(self._memory_limit):
             self._end("memory")
         for jail in [*self._listeners.values()]:
@@ -242,7 +250,7 @@ class Zygote:
     # --- the template and the clients ----------------------------------------------------------------------------------
 
     def _from_template(self, descriptor: int, _events: int) -> None:
-        data, came = sockets.receive(descriptor, _SMALL)
+        data, came = self._mail.receive(descriptor)
         if not data:
             process.leave(0)
         if data == b"door":
@@ -251,7 +259,7 @@ class Zygote:
 
     def _from_client(self, door: int, _events: int) -> None:
         try:
-            data, came = sockets.receive(door, _MESSAGE)
+            data, came = self._mail.receive(door)
         except OSError:
             data, came = b"", []
         if not data:
@@ -260,6 +268,8 @@ class Zygote:
                 self._drop(policy)
             self._forget(door)
             return
+        if data == envelope.MARK:
+            data = envelope.content(came.pop())
         kind, *values = marshal.loads(data)
         if kind == "policy":
             self._define(door, values[0], values[1], came[0])
@@ -314,7 +324,7 @@ class Zygote:
         posix.write(self._jobs, b"a")
 
     def _from_jail(self, descriptor: int, _events: int) -> None:
-        data, came = sockets.receive(descriptor, _SMALL)
+        data, came = self._mail.receive(descriptor)
         number, kind, *values = marshal.loads(data)
         jail = self._jails.get(number)
         if kind == "armed" and jail is not None:

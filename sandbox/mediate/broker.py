@@ -108,9 +108,17 @@ class Broker:
         places = tuple([_bytes(root) for root in roots])
         readable = tuple([_bytes(root) for root in reads])
         rules = Rules(places, deny, protect, catalogue, opened)
-        beyond = tuple([_bytes(root) for root in outer])
+        self._beyond = tuple([_bytes(root) for root in outer])
         self._calls = Calls(
-            rules, places, readable, beyond, self._denied, self._outside, self._grants, monotonic, self._granted_socket
+            rules,
+            places,
+            readable,
+            self._beyond,
+            self._denied,
+            self._outside,
+            self._grants,
+            monotonic,
+            self._granted_socket,
         )
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
         for call in MEDIATED + OBSERVED:
@@ -203,7 +211,8 @@ class Broker:
             return  # the gateway's to judge, and to count
         if self._grants(path, right):
             return
-        if path.startswith(_PRIVATE) and not path.startswith(b"/proc/sys") and right != "exec":
+        private = path.startswith(_PRIVATE) and not path.startswith(b"/proc/sys") and right != "exec"
+        if private and not any([under(path, place) for place in self._beyond]):
             return
         self._source.denials += 1
         self._tell(path, right, "denied", EACCES, "nothing grants it")

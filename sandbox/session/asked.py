@@ -16,6 +16,8 @@ from remit.sandbox.authority import parse
 from remit.sandbox.authority.errors import GrantError, RemitError
 from remit.sandbox.authority.lattice import normal
 from remit.sandbox.authority.model import Authority
+from remit.sandbox.authority.proof import Chain
+from remit.sandbox.session.errors import Several
 from remit.sandbox.session.granted import granted
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
@@ -58,6 +60,12 @@ class Grant:
     purpose: str
     task: str
     principal: str
+    base: str
+    """What relative paths are relative to; "" for the workspace."""
+    proofs: tuple[Chain, ...]
+    """The grant files that it comes from: each call counts one use of every grant in them."""
+    given: Authority | None = field(compare=False, repr=False)
+    """What the options came to where they were read already."""
     _identity: object = field(default_factory=object, compare=False, repr=False)
 
     def __init__(
@@ -113,9 +121,29 @@ class Grant:
             ("purpose", purpose),
             ("task", task),
             ("principal", principal),
+            ("base", ""),
+            ("proofs", ()),
+            ("given", None),
             ("_identity", object()),
         ):
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_options(cls, options: tuple[tuple[str, str], ...], cwd: str, session: str = "") -> Grant:
+        """From command line options, whose paths are relative to ``cwd``, for use in ``session``.
+
+        Raises:
+            RemitError: everything that is wrong with them; exit status 2.
+        """
+        made, errors = granted(options, cwd, session=session)
+        if errors:
+            raise errors[0] if len(errors) == 1 else Several(errors)
+        grant = cls(expires=made.expires / 1000 if made.expires else None, purpose=made.purpose)
+        object.__setattr__(grant, "options", options)
+        object.__setattr__(grant, "base", cwd)
+        object.__setattr__(grant, "proofs", made.chains)
+        object.__setattr__(grant, "given", made.authority)
+        return grant
 
     @property
     def identity(self) -> object:
@@ -124,6 +152,8 @@ class Grant:
 
     def authority(self, workspace: str) -> Authority:
         """What it denotes in ``workspace``, in normal form. Raises GrantError with everything that is malformed."""
+        if self.given is not None:
+            return normal(self.given)
         made, errors = granted(self.options, workspace)
         if errors:
             raise _grant_error(errors)

@@ -20,10 +20,11 @@ from remit.profiles.expand import Context, Expanded, expand
 from remit.profiles.suggest import NAME as SUGGESTION
 from remit.profiles.suggest import Suggestion, read_suggestion
 from remit.sandbox.authority import codec
-from remit.sandbox.authority.errors import RemitError
+from remit.sandbox.authority.errors import RemitError, Unenforceable
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join, normal
 from remit.sandbox.authority.model import Authority, Endpoint
+from remit.sandbox.authority.proof import dump
 from remit.sandbox.compile.call import Ceiling
 from remit.sandbox.compile.compiler import compile_session
 from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
@@ -39,13 +40,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from remit.profiles.model import Profile
+    from remit.sandbox.authority.proof import Chain
     from remit.sandbox.compile.plan import Lowering, Plan
     from remit.sandbox.kernel.facts import HostFacts
     from remit.sandbox.resolve.binding import Named
 
 DEFAULT_PROFILE = "coding"
-CLOCK = "/proc/uptime"
-"""A file that is never the same twice: as an input, it keeps what depends on the time out of the cache."""
 
 _SWITCHES = (APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM)
 
@@ -110,7 +110,8 @@ class Assembled:
 
     ``directory`` is where the command starts. ``names`` is the binding, good for this start only. ``notes`` are for
     people who ask, ``warnings`` for whoever starts the session. ``inputs`` are the files and directories that the plan
-    depends on, and those that would make it another one if they appeared.
+    depends on, and those that would make it another one if they appeared; none where it is good for this start only.
+    ``chains`` are the signed grants in it, whose uses a start has still to take.
     """
 
     plan: Plan
@@ -126,6 +127,7 @@ class Assembled:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     inputs: tuple[str, ...]
+    chains: tuple[Chain, ...]
     ceiling: Ceiling
 
 
@@ -135,7 +137,7 @@ def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
     Raises:
         Several: two errors or more; RemitError: one. All have exit status 2.
     """
-    options, errors = granted(request.grants, cwd)
+    options, errors = granted(request.grants, cwd, environ=environ)
     workspace = directory = ""
     profile: Profile | None = None
     suggestion: Suggestion | None = None
@@ -237,6 +239,7 @@ def assemble(
     """
     environ = os.environ if environ is None else environ
     asked = ask(request, environ, os.getcwd())
+    _refuse_web(asked.expanded)
     facts = probe() if facts is None else facts
     authority, explicit = asked.authority, asked.explicit
     secret = place.own_directories(environ, place.home_directory(environ))
@@ -282,6 +285,7 @@ def assemble(
         warnings=asked.warnings,
         notes=asked.expanded.notes,
         inputs=_inputs(asked, environ),
+        chains=asked.options.chains,
         ceiling=Ceiling(
             authority=authority,
             floor=asked.expanded.floor,
@@ -298,10 +302,20 @@ def assemble(
     )
 
 
+def _refuse_web(expanded: Expanded) -> None:
+    """The gateway knows HTTP rules and credentials; starts do not bring them to it yet. A rule that nobody would apply is
+    no rule, so there is no start."""
+    given = (*expanded.http, *expanded.credentials)
+    if given:
+        reasons = tuple((f"{one.source}: {one.host}: not applied by this version", "leave it out") for one in given)
+        raise Unenforceable(reasons[0][0], reasons=reasons, hint=reasons[0][1])
+
+
 def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
     """What a start needs, as plain values, with the paths that they depend on. Raises RemitError, as ``assemble``."""
     assembled = assemble(request)
-    prepared = Prepared(assembled.plan.wire(), assembled.warnings, json.dumps(describe(assembled)))
+    claims = tuple(claim.plain() for chain in assembled.chains for claim in chain.claims)
+    prepared = Prepared(assembled.plan.wire(), assembled.warnings, claims, json.dumps(describe(assembled)))
     return prepared, assembled.inputs
 
 
@@ -321,6 +335,7 @@ def _about(assembled: Assembled) -> dict[str, object]:
             "authority": codec.to_json(grant.authority),
             "authority_digest": codec.digest(grant.authority),
         },
+        "proofs": [json.loads(dump(chain)) for chain in assembled.chains],
         "lowering": assembled.lowering.json(),
         "audit": assembled.audit,
         "audit_on_full": assembled.audit_on_full,
@@ -328,6 +343,9 @@ def _about(assembled: Assembled) -> dict[str, object]:
 
 
 def _inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
+    chains = asked.options.chains
+    if any(chain.expires is not None for chain in chains):
+        return ()  # what a grant that ends leaves of its time differs at every start
     places = find.places(environ, place.home_directory(environ))
     return tuple(
         dict.fromkeys(
@@ -338,8 +356,17 @@ def _inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
                 *(path for path in environ.get("PATH", "").split(":") if path.startswith("/")),
                 *asked.looked_at,
                 *_SWITCHES,
-                # What a grant file leaves of its time differs at every start.
-                *((*asked.options.files, CLOCK) if asked.options.files else ()),
+                *asked.options.files,
+                *_proof_inputs(asked, environ),
             )
         )
     )
+
+
+def _proof_inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What the verdict on a grant file depends on, but for the ledger, which every start asks again."""
+    if not asked.options.chains:
+        return ()
+    from remit.sandbox.session import keys
+
+    return keys.inputs(environ, place.home_directory(environ))

@@ -19,7 +19,7 @@ from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.session.core import Core, Ticket
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import descriptors
-from remit.sandbox.session.result import CAPTURE_LIMIT, Capture, CompletedCall, GrantExpired, TimeoutExpired
+from remit.sandbox.session.result import CAPTURE_LIMIT, Capture, CompletedCall, TimeoutExpired
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 _REPLY = 1 << 17
@@ -261,9 +261,8 @@ class Popen:
 
     def _raise_frozen(self) -> None:
         if self._frozen and self._answer is None:
-            raise GrantExpired(
-                f"grant {self.grant.id} {self._frozen}; the call is stopped where it stood",
-                hint="kill() ends it; the session's end ends it too",
+            raise self._core.ended(
+                self._ticket, self._frozen, "it is stopped where it stood: kill() or the session's end ends it"
             )
 
     def _wait_answer(self, timeout: float | None) -> bool:

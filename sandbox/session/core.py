@@ -18,13 +18,17 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.model import Authority
 from remit.sandbox.compile import network
 from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside
+from remit.sandbox.launch.envelope import LARGEST
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.session.asked import Grant as Asked
+from remit.sandbox.session.grantfile import plain
+from remit.sandbox.session.ledger import Ledger
 from remit.sandbox.session.result import (
     CompletedCall,
     Denial,
@@ -42,8 +46,9 @@ MAX_DEPTH = 8
 """How many times a session can be narrowed, one out of the other."""
 POLICIES = 32
 """Authorities for which calls are kept armed at a time; the least recently used one is given up."""
-_WINDOW = (24).to_bytes(2, "little") + (80).to_bytes(2, "little") + bytes(4)
-_ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
+Terminal = tuple[bytes, tuple[bool, bool, bool]]
+"""A pseudo-terminal for a call: its ``struct winsize``, and which of its three streams it is."""
+_ENDED: dict[str, type[GrantError]] = {"expired": GrantExpired, "revoked": GrantRevoked}
 
 
 @dataclass(slots=True)
@@ -246,7 +251,7 @@ class Core:
         *,
         cwd: str | os.PathLike[str] | None,
         env: Mapping[str, str] | None,
-        terminal: bytes | None,
+        terminal: Terminal | None,
         background: bool,
     ) -> Ticket:
         """A call that may start now, counted as a use of its grant. Raises RemitError."""
@@ -272,6 +277,9 @@ class Core:
                         where="grant",
                         hint="ask the grantor for a new one",
                     )
+                if asked.proofs:
+                    claims = [claim for chain in asked.proofs for claim in plain(chain)]
+                    Ledger(state_directory(dict(os.environb))).spend(claims, self.shared.session)
                 uses.used += 1
             grant = self._derive(asked, armed.authority, identifier, uses)
             if asked.expires is not None:
@@ -287,6 +295,10 @@ class Core:
         call = f"{self.shared.prefix}-{next(self.shared.numbers)}"
         request = (call, chain, words, list(environment), directory, terminal, background, deadline)
         data = marshal.dumps(request)
+        if len(data) > LARGEST:
+            raise LaunchError(
+                f"arguments and environment take {len(data)} bytes", hint="pass large data through stdin or a file"
+            )
         return Ticket(call, data, armed.requests, armed, grant, args, time.monotonic())
 
     def _derive(self, asked: Asked, authority: Authority, identifier: str, uses: Uses) -> Grant:
@@ -377,10 +389,7 @@ class Core:
         """The result of a call that ran. Raises GrantExpired, GrantRevoked where that ended it."""
         _, status, limit, cpu, memory, denied, events = message
         if limit in _ENDED:
-            raise _ENDED[limit](
-                f"grant {ticket.grant.id} {'has expired' if limit == 'expired' else 'was revoked'}; the call was ended",
-                hint="ask the grantor for a new one",
-            )
+            raise self.ended(ticket, limit, "the call was ended")
         denials = tuple(
             Denial(os.fsdecode(path), right, errno, rule, pid)
             for _, pid, _nr, path, right, verdict, errno, rule in events
@@ -400,6 +409,11 @@ class Core:
             stdout_lost=lost[0],
             stderr_lost=lost[1],
         )
+
+    def ended(self, ticket: Ticket, why: str, what: str) -> GrantError:
+        """The error of a call whose grant ended (``expired``, ``revoked``) before it did; ``what`` became of it."""
+        verb = "has expired" if why == "expired" else "was revoked"
+        return _ENDED[why](f"grant {ticket.grant.id} {verb}; {what}", hint="ask the grantor for a new one")
 
     def heard(self, message: tuple[Any, ...]) -> None:
         """A message from the session's first process that is about no call in particular."""

@@ -9,14 +9,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.session.core import Core
-from remit.sandbox.session.link import descriptors
+from remit.sandbox.session.link import descriptors, send
 from remit.sandbox.session.result import SessionClosed
 
 _REPLY = 1 << 17
-TOO_LARGE = (90, 105)
-"""EMSGSIZE, ENOBUFS: a message that does not fit into the socket's buffer."""
 
 
 class Door:
@@ -28,7 +25,7 @@ class Door:
         self._kept: list[tuple[Any, ...]] = []
 
     def define(self, identifier: int, wire: Any, theirs: socket.socket) -> None:
-        """Arm calls under this authority; their requests come through ``theirs``. Raises LaunchError, SessionClosed."""
+        """Arm calls under this authority; their requests come through ``theirs``. Raises SessionClosed."""
         with theirs:
             self._send(("policy", identifier, wire), [theirs.fileno()])
 
@@ -73,13 +70,10 @@ class Door:
         return marshal.loads(data) if data else None
 
     def _send(self, message: tuple[Any, ...], passed: Sequence[int] = ()) -> None:
-        data = marshal.dumps(message)
         try:
             with self._lock:
-                socket.send_fds(self._socket, [data], passed)
-        except OSError as error:
-            if error.errno in TOO_LARGE:
-                raise LaunchError(f"the grant compiles to {len(data)} bytes", hint="grant fewer things") from None
+                send(self._socket, marshal.dumps(message), [*passed])
+        except OSError:
             raise SessionClosed("the session has ended", hint="open a new session") from None
 
     def close(self) -> None:

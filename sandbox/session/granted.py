@@ -7,22 +7,21 @@ directory, which the kernel reports without symbolic links, so leading ``..`` ca
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from remit.profiles import find
 from remit.sandbox.authority import parse
-from remit.sandbox.authority.errors import GrantError, RemitError, UsageError
-from remit.sandbox.authority.grant import Grant
+from remit.sandbox.authority.errors import RemitError, UsageError
 from remit.sandbox.authority.lattice import join
 from remit.sandbox.authority.model import DEGRADABLE, Authority, PathPattern, PathRule, Right, Source
 from remit.sandbox.compile import catalogue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from remit.sandbox.authority.proof import Chain
 
 COMMAND_LINE = "command line"
 
@@ -35,23 +34,32 @@ _RIGHTS = {
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What the options come to. ``expires``: milliseconds from now, 0 for never. ``files``: grant files that were read."""
+    """What the options come to. ``expires``: milliseconds from now, 0 for never.
+
+    ``files``: grant files that were read, ``chains``: what was in them, verified; their uses are not counted yet.
+    """
 
     authority: Authority
     degrade: tuple[str, ...]
     purpose: str
     expires: int
     files: tuple[str, ...]
+    chains: tuple[Chain, ...]
 
 
 def granted(
-    options: tuple[tuple[str, str], ...], cwd: str, now: float | None = None
+    options: tuple[tuple[str, str], ...],
+    cwd: str,
+    now: float | None = None,
+    environ: Mapping[str, str] | None = None,
+    session: str = "",
 ) -> tuple[Granted, list[RemitError]]:
     """The options' authority, and every error in them. ``cwd`` is absolute and has no symbolic link in it.
 
-    ``now`` (Unix seconds, default: the wall clock) decides whether a grant file is in force.
+    ``now`` (Unix seconds, default: the wall clock) decides whether a grant file is in force; ``environ`` (default: the
+    process's) says where the keys are that it must be signed with. ``session``: the one that a grant file is used in.
     """
-    reader = _Reader(cwd, time.time() if now is None else now)
+    reader = _Reader(cwd, time.time() if now is None else now, os.environ if environ is None else environ, session)
     for name, value in options:
         reader.read(name, value)
     return reader.result(), reader.errors
@@ -85,9 +93,11 @@ def absolute(text: str, cwd: str) -> str:
 
 
 class _Reader:
-    def __init__(self, cwd: str, now: float) -> None:
+    def __init__(self, cwd: str, now: float, environ: Mapping[str, str], session: str) -> None:
         self.cwd = cwd
         self.now = now
+        self.environ = environ
+        self.session = session
         self.errors: list[RemitError] = []
         self.paths: list[PathRule] = []
         self.deny: list[PathPattern] = []
@@ -97,6 +107,7 @@ class _Reader:
         self.purpose = ""
         self.expires = 0
         self.files: list[str] = []
+        self.chains: list[Chain] = []
 
     def read(self, name: str, value: str) -> None:
         """One option. An error is kept, not raised."""
@@ -138,29 +149,22 @@ class _Reader:
         return parse.parse_pattern(f"{absolute(before or '.', self.cwd)}/{stars}{after}", source)
 
     def _grant_file(self, value: str) -> None:
-        """A grant in a file is trusted as a profile is: because nobody but its owner and root could have written it."""
+        """What a file proves to be granted, and to whom: somebody's whose key is trusted, to this user, for now."""
+        from remit.sandbox.session.grantfile import (
+            load_grant_file,  # with what it needs, dearer than all options together
+        )
+
         path = absolute(value, self.cwd)
-        data = find.read(path)
-        try:
-            grant = Grant.from_json(json.loads(data))
-        except (ValueError, RecursionError) as error:
-            raise GrantError(
-                f"not a grant: {error}", where=path, hint="a grant is the JSON that Grant.to_json writes"
-            ) from None
-        if not grant.active(self.now):
-            raise GrantError(f"grant {grant.id} is not in force now", where=path, hint="ask the grantor for a new one")
-        if grant.uses is not None or grant.parent is not None:
-            raise GrantError(
-                f"grant {grant.id} counts uses or comes out of another grant, and a file proves neither",
-                where=path,
-                hint="give the profile or the options themselves",
-            )
-        if grant.expires is not None:
-            left = max(1, int((grant.expires - self.now) * 1000))
+        if path in self.files:
+            return  # said twice, it is one grant and one use
+        chain = load_grant_file(path, self.environ, at=self.now, session=self.session)
+        if chain.expires is not None:
+            left = max(1, int((chain.expires - self.now) * 1000))
             self.expires = min(self.expires or left, left)
-        self.authority = join(self.authority, grant.authority)
-        self.purpose = self.purpose or grant.purpose
+        self.authority = join(self.authority, chain.leaf.authority)
+        self.purpose = self.purpose or chain.leaf.purpose
         self.files.append(path)
+        self.chains.append(chain)
 
     def result(self) -> Granted:
         opened = tuple(rule.path for rule in self.paths if Right.WRITE in rule.rights and catalogue.opens(rule.path))
@@ -171,6 +175,7 @@ class _Reader:
             purpose=self.purpose,
             expires=self.expires,
             files=tuple(self.files),
+            chains=tuple(self.chains),
         )
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import remit
 from remit.sandbox.authority.errors import LaunchError
-from remit.sandbox.launch.template import CLIENT, LISTENER, MESSAGE_SIZE
+from remit.sandbox.launch import envelope
+from remit.sandbox.launch.template import CLIENT, LISTENER
 from remit.sandbox.session.result import SessionClosed
 
 if TYPE_CHECKING:
@@ -70,8 +71,6 @@ class Link:
     def start(cls) -> Link:
         """A template of this process's own: it ends with this process."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        _widen(ours)
-        _widen(theirs)
         with theirs:
             moved = high(theirs.fileno())
             try:
@@ -153,17 +152,14 @@ class Link:
             raise error
 
     def _send(self, message: tuple[Any, ...]) -> None:
-        data = marshal.dumps(message)
-        if len(data) > MESSAGE_SIZE:
-            raise LaunchError(f"the plan takes {len(data)} bytes, more than a message carries", hint="grant less")
         try:
-            self._socket.send(data)
+            send(self._socket, marshal.dumps(message), [])
         except OSError:
             raise self._dead() from None
 
     def _receive(self) -> tuple[tuple[Any, ...], list[int]]:
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(MESSAGE_SIZE, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = self._socket.recvmsg(envelope.LIMIT, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
         except OSError:
             data, ancillary = b"", []
         if not data:
@@ -183,6 +179,11 @@ def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return found.tolist()
 
 
-def _widen(connection: socket.socket) -> None:
-    """A plan with its filter is one message."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_SIZE)
+def send(connection: socket.socket, data: bytes, passed: list[int]) -> None:
+    """One message with descriptors, in an ``envelope`` where it is large. Raises OSError."""
+    message, more = envelope.enclosed(data)
+    try:
+        socket.send_fds(connection, [message], [*passed, *more])
+    finally:
+        for descriptor in more:
+            os.close(descriptor)

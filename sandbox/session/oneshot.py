@@ -10,7 +10,7 @@ import posix
 import sys
 
 import remit
-from remit.sandbox.audit.record import Record, ensure_directory, keep_plan, state_directory
+from remit.sandbox.audit.record import Record, keep_plan, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import files, landlock
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from remit.cli.options import Invocation
     from remit.sandbox.launch.wire import Wire
+    from remit.sandbox.session.ledger import Plain
+
+    Claims = tuple[Plain, ...]
 
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
@@ -58,16 +61,19 @@ _FIELDS = ("source", "pid", "nr", "object", "right", "verdict", "errno", "rule")
 class Prepared:
     """A plan in its wire form, with what the user has to hear at each start.
 
+    ``claims`` is what each start has to ask of the ledger for the grant files in it (``authority.proof.Claim.plain``).
     ``description`` is JSON for the record: the plan, the grant, the lowering. It is kept once and is not in the cache.
     """
 
-    __slots__ = ("cached", "description", "warnings", "wire")
+    __slots__ = ("cached", "claims", "description", "taken", "warnings", "wire")
 
-    def __init__(self, wire: Wire, warnings: tuple[str, ...], description: str = "") -> None:
+    def __init__(self, wire: Wire, warnings: tuple[str, ...], claims: Claims = (), description: str = "") -> None:
         self.wire = wire
         self.warnings = warnings
+        self.claims = claims
         self.description = description
         self.cached = False
+        self.taken: Claims = ()
 
 
 def run(invocation: Invocation, libraries: Callable[[], None]) -> int:
@@ -95,10 +101,12 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
         if error.phase != "changed" or not prepared.cached:
             raise
     # The cached plan named something that is not there any more: only a start could tell.
-    return _attempt(invocation, _prepare(invocation, libraries, fresh=True))
+    again = _prepare(invocation, libraries, fresh=True)
+    # What the first try took of the ledger serves the second one: nothing ran.
+    return _attempt(invocation, again, taken=prepared.taken)
 
 
-def _attempt(invocation: Invocation, prepared: Prepared) -> int:
+def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> int:
     for warning in prepared.warnings:
         _say(warning)
     _, digest, workspace, degraded, _, _operations = prepared.wire
@@ -110,7 +118,9 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
                 "workspace": workspace,
                 "degraded": degraded,
                 "argv": list(invocation.command),
+                **({"grants": [claim[0] for claim in prepared.claims]} if prepared.claims else {}),
             },
+            kept=_kept(prepared),
         )
     except FileNotFoundError:
         gone = LaunchError("the plan's record is gone", hint="start again")
@@ -131,6 +141,8 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
         record.event({"kind": "denial", **dict(zip(_FIELDS, values, strict=True))})
 
     try:
+        if prepared.claims:
+            _spend(prepared, taken, record.identifier)
         session = start.Session(
             prepared.wire,
             argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
@@ -157,6 +169,21 @@ def _attempt(invocation: Invocation, prepared: Prepared) -> int:
     return status
 
 
+def _kept(prepared: Prepared) -> str:
+    """The name under which the plan is kept with its description, which holds the proofs: other grants may give the same plan."""
+    digest = prepared.wire[1]
+    return key((digest, tuple([claim[0] for claim in prepared.claims]))) if prepared.claims else digest
+
+
+def _spend(prepared: Prepared, taken: Claims, session: str) -> None:
+    """Take a use of every grant file's chain, before anything starts. Raises GrantError: spent, revoked, over."""
+    if prepared.claims != taken:
+        from remit.sandbox.session.ledger import Ledger
+
+        Ledger(state_directory(posix.environ)).spend(prepared.claims, session)
+    prepared.taken = prepared.claims
+
+
 # --- preparation -----------------------------------------------------------------------------------------------------
 
 
@@ -171,12 +198,14 @@ def _prepare(invocation: Invocation, libraries: Callable[[], None], *, fresh: bo
             prepared = Prepared(*rest)
             prepared.cached = True
             return prepared
-    prepared, inputs = _compile(invocation, libraries)
+    prepared, inputs = _compile(invocation, libraries)  # no inputs: it is good for this start only
     try:
-        keep_plan(state_directory(posix.environ), prepared.wire[1], prepared.description)
+        keep_plan(state_directory(posix.environ), _kept(prepared), prepared.description)
     except OSError as error:
         raise _no_record(error) from None
-    cache.store(name, inputs, (assume.checks(prepared.wire[4]), _without_assumptions(prepared.wire), prepared.warnings))
+    if inputs:
+        wire = _without_assumptions(prepared.wire)
+        cache.store(name, inputs, (assume.checks(prepared.wire[4]), wire, prepared.warnings, prepared.claims))
     return prepared
 
 
@@ -196,11 +225,12 @@ def _no_record(error: OSError) -> LaunchError:
 
 def _compile(invocation: Invocation, libraries: Callable[[], None]) -> tuple[Prepared, tuple[str, ...]]:
     libraries()
-    # Before names are resolved: what is not there then can be covered by no mount, and the first start makes it.
-    for directory in (state_directory(posix.environ), _cache_directory()):
-        ensure_directory(directory)
+    import os
+
+    from remit.sandbox.session import place
     from remit.sandbox.session.assemble import prepare
 
+    place.make_own_directories(os.environ)
     return prepare(invocation)
 
 

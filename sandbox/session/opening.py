@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from remit.sandbox.audit.record import ensure_directory, keep_plan, state_directory
+from remit.sandbox.audit.record import keep_plan, state_directory
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.session import place
 from remit.sandbox.session.assemble import Assembled, assemble, describe
 from remit.sandbox.session.core import Core, Shared
+from remit.sandbox.session.grantfile import plain
+from remit.sandbox.session.ledger import Ledger
 
 if TYPE_CHECKING:
     import socket
@@ -33,14 +35,15 @@ class Wanted:
     command: tuple[str, ...] = ()
 
 
-def open_session(link: Link, wanted: Wanted, environ: Mapping[str, str]) -> tuple[Core, dict[str, str], socket.socket]:
-    """A new session through ``link``: its core, what its start proved, the socket to its first process.
+def open_session(
+    link: Link, wanted: Wanted, environ: Mapping[str, str]
+) -> tuple[Core, dict[str, str], socket.socket, tuple[str, ...]]:
+    """A new session through ``link``: its core, what its start proved, the socket to its first process, warnings.
 
     Raises RemitError: bad options or profile, Unenforceable, LaunchError.
     """
     state = state_directory(dict(os.environb))
-    # Before names are resolved: what is not there then can be covered by no mount, and the first start makes it.
-    ensure_directory(state)
+    place.make_own_directories(environ)
     assembled = assemble(wanted, environ)
     plan = assembled.plan
     try:
@@ -56,9 +59,21 @@ def open_session(link: Link, wanted: Wanted, environ: Mapping[str, str]) -> tupl
         "degraded": list(plan.degraded),
         "grant": assembled.grant.id,
     }
+    claims = [claim for chain in assembled.chains for claim in plain(chain)]
+    if claims:
+        about["grants"] = [claim[0] for claim in claims]
     wire = plan.wire()
     session, enforcement, door = link.open((*wire[:4], (), wire[5]), about, state)
-    return core_of(assembled, session, environ), enforcement, door
+    if claims:
+        try:
+            Ledger(state).spend(claims, session)  # before the first call: nothing has run yet
+        except BaseException:
+            try:
+                link.stop(session)
+            finally:
+                door.close()
+            raise
+    return core_of(assembled, session, environ), enforcement, door, assembled.warnings
 
 
 def core_of(assembled: Assembled, session: str, environ: Mapping[str, str]) -> Core:

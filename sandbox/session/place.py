@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import remit
+from remit.sandbox.audit.record import ensure_directory
 from remit.sandbox.authority.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,6 +74,19 @@ def own_directories(environ: Mapping[str, str], home: str) -> tuple[str, ...]:
             found.append(os.path.join(os.path.normpath(base), "remit"))
     runtime = runtime_directory(environ)
     return (*found, *([os.path.join(runtime, "remit")] if runtime else []), "/etc/remit")
+
+
+def make_own_directories(environ: Mapping[str, str]) -> None:
+    """Make the user's own directories (mode 0700) that are not there yet, before a session's names are resolved.
+
+    No mount covers what is absent when a session starts: a key made while it runs would be readable below a grant of the
+    home directory. What cannot be made is for its first user to report.
+    """
+    runtime = runtime_directory(environ)
+    for path in own_directories(environ, home_directory(environ)):
+        if path.startswith("/etc/") or (path == os.path.join(runtime, "remit") and not os.path.isdir(runtime)):
+            continue
+        ensure_directory(path)
 
 
 def own_code() -> tuple[str, ...]:

@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session import opening
 from remit.sandbox.session.asked import Grant, StrPath, variables
 from remit.sandbox.session.call import PIPE, Popen, Stream, Streams, decoder, encoded, window
 from remit.sandbox.session.core import Armed, Core
-from remit.sandbox.session.door import TOO_LARGE, Door
-from remit.sandbox.session.link import Link
+from remit.sandbox.session.door import Door
+from remit.sandbox.session.link import Link, send
 from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed
 
 _WINDOW = (24, 80)
@@ -105,8 +104,10 @@ class Session:
             ),
         )
         link = _template()
-        core, enforcement, door = opening.open_session(link, wanted, os.environ)
+        core, enforcement, door, warnings = opening.open_session(link, wanted, os.environ)
         self._begin(core, link, Door(door), enforcement, owner=True)
+        self.warnings = warnings
+        """What the user should hear, such as a suggestion in the workspace that was not applied."""
 
     def _begin(self, core: Core, link: Link | None, door: Door, enforcement: Mapping[str, str], *, owner: bool) -> None:
         self._core = core
@@ -185,6 +186,7 @@ class Session:
         made = object.__new__(type(self))
         core = self._core.narrow(grant, principal=principal, task=task, purpose=purpose)
         made._begin(core, self._link, self._door, self.enforcement, owner=False)
+        made.warnings = ()
         return made
 
     def revoke(self, grant: Held | CompletedCall[Any] | Popen | str | None = None) -> list[str]:
@@ -358,18 +360,13 @@ class Session:
         core = self._core
         try:
             armed = self._armed(grant)
-            terminal = window(*_WINDOW) if pty else None
+            terminal = (window(*_WINDOW), (True, True, True)) if pty else None
             ticket = core.ticket(armed, grant, words, cwd=cwd, env=env, terminal=terminal, background=background)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                socket.send_fds(armed.requests, [ticket.data], [theirs.fileno(), *streams.theirs])
-            except OSError as error:
+                send(armed.requests, ticket.data, [theirs.fileno(), *streams.theirs])
+            except OSError:
                 ours.close()
-                if error.errno in TOO_LARGE:
-                    raise LaunchError(
-                        f"arguments and environment take {len(ticket.data)} bytes, more than a request carries",
-                        hint="pass large data through stdin or a file",
-                    ) from None
                 self._door.drain(core)
                 raise core.failure(ticket, None) from None
             finally:
@@ -396,7 +393,6 @@ class Session:
 
 def _packet_pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
     return ours, theirs
 
 

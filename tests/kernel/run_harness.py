@@ -53,6 +53,8 @@ def read(path):
 def attempt(action):
     try:
         action()
+    except socket.gaierror:
+        return "EAI"
     except OSError as error:
         return errno.errorcode.get(error.errno, str(error.errno))
     return "ok"

@@ -17,7 +17,7 @@ from remit.cli.options import Invocation
 from remit.sandbox.authority.errors import RemitError, Unenforceable
 from remit.sandbox.kernel.facts import HostFacts
 from remit.sandbox.session import assemble as module
-from remit.sandbox.session.assemble import CLOCK, assemble, prepare
+from remit.sandbox.session.assemble import assemble, prepare
 from remit.sandbox.session.place import own_code, own_directories
 
 SCHEMAS = Path(explain.__file__).parent / "schemas"
@@ -109,6 +109,16 @@ def test_network_grants_are_shown_with_what_holds_them(workspace: Path) -> None:
     assert (line.layers, line.source) == (("namespaces", "gateway"), "command line --connect")
     with pytest.raises(Unenforceable):
         assemble(asked(("connect", "example.com:53/udp")), facts=FACTS)
+
+
+def test_http_rules_that_nobody_would_apply_refuse(workspace: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "web.toml"
+    profile.write_text(
+        'format = 1\nname = "web"\nextends = ["offline"]\n[network]\nconnect = ["a.example.com:443"]\n'
+        '[[network.http]]\nhost = "a.example.com"\nmethods = ["GET"]\n'
+    )
+    with pytest.raises(Unenforceable, match="a.example.com"):
+        assemble(asked(profile=str(profile)), facts=FACTS)
 
 
 def test_the_package_index_is_what_pip_is_configured_to_use(workspace: Path, tmp_path: Path) -> None:
@@ -213,8 +223,19 @@ def test_what_is_prepared_can_be_cached(workspace: Path) -> None:
     assert [path for path in inputs if path.endswith("/coding.toml")]
     assert str(workspace / "remit.toml") in inputs
     assert os.path.join(os.environ["XDG_CONFIG_HOME"], "remit", "profiles") in inputs
-    assert CLOCK not in inputs
     assert json.loads(prepared.description)["plan"]["digest"] == prepared.wire[1]
+
+
+def test_a_grant_that_ends_is_good_for_one_start(workspace: Path) -> None:
+    """What is left of its time is a limit in the plan, and another one at every start."""
+    workspace.chmod(0o700)
+    for options, cached in (([], True), (["--expires", "1h"], False)):
+        file = workspace / f"{cached}.json"
+        assert main.run(["grant", "new", "--read", str(workspace), *options, "-o", str(file)]) == 0
+        prepared, inputs = prepare(asked(("grant", str(file))))
+        assert bool(inputs) is cached
+        assert (str(file) in inputs) is cached
+        assert len(prepared.claims) == 1
 
 
 def test_the_same_request_gives_the_same_plan(workspace: Path) -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from remit.sandbox.authority.errors import GrantError, RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.model import Authority, PathRule, Right
-from remit.sandbox.session.granted import granted
+from remit.sandbox.authority.proof import Chain, dump
+from remit.sandbox.session import grantfile, keys
+from remit.sandbox.session.granted import Granted, granted
+from remit.sandbox.session.keys import Own
+from remit.sandbox.session.ledger import Ledger
+from tests.unit.grants import BOB, reads
 
 READ = frozenset({Right.READ})
 CWD = "/home/u/project"
@@ -154,18 +162,14 @@ def test_values_that_are_not_paths() -> None:
     assert (result.degrade, result.expires, result.purpose) == (("limits",), 90_000, "fix the bug")
 
 
-def write_grant(path: Path, *, expires: float | None = None, uses: int | None = None) -> Path:
-    grant = Grant(
-        authority=Authority(paths=(PathRule("/data", READ),)),
-        grantor="me",
-        principal="agent",
-        purpose="given",
-        expires=expires,
-        uses=uses,
-    )
-    path.write_text(json.dumps(grant.to_json()))
+def write_grant(path: Path, *, key: Own | None = None, **more: Any) -> Chain:
+    """A signed grant to read /data in ``path``; signed by the user's own key, or by ``key``."""
+    fields: dict[str, Any] = {"authority": reads("/data"), "grantor": "me", "principal": "agent", "purpose": "given"}
+    fields |= more
+    made = (key or keys.own({}, str(path.parent))).add(Grant(**fields))
+    path.write_bytes(dump(made))
     path.chmod(0o600)
-    return path
+    return made
 
 
 @pytest.fixture
@@ -174,40 +178,115 @@ def private(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def ask(private: Path, *files: str, now: float = 1000.0) -> tuple[Granted, list[RemitError]]:
+    """``--grant FILE...`` at the time ``now``, in the directory that is also the home."""
+    options = tuple(("grant", file) for file in files or ("g.json",))
+    return granted(options, str(private), now=now, environ={"HOME": str(private)})
+
+
+def refused(private: Path, *files: str, now: float = 1000.0) -> str:
+    """Why ``--grant`` is refused, in one error that has a hint and grants nothing."""
+    result, errors = ask(private, *files, now=now)
+    assert len(errors) == 1
+    assert errors[0].exit_status == 2
+    assert errors[0].hint
+    assert result.authority == Authority()
+    assert result.chains == ()
+    return str(errors[0])
+
+
 def test_a_grant_file_adds_what_it_grants(private: Path) -> None:
-    path = write_grant(private / "g.json", expires=1060.0)
-    result, errors = granted((("grant", "g.json"),), str(private), now=1000.0)
+    made = write_grant(private / "g.json", expires=1060.0, uses=2)
+    result, errors = ask(private)
     assert errors == []
     assert [rule.path for rule in result.authority.paths] == ["/data"]
-    assert (result.purpose, result.expires, result.files) == ("given", 60_000, (str(path),))
+    assert (result.purpose, result.expires, result.files) == ("given", 60_000, (str(private / "g.json"),))
+    assert result.chains == (made,)
+    assert Ledger(grantfile.state({}, str(private))).used(made.leaf.id) == 0
+
+
+def test_the_same_file_twice_is_one_grant(private: Path) -> None:
+    write_grant(private / "g.json")
+    assert len(ask(private, "g.json", "./g.json")[0].chains) == 1
 
 
 def test_a_grant_that_ended_or_has_not_begun_is_refused(private: Path) -> None:
-    write_grant(private / "g.json", expires=999.0)
-    _, errors = granted((("grant", "g.json"),), str(private), now=1000.0)
-    assert "not in force" in str(errors[0])
+    write_grant(private / "g.json", not_before=900.0, expires=999.0)
+    assert ask(private, now=950.0)[1] == []
+    assert "expired" in refused(private, now=1000.0)
+    assert "not in force before" in refused(private, now=899.0)
 
 
-def test_a_grant_that_counts_uses_is_refused(private: Path) -> None:
-    write_grant(private / "g.json", uses=1)
-    result, errors = granted((("grant", "g.json"),), str(private), now=1000.0)
-    assert "counts uses" in str(errors[0])
-    assert result.authority == Authority()
+def test_a_grant_that_is_not_signed_is_refused(private: Path) -> None:
+    made = write_grant(private / "g.json")
+    assert ask(private)[1] == []
+    (private / "g.json").write_text(json.dumps(made.leaf.to_json()))
+    assert "not signed" in refused(private)
+
+
+def test_a_grant_by_an_unknown_key_is_refused(private: Path) -> None:
+    write_grant(private / "g.json", key=BOB)
+    assert "is not known here" in refused(private)
+    trusted = private / ".config/remit/keys/trusted"
+    trusted.mkdir(parents=True, mode=0o700)
+    (trusted / "bob.pub").write_text(f"ed25519 {BOB.public}\n")
+    (trusted / "bob.pub").chmod(0o600)
+    for directory in (trusted, trusted.parent):
+        directory.chmod(0o700)
+    assert ask(private)[1] == []
+
+
+def test_a_grant_to_another_user_is_refused(private: Path) -> None:
+    write_grant(private / "g.json", principal=f"uid:{os.geteuid() + 1}")
+    assert "given to" in refused(private)
+    write_grant(private / "g.json", principal=f"uid:{os.geteuid()}")
+    assert ask(private)[1] == []
+
+
+def test_a_grant_to_a_keys_holder_is_the_holders(private: Path) -> None:
+    write_grant(private / "g.json", principal=f"key:{BOB.public}")
+    assert "given to" in refused(private)
+    write_grant(private / "g.json", principal=f"key:{keys.own_public({}, str(private))}")
+    assert ask(private)[1] == []
+
+
+def test_a_grant_of_another_session_is_refused(private: Path) -> None:
+    write_grant(private / "g.json", session="s1")
+    assert "belongs to session s1" in refused(private)
+    path, home = str(private / "g.json"), {"HOME": str(private)}
+    assert grantfile.load_grant_file(path, home, session="s1").leaf.session == "s1"
+    with pytest.raises(GrantError, match="belongs to session s1, not to session s2"):
+        grantfile.load_grant_file(path, home, session="s2")
+
+
+def test_a_grant_to_a_name_is_whoevers_a_session_says_it_is(private: Path) -> None:
+    write_grant(private / "g.json", principal="tool")
+    path, home = str(private / "g.json"), {"HOME": str(private)}
+    assert grantfile.load_grant_file(path, home, principal="tool").leaf.principal == "tool"
+    assert grantfile.load_grant_file(path, home).leaf.principal == "tool"
+    with pytest.raises(GrantError, match="given to 'tool', not to 'other'"):
+        grantfile.load_grant_file(path, home, principal="other")
+
+
+def test_a_revoked_grant_is_refused(private: Path) -> None:
+    made = write_grant(private / "g.json")
+    assert ask(private)[1] == []
+    Ledger(grantfile.state({}, str(private))).revoke(made.leaf.id)
+    assert "revoked" in refused(private)
 
 
 def test_a_grant_file_that_others_can_write_is_refused(private: Path) -> None:
-    write_grant(private / "g.json").chmod(0o666)
-    result, errors = granted((("grant", "g.json"),), str(private), now=1000.0)
-    assert "everybody" in str(errors[0])
-    assert errors[0].exit_status == 2
-    assert result.authority == Authority()
+    write_grant(private / "g.json")
+    assert ask(private)[1] == []
+    (private / "g.json").chmod(0o666)
+    assert "everybody" in refused(private)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000, "\xff", '{"schema": "remit.grant/2"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000, "\xff", '{"schema": "remit.grant-file/2"}'])
 def test_what_is_no_grant_is_refused(private: Path, text: str) -> None:
     path = private / "g.json"
     path.write_bytes(text.encode("latin-1"))
     path.chmod(0o600)
-    _, errors = granted((("grant", "g.json"),), str(private), now=1000.0)
+    _, errors = ask(private)
     assert len(errors) == 1
     assert errors[0].exit_status == 2

@@ -1,0 +1,79 @@
+"""``remit exec``: one call in a live session, under a grant of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from remit.cli import render
+from remit.cli.command import HELP_NAMES, GrantCommand
+from remit.cli.status import Status
+from remit.sandbox.authority.errors import RemitError, UsageError
+from remit.sandbox.session import standing
+from remit.sandbox.session.asked import Grant
+from remit.sandbox.session.granted import absolute
+
+if TYPE_CHECKING:
+    from remit.cli.options import Invocation
+
+_SESSION = "remit.exec.session"
+_TIME, _MEMORY = 124, 137
+
+
+def execute(invocation: Invocation) -> int:
+    """Run CMD in the session and return its exit status. Raises RemitError."""
+    status = Status(invocation.status_fd)
+    try:
+        return _execute(invocation, status)
+    except RemitError as error:
+        status.failed(error)
+        raise
+
+
+def _execute(invocation: Invocation, status: Status) -> int:
+    from remit.sandbox.session import execute as running
+
+    session = standing.full(click.get_current_context().meta[_SESSION], os.environ)
+    # Without a grant the call has what the session has.
+    asked = Grant.from_options(invocation.grants, os.getcwd(), session) if invocation.grants else None
+    directory = absolute(invocation.chdir, os.getcwd()) if invocation.chdir else ""
+    result = running.run(
+        session, invocation.command, asked, os.environ, directory, lambda call: status.started(session, call)
+    )
+    code = result.returncode if result.returncode >= 0 else 128 - result.returncode
+    code = {"time": _TIME, "memory": _MEMORY}.get(result.limit, code)
+    status.exited(result)
+    if result.limit:
+        render.problems([f"the {result.limit} limit ended the command"])
+    if code and result.denied and os.isatty(2):
+        actions = "1 action was" if result.denied == 1 else f"{result.denied} actions were"
+        render.problems([f"{actions} outside the grant: remit why {session} explains"])
+    return code
+
+
+class ExecCommand(GrantCommand):
+    """SESSION comes before the options, which are the call's grant."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-"):
+            ctx.meta[_SESSION] = args.pop(0)
+        elif not ctx.resilient_parsing and not any(name in args[:1] for name in HELP_NAMES):
+            raise UsageError("a session is expected first", hint="remit session list; remit exec SESSION -- CMD")
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["SESSION", *super().collect_usage_pieces(ctx)]
+
+
+command = ExecCommand(
+    "exec",
+    execute,
+    required=True,
+    help="""Run CMD in the live session SESSION, under the grant that the options are.
+
+    What the options do not grant, CMD does not have, but for the floor; without a grant option it has what the session
+    has. A grant beyond the session's is refused, naming every object. The exit status is as for remit run.
+    """,
+)

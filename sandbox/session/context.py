@@ -1,0 +1,88 @@
+"""A standing session's ceiling on disk, in its record: what ``remit exec`` measures a call's grant against.
+
+Owner-only, below Remit's own state directory, which nothing inside a session can see. It holds no environment values and
+no bindings that a start would trust: names and what they led to when the session began, to be compared, and the session's
+first process opens every object anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from remit.sandbox.authority import codec
+from remit.sandbox.authority.errors import RemitError
+from remit.sandbox.authority.grant import Grant
+from remit.sandbox.compile.call import Ceiling
+from remit.sandbox.kernel.facts import HostFacts
+from remit.sandbox.resolve.binding import Kind, Named
+from remit.sandbox.session.result import SessionClosed
+
+SCHEMA = "remit.context/1"
+NAME = "context.json"
+
+
+def write(ceiling: Ceiling, grant: Grant) -> str:
+    """The text of a session's context."""
+    return json.dumps(
+        {
+            "schema": SCHEMA,
+            "grant": grant.to_json(),
+            "floor": codec.to_json(ceiling.floor),
+            "names": [_named(named) for named in ceiling.names.values()],
+            "facts": dataclasses.asdict(ceiling.facts),
+            "workspace": ceiling.workspace,
+            "home": ceiling.home,
+            "directory": ceiling.directory,
+            "degrade": list(ceiling.degrade),
+            "secret": list(ceiling.secret),
+            "own_code": list(ceiling.own_code),
+            "matches": {text: [_named(named) for named in found] for text, found in ceiling.matches.items()},
+            "freeze": ceiling.freeze,
+        }
+    )
+
+
+def read(text: str, session: str) -> tuple[Ceiling, Grant]:
+    """What ``write`` wrote. Raises SessionClosed where it is anything else."""
+    try:
+        made: dict[str, Any] = json.loads(text)
+        if made["schema"] != SCHEMA:
+            raise ValueError(made["schema"])
+        grant = Grant.from_json(made["grant"])
+        names = {named.path: named for named in map(_from, made["names"])}
+        facts = {key: _tuples(value) for key, value in made["facts"].items()}
+        ceiling = Ceiling(
+            authority=grant.authority,
+            floor=codec.from_json(made["floor"], "floor"),
+            names=names,
+            facts=HostFacts(**facts),
+            workspace=made["workspace"],
+            home=made["home"],
+            directory=made["directory"],
+            degrade=tuple(made["degrade"]),
+            secret=tuple(made["secret"]),
+            own_code=tuple(made["own_code"]),
+            matches={text: tuple(map(_from, found)) for text, found in made["matches"].items()},
+            freeze=bool(made["freeze"]),
+        )
+    except (KeyError, TypeError, ValueError, RemitError) as error:
+        raise SessionClosed(
+            f"session {session}: its context cannot be read: {error}",
+            hint="it was started by another version: start anew",
+        ) from None
+    return ceiling, grant
+
+
+def _named(named: Named) -> list[Any]:
+    return [getattr(named, field.name) for field in dataclasses.fields(named)]
+
+
+def _from(values: list[Any]) -> Named:
+    path, canonical, kind, links, *rest = values
+    return Named(path, canonical, Kind(kind), tuple((link, target) for link, target in links), *rest)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple([_tuples(item) for item in value]) if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType]

@@ -1,0 +1,184 @@
+"""``remit exec``: one call in a standing session, with the caller's own streams, signals and terminal."""
+
+from __future__ import annotations
+
+import errno
+import marshal
+import os
+import posix
+import select
+import socket
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from remit.sandbox.kernel import process
+from remit.sandbox.launch import terminal
+from remit.sandbox.launch.start import FORWARDED, SIGWINCH
+from remit.sandbox.session import standing
+from remit.sandbox.session.call import copy_of_regular
+from remit.sandbox.session.door import Door
+from remit.sandbox.session.link import descriptors, send
+from remit.sandbox.session.result import CompletedCall
+
+if TYPE_CHECKING:
+    from remit.sandbox.launch.request import Terminal
+    from remit.sandbox.session.asked import Grant
+    from remit.sandbox.session.core import Core, Ticket
+
+_REPLY = 1 << 17
+_SIGINFO_SIZE = 128
+_GROUP = frozenset([2, 3, 18, 20])
+"""SIGINT, SIGQUIT, SIGCONT, SIGTSTP: what a terminal sends goes to the whole group."""
+
+
+def run(
+    session: str,
+    argv: tuple[str, ...],
+    grant: Grant | None,
+    environ: Mapping[str, str],
+    directory: str,
+    on_start: Callable[[str], None],
+) -> CompletedCall[Any]:
+    """One call, to its end, on descriptors 0 to 2. Raises RemitError where the command never ran.
+
+    ``on_start`` hears the call's id when its request is on its way.
+    """
+    core = standing.core_of(session, environ)
+    with standing.connected(session, environ) as link:
+        door = Door(link.attach(session))
+        try:
+            running = _Running(core, door, argv, grant, directory)
+            on_start(running.call)
+            return running.wait()
+        finally:
+            door.close()
+
+
+class _Running:
+    def __init__(self, core: Core, door: Door, argv: tuple[str, ...], grant: Grant | None, directory: str) -> None:
+        self._core = core
+        self._door = door
+        self._terminal: Terminal | None = terminal.wanted()
+        self._relay: terminal.Relay | None = None
+        self._answer: tuple[Any, ...] | None = None
+        process.block_signals(FORWARDED)
+        self._signals = process.signalfd(FORWARDED)
+        armed, definition, _ = core.armed(grant, socketpair)
+        if definition is not None:
+            door.define(*definition)
+        wanted = None if self._terminal is None else (self._terminal.size, self._terminal.replaces)
+        self._ticket: Ticket = core.ticket(
+            armed, grant, list(argv), cwd=directory or None, env=None, terminal=wanted, background=False
+        )
+        self._reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        streams = [_stdin(), 1, 2]
+        try:
+            send(armed.requests, self._ticket.data, [theirs.fileno(), *streams])
+        except OSError:
+            door.drain(core)
+            raise core.failure(self._ticket, None) from None
+        finally:
+            theirs.close()
+        self.call = self._ticket.call
+
+    def wait(self) -> CompletedCall[Any]:
+        """Relay, forward and listen until the command has ended."""
+        watch = select.poll()
+        watch.register(self._reply, select.POLLIN)
+        watch.register(self._signals, select.POLLIN)
+        try:
+            while self._answer is None:
+                relay = self._relay
+                if relay is not None:
+                    watch.register(relay.master, select.POLLIN | (select.POLLOUT if relay.blocked else 0))
+                for descriptor, events in watch.poll():
+                    if descriptor == self._reply.fileno():
+                        self._listen(watch)
+                    elif descriptor == self._signals:
+                        self._forward()
+                    elif relay is not None and descriptor == relay.master:
+                        if events & select.POLLOUT:
+                            relay.flush()
+                        if events & (select.POLLIN | select.POLLHUP) and not relay.output():
+                            watch.unregister(relay.master)
+                            self._end_relay(watch)
+                    elif relay is not None and descriptor == relay.source and not relay.keys():
+                        watch.unregister(descriptor)
+        finally:
+            if self._relay is not None:
+                while _readable(self._relay.master) and self._relay.output():
+                    pass
+                self._relay.suspend()
+        return self._core.completed(self._ticket, self._answer, None, None)
+
+    def _listen(self, watch: select.poll) -> None:
+        try:
+            data, ancillary, _, _ = self._reply.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            data, ancillary = b"", []
+        message: tuple[Any, ...] | None = marshal.loads(data) if data else None
+        if message is not None and message[0] == "terminal" and self._terminal is not None:
+            master = descriptors(ancillary)[0]
+            self._relay = terminal.Relay(self._terminal, master)
+            if self._terminal.attributes is not None:
+                import termios
+
+                termios.tcsetattr(master, termios.TCSANOW, self._terminal.attributes)  # type: ignore[arg-type]
+            if self._relay.source >= 0:
+                watch.register(self._relay.source, select.POLLIN)
+        elif message is not None and message[0] == "exited":
+            self._answer = message
+        elif message is not None and message[0] == "frozen":
+            raise self._core.ended(self._ticket, message[1], "the call is stopped where it stood")
+        else:
+            self._door.drain(self._core)
+            raise self._core.failure(self._ticket, message)
+
+    def _end_relay(self, watch: select.poll) -> None:
+        relay = self._relay
+        if relay is not None:
+            if relay.source >= 0:
+                try:
+                    watch.unregister(relay.source)
+                except KeyError:
+                    pass
+            relay.suspend()
+            self._relay = None
+
+    def _forward(self) -> None:
+        try:
+            data = posix.read(self._signals, _SIGINFO_SIZE * 16)
+        except BlockingIOError:
+            return
+        for start in range(0, len(data), _SIGINFO_SIZE):
+            number = int.from_bytes(data[start : start + 4], "little")
+            if number == SIGWINCH:
+                if self._relay is not None:
+                    self._relay.resize()
+                continue
+            kind = b"g" if number in _GROUP else b"s"
+            try:
+                self._reply.send(kind + number.to_bytes(4, "little"))
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                    raise
+
+
+def socketpair() -> tuple[socket.socket, socket.socket]:
+    """A socket for requests: ours and the session's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return ours, theirs
+
+
+def _stdin() -> int:
+    try:
+        copied = copy_of_regular(0)
+    except OSError:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    return 0 if copied < 0 else copied
+
+
+def _readable(descriptor: int) -> bool:
+    watch = select.poll()
+    watch.register(descriptor, select.POLLIN)
+    return bool(watch.poll(0))

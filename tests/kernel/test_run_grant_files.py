@@ -1,0 +1,208 @@
+"""``remit run --grant FILE``: what a signed grant opens, how often, and that nothing inside reaches what proves it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.run_harness import World, first_line
+
+
+@pytest.fixture
+def data(world: World) -> Path:
+    """A file of the user's that no profile grants."""
+    path = world.home / "data"
+    path.write_text("granted\n")
+    path.chmod(0o644)
+    return path
+
+
+def make(world: World, *words: str, file: str = "g.json") -> Path:
+    """``remit grant new``, in the home."""
+    path = world.home / file
+    made = world.remit("grant", "new", *words, "-o", str(path))
+    assert made.status == 0, made.stderr
+    return path
+
+
+def read(world: World, data: Path, grant: Path | None) -> tuple[int, str]:
+    options = ["--grant", str(grant)] if grant else []
+    result = world.run("cat", str(data), options=options)
+    return result.status, result.stdout + result.stderr
+
+
+def imports(world: World, data: Path, grant: Path | None) -> set[str]:
+    """The modules that a start imports, as ``-X importtime`` of the same interpreter tells them."""
+    command = Path(world.command).resolve()
+    stub = command.read_text()
+    traced = world.base / "traced"
+    lines = {
+        "python=${bin}python3": f"bin={command.parent}/ python=${{bin}}python3",
+        " -X utf8 ": " -X utf8 -X importtime ",
+    }
+    for old, new in lines.items():
+        assert old in stub
+        stub = stub.replace(old, new)
+    traced.write_text(stub)
+    traced.chmod(0o755)
+    result = replace(world, command=str(traced)).run("cat", str(data), options=["--grant", str(grant)] if grant else [])
+    assert result.status == (0 if grant else 1)
+    found = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert "remit.cli.fast" in found
+    return found
+
+
+def test_a_grant_file_opens_what_it_grants_as_often_as_it_says(world: World, data: Path) -> None:
+    grant = make(world, "--read", str(data), "--uses", "2")
+    assert read(world, data, None)[0] == 1
+    # What only looks takes no use.
+    for _ in range(3):
+        assert world.remit("explain", "-p", world.profile, "--grant", str(grant)).status == 0
+        assert world.remit("grant", "verify", str(grant)).status == 0
+    # The second start has its plan from the cache.
+    assert [read(world, data, grant) for _ in range(2)] == [(0, "granted\n")] * 2
+    status, said = read(world, data, grant)
+    assert status == 2
+    assert "spent: it could be used 2 times" in said
+    assert world.remit("grant", "verify", str(grant)).status == 1
+
+
+def test_a_start_with_a_cached_plan_imports_no_cryptography(world: World, data: Path) -> None:
+    grant = make(world, "--read", str(data), "--uses", "5")
+    imported = [imports(world, data, grant) for _ in range(2)]
+    assert "cryptography" in imported[0]
+    assert "remit.sandbox.session.ledger" in imported[1]
+    assert imported[1].isdisjoint({"cryptography", "json", "re", "dataclasses", "remit.sandbox.session.granted"})
+    assert "remit.sandbox.session.ledger" not in imports(world, data, None)
+
+
+def test_a_revoked_grant_opens_nothing_though_its_plan_is_cached(world: World, data: Path) -> None:
+    grant = make(world, "--read", str(data))
+    assert [read(world, data, grant)[0] for _ in range(2)] == [0, 0]
+    assert world.remit("grant", "revoke", str(grant), "--reason", "leaked").status == 0
+    status, said = read(world, data, grant)
+    assert status == 2
+    assert "leaked" in said
+
+
+def test_a_key_that_is_trusted_no_more_opens_nothing_though_the_plan_is_cached(world: World, data: Path) -> None:
+    grant = make(world, "--read", str(data))
+    keys = world.home / ".config/remit/keys"
+    theirs = keys / "trusted/theirs.pub"
+    theirs.parent.mkdir(mode=0o700)
+    (keys / "own.pub").rename(theirs)
+    (keys / "own.key").unlink()
+    assert [read(world, data, grant)[0] for _ in range(2)] == [0, 0]
+    theirs.unlink()
+    status, said = read(world, data, grant)
+    assert status == 2
+    assert "is not known here" in said
+
+
+def test_a_grant_that_ends_ends_the_command(world: World, data: Path) -> None:
+    grant = make(world, "--read", str(data), "--expires", "3s")
+    result = world.run("sh", "-c", f"cat {data}; sleep 30", options=["--grant", str(grant)])
+    assert (result.status, result.stdout) == (124, "granted\n")
+    status, said = read(world, data, grant)
+    assert status == 2
+    assert "expired" in said
+
+
+def test_a_changed_grant_opens_nothing(world: World, data: Path) -> None:
+    grant = make(world, "--read", str(data))
+    assert read(world, data, grant)[0] == 0
+    grant.write_text(grant.read_text().replace(str(data), str(world.home)))
+    status, said = read(world, data, grant)
+    assert status == 2
+    assert "signature does not match" in said
+
+
+def test_the_record_names_the_grants_and_keeps_their_proof(world: World, data: Path) -> None:
+    grant = make(world, "--read", str(data), "--uses", "1")
+    assert read(world, data, grant)[0] == 0
+    link = json.loads(grant.read_text())["links"][0]
+    record = world.records()[-1]
+    started = json.loads((record / "events.jsonl").read_text().splitlines()[0])
+    assert started["grants"] == [link["grant"]["id"]]
+    assert json.loads((record / "plan.json").read_text())["proofs"] == [json.loads(grant.read_text())]
+
+
+def test_each_session_keeps_the_proof_of_its_own_grant_though_the_plan_is_the_same(world: World, data: Path) -> None:
+    grants = [make(world, "--read", str(data), file=name) for name in ("g.json", "h.json")]
+    for grant in [*grants, *grants]:
+        assert read(world, data, grant)[0] == 0
+        record = world.records()[-1]
+        assert json.loads((record / "plan.json").read_text())["proofs"] == [json.loads(grant.read_text())]
+
+
+def test_a_use_is_a_sessions_start_even_if_the_command_fails(world: World, data: Path) -> None:
+    grant = make(world, "--read", str(data), "--uses", "1")
+    assert world.run("false", options=["--grant", str(grant)]).status == 1
+    assert read(world, data, grant)[0] == 2
+
+
+def test_no_grant_opens_keys_and_ledger(world: World, data: Path) -> None:
+    """Two arms: what is beside them, in the same directories, is read."""
+    grant = make(world, "--read", str(data), "--uses", "5")
+    assert read(world, data, grant)[0] == 0
+    (world.home / ".config/beside").write_text("x")
+    state = world.home / ".local/state"
+    (state / "beside").write_text("x")
+    own = world.home / ".config/remit/keys/own.key"
+    log = state / "remit/ledger/log"
+    found = world.probes(
+        {
+            "beside": f"read({str(world.home / '.config/beside')!r})",
+            "beside the ledger": f"read({str(state / 'beside')!r})",
+            "key": f"read({str(own)!r})",
+            "ledger": f"read({str(log)!r})",
+            "trust": f"write({str(own.parent / 'trusted.pub')!r})",
+            "list": f"os.listdir({str(own.parent)!r})",
+            "remove": f"os.unlink({str(log)!r})",
+            "rename": f"os.rename({str(world.home / '.config/remit')!r}, {str(world.home / '.config/other')!r})",
+        },
+        "--read", str(world.home / ".config"), "--write", str(world.home), "--read", str(state),
+    )  # fmt: skip
+    assert found.pop("beside") == "ok"
+    assert found.pop("beside the ledger") == "ok"
+    assert set(found.values()) <= {"EACCES", "EBUSY", "EPERM"}, found
+    assert world.outside(f"read({str(own)!r})") == "ok"
+
+
+def test_a_key_that_is_made_while_a_session_runs_is_out_of_its_reach(world: World) -> None:
+    """What is absent when a session starts no mount could cover: Remit's own directories are made before."""
+    config = world.home / ".config"
+    config.mkdir(mode=0o700)
+    (config / "remit-beside").mkdir(mode=0o755)
+    code = (
+        f"echo up; read go; cat {config}/remit-beside/x; cat {config}/remit/keys/own.key && echo EXPOSED; "
+        f"mkdir -p {config}/remit/keys/trusted && echo PLANTED"
+    )
+    with world.start("sh", "-c", code, options=["--write", str(world.home)]) as process:
+        assert first_line(process) == "up"
+        make(world, "--read", str(world.home))
+        (config / "remit-beside/x").write_text("made meanwhile\n")
+        out, err = process.communicate("go\n")
+    assert "made meanwhile" in out
+    assert "EXPOSED" not in out
+    assert "PLANTED" not in out
+    assert err.count("Permission denied") == 2
+    assert (config / "remit/keys/own.key").exists()
+
+
+def test_starts_at_once_share_the_uses(world: World, data: Path) -> None:
+    grant = make(world, "--read", str(data), "--uses", "2")
+    words = ["cat", str(data)]
+    options = ["--grant", str(grant)]
+    with (
+        world.start(*words, options=options) as one,
+        world.start(*words, options=options) as two,
+        world.start(*words, options=options) as three,
+    ):
+        found = sorted((process.communicate()[0], process.returncode) for process in (one, two, three))
+    assert found == [("", 2), ("granted\n", 0), ("granted\n", 0)]
+    assert os.path.exists(world.state / "ledger/log")

@@ -1,0 +1,290 @@
+"""``remit session`` and ``remit exec``: standing sessions, from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from tests.kernel.run_harness import World
+
+pytestmark = [pytest.mark.kernel, pytest.mark.needs(landlock=6, userns=True)]
+
+SCHEMAS = Path(__file__).resolve().parents[2] / "cli" / "schemas"
+
+
+def schema(name: str) -> dict[str, object]:
+    loaded: dict[str, object] = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+    return loaded
+
+
+@contextmanager
+def standing(world: World, *options: str) -> Generator[str]:
+    """A session that stands; stopped at the end if it still does."""
+    started = world.remit("session", "start", "-p", world.profile, "-w", str(world.workspace), *options)
+    assert started.status == 0, started.stderr
+    session = started.stdout.strip()
+    try:
+        yield session
+    finally:
+        world.remit("session", "stop", session)
+
+
+def sockets(world: World) -> list[str]:
+    return sorted(path.name for path in (world.base / "runtime" / "remit").iterdir())
+
+
+@contextmanager
+def running(world: World, session: str) -> Generator[tuple[subprocess.Popen[str], int]]:
+    """A call that waits, and the host's number of its process."""
+    script = "echo up; sleep 600; true"
+    with subprocess.Popen(
+        world.argv("exec", session, "--", "sh", "-c", script),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=world.env(),
+        cwd=world.workspace,
+    ) as client:
+        try:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "up\n"
+            inside = [
+                pid for pid in every_pid() if cwd_of(pid) == world.workspace and command_of(pid) == ["sh", "-c", script]
+            ]
+            # The shell's child looks the same until it has executed sleep(1).
+            yield client, min(inside)
+        finally:
+            client.kill()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_session_stands_until_it_is_stopped(world: World) -> None:
+    (world.workspace / "a").write_text("hello\n")
+    with standing(world) as session:
+        assert world.remit("session", "list").stdout.count(session) == 1
+        first = world.remit("exec", session, "--", "sh", "-c", "cat a; echo made > b; exit 3")
+        assert (first.status, first.stdout) == (3, "hello\n")
+        assert (world.workspace / "b").read_text() == "made\n"
+        with running(world, session) as (_, inside):
+            pidfd = os.pidfd_open(parent(parent(inside)))
+        assert world.remit("session", "stop", session).status == 0
+        assert ended_by_descriptor(pidfd)
+        assert session not in world.remit("session", "list").stdout
+    assert sockets(world) == []
+    again = world.remit("exec", session, "--", "true")
+    assert again.status == 125
+    assert "no live session" in again.stderr
+
+
+def ended_by_descriptor(pidfd: int) -> bool:
+    import select
+
+    watch = select.poll()
+    watch.register(pidfd, select.POLLIN)
+    try:
+        return bool(watch.poll(30_000))
+    finally:
+        os.close(pidfd)
+
+
+def test_the_options_of_exec_are_the_calls_grant(world: World) -> None:
+    (world.workspace / "a").write_text("hello\n")
+    (world.workspace / "other").write_text("other\n")
+    script = "cat a; cat other; echo x > new; true"
+    with standing(world) as session:
+        whole = world.remit("exec", session, "--", "sh", "-c", script)
+        assert whole.stdout == "hello\nother\n"
+        assert (world.workspace / "new").exists()
+        (world.workspace / "new").unlink()
+        narrow = world.remit("exec", session, "--read", "a", "--", "sh", "-c", script)
+        assert narrow.stdout == "hello\n"
+        assert narrow.stderr.count("Permission denied") == 2
+        assert not (world.workspace / "new").exists()
+
+
+def test_a_grant_beyond_the_session_is_refused_naming_each_object(world: World, secret: Path) -> None:
+    with standing(world) as session:
+        result = world.remit("exec", session, "--read", str(secret), "--write", "/usr", "--", "true")
+    assert result.status == 2
+    assert str(secret) in result.stderr
+    assert "write /usr" in result.stderr
+
+
+def test_exit_statuses_are_those_of_run(world: World) -> None:
+    with standing(world) as session:
+        for command, status in (
+            (["sh", "-c", "kill -TERM $$"], 128 + signal.SIGTERM),
+            (["nonesuch"], 127),
+            (["/etc/hostname"], 126),
+            (["sh", "-c", "exit 255"], 255),
+        ):
+            assert world.remit("exec", session, "--", *command).status == status, command
+        limited = world.remit("exec", session, "--limit", "time=200ms", "--", "sleep", "600")
+        assert limited.status == 124
+        assert "time limit" in limited.stderr
+
+
+def test_status_fd_tells_remits_own_ends_apart(world: World) -> None:
+    with standing(world) as session:
+        read, write = os.pipe()
+        try:
+            os.set_inheritable(write, True)
+            world.remit("exec", session, "--status-fd", str(write), "--", "sh", "-c", "exit 7", pass_fds=(write,))
+            world.remit("exec", session, "--status-fd", str(write), "--", "nonesuch", pass_fds=(write,))
+        finally:
+            os.close(write)
+        with os.fdopen(read) as lines:
+            events = [json.loads(line) for line in lines]
+    assert [event["event"] for event in events] == ["started", "exited", "started", "failed"]
+    assert events[0]["session"] == session
+    assert events[1]["code"] == 7
+    assert events[3]["phase"] == "exec"
+
+
+def test_streams_are_the_callers(world: World) -> None:
+    data = "line\n" * 200_000
+    with standing(world) as session:
+        assert world.remit("exec", session, "--", "cat", stdin=data).stdout == data
+        file = world.base / "input"
+        file.write_text("from a file\n")
+        with file.open() as opened:
+            result = subprocess.run(
+                world.argv("exec", session, "--", "sh", "-c", "cat; echo x > /proc/self/fd/0"),
+                stdin=opened,
+                capture_output=True,
+                text=True,
+                env=world.env(),
+                cwd=world.workspace,
+                check=False,
+            )
+        assert result.stdout == "from a file\n"
+        assert file.read_text() == "from a file\n"
+
+
+def test_a_killed_exec_takes_its_command_along(world: World) -> None:
+    with standing(world) as session:
+        with running(world, session) as (client, inside):
+            pidfd = os.pidfd_open(inside)
+            client.kill()
+            assert ended_by_descriptor(pidfd)
+        assert world.remit("exec", session, "--", "true").status == 0
+
+
+def every_pid() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def command_of(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def cwd_of(pid: int) -> Path | None:
+    try:
+        return Path(os.readlink(f"/proc/{pid}/cwd"))
+    except OSError:
+        return None
+
+
+def test_without_its_template_a_session_ends(world: World) -> None:
+    with standing(world) as session, running(world, session) as (client, inside):
+        template, watched = parent(parent(inside)), os.pidfd_open(inside)
+        os.kill(template, signal.SIGKILL)
+        _, stderr = client.communicate()
+        assert client.returncode == 125
+        assert "ended during the call" in stderr
+        assert ended_by_descriptor(watched)
+
+
+def test_json_has_its_schemas(world: World) -> None:
+    started = world.remit("session", "start", "-p", "offline", "-w", str(world.workspace), "--json")
+    document = json.loads(started.stdout)
+    jsonschema.validate(document, schema("session-start"))
+    session = document["session"]
+    world.remit("exec", session, "--", "sh", "-c", "exit 4")
+    listed = json.loads(world.remit("session", "list", "--json").stdout)
+    jsonschema.validate(listed, schema("session-list"))
+    assert [one["id"] for one in listed["sessions"]] == [session]
+    shown = json.loads(world.remit("session", "show", session, "--json").stdout)
+    jsonschema.validate(shown, schema("session"))
+    assert [(call["command"], call["result"]) for call in shown["calls"]] == [("sh -c 'exit 4'", "4")]
+    world.remit("session", "stop", session)
+    every = json.loads(world.remit("session", "list", "--all", "--json").stdout)
+    jsonschema.validate(every, schema("session-list"))
+    assert every["sessions"][-1]["state"] == "ended"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["exec"], "a session is expected"),
+        (["exec", "--", "true"], "a session is expected"),
+        (["exec", "nonesuch", "--", "true"], "no live session"),
+        (["exec", "../../etc", "--", "true"], "no live session"),
+        (["exec", "x"], "nothing to run"),
+        (["exec", "x", "--nonesuch", "--", "true"], "no such option"),
+        (["session", "start", "--", "true"], "starts without a command"),
+        (["session", "start", "-p", "nonesuch"], "nonesuch"),
+        (["session", "show", "nonesuch"], "no record"),
+        (["session", "show", "../.."], "no record"),
+        (["session", "stop", "nonesuch"], "no live session"),
+        (["session", "nonesuch"], "no such command"),
+    ],
+)
+def test_bad_words_are_told_in_a_line(world: World, words: list[str], said: str) -> None:
+    result = world.remit(*words)
+    assert result.status in (2, 125)
+    assert said.lower() in result.stderr.lower()
+    assert "Traceback" not in result.stderr
+
+
+def test_a_runtime_directory_that_others_can_enter_is_refused(world: World) -> None:
+    place = world.base / "runtime" / "remit"
+    place.mkdir(mode=0o755)
+    place.chmod(0o755)
+    result = world.remit("session", "start", "-p", "offline", "-w", str(world.workspace))
+    assert result.status == 125
+    assert "not this user's alone" in result.stderr
+    place.chmod(0o700)
+    with standing(world) as session:
+        assert session
+
+
+def test_a_grant_file_is_a_calls_grant_for_as_often_as_it_says(world: World) -> None:
+    (world.workspace / "a").write_text("hello\n")
+    file = world.base / "home" / "reading.grant"
+    made = world.remit("grant", "new", "--read", "a", "--uses", "1", "-o", str(file))
+    assert made.status == 0, made.stderr
+    with standing(world) as session:
+        first = world.remit("exec", session, "--grant", str(file), "--", "sh", "-c", "cat a; echo x > b")
+        assert first.stdout == "hello\n"
+        assert "Permission denied" in first.stderr
+        assert not (world.workspace / "b").exists()
+        second = world.remit("exec", session, "--grant", str(file), "--", "cat", "a")
+        assert second.status == 2
+        assert second.stdout == ""
+        assert "use" in second.stderr
+
+
+def test_a_grant_file_for_another_session_is_refused(world: World) -> None:
+    file = world.base / "home" / "bound.grant"
+    with standing(world) as session, standing(world) as other:
+        made = world.remit("grant", "new", "--read", ".", "--session", session, "-o", str(file))
+        assert made.status == 0, made.stderr
+        assert world.remit("exec", session, "--grant", str(file), "--", "true").status == 0
+        refused = world.remit("exec", other, "--grant", str(file), "--", "true")
+        assert refused.status == 2
+        assert session in refused.stderr
