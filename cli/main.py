@@ -10,7 +10,7 @@ import remit
 from remit.cli import fail, render
 from remit.cli.command import HELP_NAMES
 
-COMMANDS = ("run", "exec", "session", "explain", "why", "grant", "profile", "doctor")
+COMMANDS = ("run", "exec", "session", "explain", "why", "grant", "profile", "doctor", "bench")
 """In the order that help shows them; each is the ``command`` of ``remit.cli.NAME``."""
 
 SETTINGS = {"help_option_names": list(HELP_NAMES)}

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from rich.live import Live
+
 GAP = "  "
 
 
@@ -63,6 +65,36 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(line[i]) for line in [list(columns), *shown]) for i in range(len(columns))]
     for row in [[c.upper() for c in columns], *shown]:
         print(GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+class Progress:
+    """What is going on, for people: one line on stderr that is replaced and, in the end, gone. On a terminal only.
+
+    It is drawn when it is told something, never by a thread of its own: that would run while things are timed.
+    """
+
+    def __init__(self) -> None:
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def tell(self, what: str) -> None:
+        """Show ``what`` instead of what was told before."""
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.update(Text(f"{printable(what)} ..."), refresh=True)
 
 
 def problems(lines: Iterable[str]) -> None:

@@ -40,7 +40,8 @@ class Expanded:
 
     A variable that both name has the value of ``authority`` in both, so that their union has one. ``package_index``
     are the ``{package_index}`` entries of ``network.connect``, which stand for endpoints that only the package
-    managers' configuration knows. ``audit`` and ``audit_on_full`` are ``audit.level`` and ``audit.on_full``.
+    managers' configuration knows. ``audit`` and ``audit_on_full`` are ``audit.level`` and ``audit.on_full``, ``on_expiry`` is
+    ``enforcement.on_expiry``.
     ``http`` and ``credentials`` say what connections that ``authority`` allows may carry. ``notes`` are for people.
     """
 
@@ -49,6 +50,7 @@ class Expanded:
     degrade: tuple[str, ...]
     audit: str
     audit_on_full: str
+    on_expiry: str
     package_index: tuple[Entry, ...]
     http: tuple[HttpRule, ...]
     credentials: tuple[Credential, ...]
@@ -93,6 +95,7 @@ def expand(profile: Profile, context: Context) -> Expanded:
         degrade=_words(profile, "enforcement.degrade"),
         audit=_choice(profile, "audit.level"),
         audit_on_full=_choice(profile, "audit.on_full"),
+        on_expiry=_choice(profile, "enforcement.on_expiry"),
         package_index=tuple(entry for entry in connect if _is_index(entry)),
         http=http,
         credentials=credentials,

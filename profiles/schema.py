@@ -114,7 +114,7 @@ TABLES: dict[str, str] = {
     "syscalls": "System calls that the base filter refuses.",
     "devices": "Device nodes.",
     "audit": "What the record holds.",
-    "enforcement": "Layers that may be missing.",
+    "enforcement": "Layers that may be missing, and what becomes of a call whose authority ends.",
 }
 """Every table, with one sentence on what it is for."""
 
@@ -455,6 +455,17 @@ KEYS: tuple[Key, ...] = (
         '["limits"]',
         choices=DEGRADABLE,
         merge=Merge.DEGRADE,
+    ),
+    _key(
+        "enforcement",
+        "on_expiry",
+        Shape.SCALAR,
+        Kind.CHOICE,
+        "What happens to a call of a session whose grant expires or is taken back while it runs: `kill` it, or `freeze` it "
+        "where it stands, to be looked at.",
+        '"freeze"',
+        choices=("kill", "freeze"),
+        default="kill",
     ),
 )
 """Every key, in the order in which people should read them."""

@@ -10,7 +10,8 @@ class RemitError(Exception):
     exit_status = 125
 
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
-        super().__init__(message)
+        # Not super(): of an error that is subprocess's too, the next in line is subprocess's, with arguments of its own.
+        Exception.__init__(self, message)
         self.message = message
         self.where = where
         self.hint = hint

@@ -24,6 +24,7 @@ from remit.sandbox.compile.lowering import Report
 from remit.sandbox.compile.mounts import Granted
 from remit.sandbox.compile.paths import below, outermost
 from remit.sandbox.compile.plan import Egress, Landlock, Limit, Line, Lowering, Tmpfs, canonical_json
+from remit.sandbox.compile.syscalls import refused
 from remit.sandbox.kernel.facts import HostFacts
 from remit.sandbox.resolve.binding import Kind, Named
 
@@ -204,6 +205,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     denied, protected = session.taken_away(all_grants)
     all_grants = _left(session, all_grants, denied, protected)
     tree = session.tree(all_grants, denied, protected)
+    covered = tuple(denied)
     session_roots = _roots(all_grants)
 
     job = ceiling.job(authority, names)
@@ -212,7 +214,8 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     grants = _left(job, grants, denied, protected)
     scratch = tuple(path for path in _OWN_PLACES if isinstance(tree.entries.get(path), Tmpfs))
     roots = landlock.mediated(_roots(grants), scratch)
-    brokered = job.unheld_reads(grants, denied, layers)
+    uncovered = [path for path in denied if not any(below(path, cover) for cover in covered)]
+    brokered = job.unheld_reads(grants, denied, layers, uncovered)
     private = _narrower_network(authority, ceiling.authority)
     whole = normal(authority) == normal(ceiling.authority)
     if whole:
@@ -229,7 +232,12 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     own = [("/proc", landlock.PROC), ("/dev/pts", landlock.DEVICES), ("/dev/shm", landlock.SCRATCH)]
     for path in scratch:
         own.append((path, landlock.SCRATCH | _executable(tree, path)))
-    mediation = replace(job.mediate(grants, roots, brokered, layers), outer=session_roots)
+    metadata = _narrower_writes(authority, ceiling.authority, roots, session_roots)
+    mediation = replace(
+        job.mediate(grants, roots, brokered, layers),
+        refuse=refused(authority.syscalls, metadata=metadata),
+        outer=session_roots,
+    )
     limits = _limits(job, authority, ceiling, layers.namespaces)
     lowering.missing(job.says, authority, layers, ceiling.facts.landlock_abi, job.visible())
     job.say_granted(layers, {grant.path: grant.rights for grant in grants})
@@ -249,7 +257,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     )
     return CallPlan(
         domain=replace(domain, rules=tuple(rule for rule in domain.rules if rule[0] not in dropped)),
-        program=job.filter(layers, bool(brokered)).program,
+        program=job.filter(layers, bool(brokered), metadata=metadata).program,
         mediation=mediation.wire(),
         limits=limits,
         private=private,
@@ -310,6 +318,13 @@ def _executable(tree: mounts.Tree, place: str) -> int:
 def _roots(grants: tuple[Granted, ...]) -> tuple[str, ...]:
     writable = (grant.path for grant in grants if Right.WRITE in grant.rights)
     return outermost(path for path in writable if not any(below(path, own) for own in mounts.OWN))
+
+
+def _narrower_writes(own: Authority, held: Authority, roots: tuple[str, ...], session_roots: tuple[str, ...]) -> bool:
+    """Whether the session may change something that this call may not. Then its times and attributes are mediated, too."""
+    if any(not any(below(place, root) for root in roots) for place in session_roots):
+        return True
+    return {*own.deny, *own.protect} != {*held.deny, *held.protect}
 
 
 def _narrower_network(own: Authority, held: Authority) -> bool:

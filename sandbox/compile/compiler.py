@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, Right
@@ -332,8 +332,17 @@ class Job:
                 return True
         return False
 
-    def unheld_reads(self, grants: tuple[Granted, ...], denied: Mapping[str, Kind], layers: Layers) -> tuple[str, ...]:
-        """Roots in which the mediator has to open files for reading: denied names can lie anywhere in them."""
+    def unheld_reads(
+        self,
+        grants: tuple[Granted, ...],
+        denied: Mapping[str, Kind],
+        layers: Layers,
+        uncovered: Iterable[str] = (),
+    ) -> tuple[str, ...]:
+        """Roots in which the mediator has to open files for reading: denied names can lie anywhere in them.
+
+        ``uncovered``: denied objects that no mount covers, though there are mounts.
+        """
         brokered: set[str] = set()
         for pattern in (pattern for pattern in self.authority.deny if pattern.any_depth):
             if str(pattern) in self.matches and layers.namespaces:
@@ -353,6 +362,11 @@ class Job:
             for path in denied:
                 if any(strictly_below(path, grant.path) for grant in grants if grant.directory):
                     self.broker(brokered, path, path, grants, layers)
+        for path in uncovered:
+            for grant in grants:
+                # All of the grant: Landlock's rule on it cannot leave one name out.
+                if grant.directory and strictly_below(path, grant.path):
+                    self.broker(brokered, grant.path, path, grants, layers)
         roots = outermost(brokered)
         if roots:
             self.says.note(
@@ -540,11 +554,12 @@ class Job:
         canonical = self.name(path).canonical
         return parent(canonical), (canonical.rpartition("/")[2],), False, text
 
-    def filter(self, layers: Layers, brokered_reads: bool) -> Seccomp:
+    def filter(self, layers: Layers, brokered_reads: bool, *, metadata: bool = False) -> Seccomp:
         program = build_filter(
             self.authority.syscalls,
             notify=layers.mediation,
             brokered_reads=brokered_reads,
+            metadata=metadata,
             machine=self.facts.machine,
         )
         return Seccomp(program, layers.mediation)

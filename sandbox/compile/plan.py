@@ -355,8 +355,8 @@ class Mediate(Op):
     brokered_reads: tuple[str, ...] = ()
     refuse: tuple[tuple[str, int, tuple[tuple[int, int, int], ...]], ...] = ()
     outer: tuple[str, ...] = ()
-    """Subtrees that the session may write and this call may not: modes and owners there are refused, since neither a mount
-    nor Landlock would."""
+    """Subtrees that the session may write and this call may not: modes, owners, times and attributes there are refused,
+    since neither a mount nor Landlock would."""
     gateway: bool = False
     """Connections to the network are judged, and denials of them counted, by the gateway."""
 

@@ -77,19 +77,22 @@ def architecture(api: Library, machine: str) -> int:
     return {"x86_64": api.Arch.X86_64, "aarch64": api.Arch.AARCH64}[machine]
 
 
-def build_filter(groups: Collection[str], *, notify: bool, brokered_reads: bool, machine: str) -> bytes:
+def build_filter(
+    groups: Collection[str], *, notify: bool, brokered_reads: bool, machine: str, metadata: bool = False
+) -> bytes:
     """The program, as an array of ``struct sock_filter`` in native order.
 
     ``groups`` of ``model.SYSCALL_GROUPS`` are allowed again. ``notify``: for a session with a mediator; without it, no
-    path through the program ends in a notification. ``brokered_reads``: every open is notified. ``machine``:
-    ``x86_64`` or ``aarch64``, which need not be this one. ValueError for another machine.
+    path through the program ends in a notification. ``brokered_reads``: every open is notified; ``metadata``: so is
+    changing times and attributes. ``machine``: ``x86_64`` or ``aarch64``, which need not be this one. ValueError for
+    another machine.
     """
     if machine not in AUDIT_ARCH:
         raise ValueError(f"no system call table for {machine}")
     calls = library()
     arch = architecture(calls, machine)
     by_call: dict[str, list[Row]] = {}
-    for row in rows(groups, brokered_reads=brokered_reads):
+    for row in rows(groups, brokered_reads=brokered_reads, metadata=metadata):
         by_call.setdefault(row.call, []).append(row)
 
     prologue: list[tuple[int, _NumberedRules]] = []

@@ -74,6 +74,8 @@ class Row:
     conditions: tuple[Condition, ...] = ()
     group: str = ""
     """The group of ``model.SYSCALL_GROUPS`` that allows it again."""
+    metadata: bool = False
+    """Only for a call that may write less than its session: what nothing but the mediator holds (``_metadata``)."""
 
 
 def _bit(argument: int, value: int) -> tuple[Condition, ...]:
@@ -101,6 +103,7 @@ NAMESPACE_FLAGS = (
     CLONE_NEWNET,
 )
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 SOCKET_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
 SOCK_TYPE_MASK, SOCK_RAW, SOCK_PACKET = 0xF, 3, 10
@@ -285,18 +288,45 @@ def _files() -> Iterator[Row]:
     yield Row("umask", Action.OBSERVE)
 
 
-TABLE: tuple[Row, ...] = tuple(_rows())
+def _metadata() -> Iterator[Row]:
+    # Times and attributes: no Landlock right covers them, and a mount is writable where the session is. Mediating them
+    # costs every tar and make a round trip a file, so only calls whose session may write more than they do pay it.
+    for call in (
+        "utime",
+        "utimes",
+        "futimesat",
+        "utimensat",
+        "setxattr",
+        "lsetxattr",
+        "fsetxattr",
+        "removexattr",
+        "lremovexattr",
+        "fremovexattr",
+    ):
+        yield Row(call, Action.MEDIATE, metadata=True)
+    # Their successors: programs fall back to the calls above.
+    for call in ("setxattrat", "removexattrat", "file_setattr"):
+        yield Row(call, Action.REFUSE, ENOSYS, metadata=True)
+    # chattr needs no more than a descriptor for reading.
+    for request in (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
+        yield Row("ioctl", Action.COUNT, EPERM, (_is(1, request),), metadata=True)
+
+
+TABLE: tuple[Row, ...] = (*_rows(), *_metadata())
 
 NOTIFIED: frozenset[str] = frozenset(row.call for row in TABLE if row.action is not Action.REFUSE)
 """Every call that can reach a mediator."""
 
-NUMBERS = {"fchmodat2": 452, "open_tree_attr": 467}
+NUMBERS = {"fchmodat2": 452, "setxattrat": 463, "removexattrat": 466, "open_tree_attr": 467, "file_setattr": 469}
 """Calls that are younger than a libseccomp in use, with the number that every architecture shares (since 424)."""
 
 
-def rows(groups: Collection[str] = (), *, brokered_reads: bool = False) -> tuple[Row, ...]:
-    """The table without what ``groups`` allow; ``brokered_reads``: every open is the mediator's, for reading too."""
-    chosen = tuple(row for row in TABLE if not row.group or row.group not in groups)
+def rows(groups: Collection[str] = (), *, brokered_reads: bool = False, metadata: bool = False) -> tuple[Row, ...]:
+    """The table without what ``groups`` allow; ``brokered_reads``: every open is the mediator's, for reading too;
+    ``metadata``: times and attributes are."""
+    chosen = tuple(
+        row for row in TABLE if (not row.group or row.group not in groups) and (metadata or not row.metadata)
+    )
     if not brokered_reads:
         return chosen
     return (*chosen, Row("open", Action.MEDIATE), Row("openat", Action.MEDIATE))
@@ -305,13 +335,13 @@ def rows(groups: Collection[str] = (), *, brokered_reads: bool = False) -> tuple
 Refusal: TypeAlias = tuple[str, int, tuple[tuple[int, int, int], ...]]
 
 
-def refused(groups: Collection[str] = ()) -> tuple[Refusal, ...]:
+def refused(groups: Collection[str] = (), *, metadata: bool = False) -> tuple[Refusal, ...]:
     """What the mediator refuses whatever it names: (call, errno, conditions), in table order.
 
     A condition is (argument, mask, value); a row matches when ``arguments[argument] & mask == value`` for all of them.
     """
     return tuple(
         (row.call, row.errno, tuple((c.argument, c.mask, c.value) for c in row.conditions))
-        for row in rows(groups)
+        for row in rows(groups, metadata=metadata)
         if row.action is Action.COUNT
     )

@@ -15,6 +15,10 @@ import select
 import time
 from errno import EINTR, EPIPE
 
+# wait4(2) of ``posix`` would import it, in a confined thread, holding the interpreter; and where every open asks the
+# mediator, the mediator's thread would wait for the interpreter for ever.
+from resource import struct_rusage
+
 from remit.sandbox.kernel import landlock, notify, process, sockets
 from remit.sandbox.launch import envelope, program
 from remit.sandbox.launch.descriptors import keep
@@ -37,13 +41,15 @@ _RECORDED = 4096
 _SIGKILL = 9
 _LONGEST_WAIT_MS = 5000
 """poll(2) does not count suspended time, an expiry does: so it is looked at again this often."""
-_WORDS = {b"r": "revoked"}
+_ENDS = ("revoked", "expired")
+"""Why a call that holds no authority any more is stopped; anything else ends it."""
 
 
 class Jail(Source):
     """The thread of one call, and what the mediator knows of it."""
 
     __slots__ = (
+        "_mail",
         "arms",
         "busy",
         "call",
@@ -59,12 +65,22 @@ class Jail(Source):
         "pid",
         "policy",
         "reply",
+        "revoked",
         "separated",
         "wake",
         "woken",
     )
 
-    def __init__(self, identifier: int, policy: Policy, cell: Cell, ground: Ground, control: int, arms: int) -> None:
+    def __init__(
+        self,
+        identifier: int,
+        policy: Policy,
+        cell: Cell,
+        ground: Ground,
+        control: int,
+        arms: int,
+        revoked: set[str],
+    ) -> None:
         super().__init__(before_exec=policy.apply_limits)
         self.identifier = identifier
         self.policy = policy
@@ -72,10 +88,13 @@ class Jail(Source):
         self.ground = ground
         self.control = control
         self.arms = arms
+        self.revoked = revoked
+        """Ids of grants that were taken back: of the whole session, and growing."""
         self.separated = _thread.allocate_lock()
         """Held until the thread's descriptor table is its own."""
         self.separated.acquire()
         self.joins: list[tuple[int, int]] = []
+        self._mail = sockets.Receiver(REQUEST_SIZE, 5)
         self.busy = False
         self.call = ""
         self.chain: tuple[str, ...] = ()
@@ -86,7 +105,7 @@ class Jail(Source):
         self.limit = ""
         """What ended the command, where it was not its own doing: the name of a limit, ``expired``, ``revoked``, ``killed``."""
         self.woken, self.wake = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
-        """The thread reads the first, the mediator's thread writes the second: one byte for each thing to look at."""
+        """The thread reads the first, the mediator's thread writes the second: a line with a reason and a call."""
 
     # --- the thread ----------------------------------------------------------------------------------------------------
 
@@ -103,9 +122,8 @@ class Jail(Source):
             self._tell_main("broken", *told(error))
             return
         try:
-            self._serve()
-        except Exception as error:
-            self._fail(error)
+            while self._serve():
+                self._renew()
         finally:
             self._leave()
 
@@ -133,30 +151,43 @@ class Jail(Source):
         posix.close(ground.place)
         self._tell_main("proven")
 
-    def _serve(self) -> None:
-        data, came = sockets.receive(self.policy.requests, REQUEST_SIZE, 5)
+    def _serve(self) -> bool:
+        """One call. False: this thread is of no use for another."""
+        data, came = self._mail.receive(self.policy.requests)
         if not data:
-            return  # the policy is forgotten, or the session ends
-        if data == envelope.MARK:
-            data = envelope.content(came.pop())
-        self.reply = came[0]
-        call, chain, argv, environment, directory, terminal, background, expires = marshal.loads(data)
+            return False  # the policy is forgotten, or the session ends
+        self.reply = came.pop(0)
+        try:
+            if data == envelope.MARK:
+                data = envelope.content(came.pop())
+            return self._run(marshal.loads(data), came)
+        except Exception as error:
+            self._fail(error)
+            return not self.pid and self._alone()
+        finally:
+            for descriptor in came:
+                posix.close(descriptor)
+            posix.close(self.reply)
+
+    def _run(self, request: tuple[Any, ...], came: list[int]) -> bool:
+        """Start what is asked for and see it to its end. True: nothing of it is left anywhere."""
+        call, chain, argv, environment, directory, terminal, background, expires = request
         self.call, self.chain = call, chain
         if expires and time.clock_gettime(time.CLOCK_BOOTTIME) >= expires:
             raise Refused("grant", "the grant has expired", "ask the grantor for a new one", 125)
-        if self.limit:
+        if not self.revoked.isdisjoint(chain):
             raise Refused("grant", "the grant was revoked", "ask the grantor for a new one", 125)
         self.deadline = expires
         program.enter(directory)
-        descriptors = tuple(came[1:])
-        slave = -1
+        descriptors = tuple(came)
         path = b""
         if terminal is not None:
             from remit.sandbox.launch import stdio
 
             size, replaces = terminal
             slave, path = stdio.open_call_terminal(self.reply, size)
-            descriptors = tuple([slave if replaces[index] else came[1 + index] for index in range(3)])
+            descriptors = tuple([slave if replaces[index] else came[index] for index in range(3)])
+            came.append(slave)
         if self.policy.egress is not None:
             # Before it can connect: the gateway's decisions are to be known as this call's.
             sockets.send(self.control, marshal.dumps(("serves", self.identifier, call, chain)))
@@ -166,12 +197,10 @@ class Jail(Source):
         # The limits are inherited from here on.
         self.before_exec = None
         self._tell_main("taken")
-        for descriptor in (*came[1:], slave):
-            if descriptor >= 0:
-                posix.close(descriptor)
-        sockets.send(
-            self.control, marshal.dumps(("began", self.call, self.pid, _brief(argv), self.policy.identifier, chain))
-        )
+        while came:
+            posix.close(came.pop())
+        began = ("began", call, self.pid, _brief(argv), self.policy.identifier, chain)
+        sockets.send(self.control, marshal.dumps(began))
         status, usage = self._wait()
         clean = self._alone()
         if not background and not clean:
@@ -179,8 +208,27 @@ class Jail(Source):
         self._answer(status, usage)
         if background and not clean:
             self._linger()
+        return clean and not self.policy.private
 
-    def _wait(self) -> tuple[int, Any]:
+    def _renew(self) -> None:
+        """Ready for the next call: nothing of the last one's is left, and what confines this thread still does.
+
+        No process of the last call exists any more, so nobody is in this cell and under this filter but the next one. A
+        private cell's own files do exist: it is not used again (``_serve`` ended with it).
+        """
+        was = self.pid
+        self.before_exec = self.policy.apply_limits
+        self.denials = 0
+        self.events = []
+        self.call, self.chain = "", ()
+        self.pid = 0
+        self.limit = ""
+        self.deadline = 0.0
+        posix.chdir("/")
+        if was:
+            self._tell_main("free")
+
+    def _wait(self) -> tuple[int, struct_rusage]:
         """Until the command has ended: listen to the client meanwhile, and watch the clock."""
         watched = process.pidfd_open(self.pid)
         poll = select.poll()
@@ -197,7 +245,7 @@ class Jail(Source):
                         _, status, usage = posix.wait4(self.pid, 0)
                         return status, usage
                     if descriptor == self.woken:
-                        self._stop(_WORDS[posix.read(self.woken, 1)])
+                        self._heed()
                     elif events & (select.POLLHUP | select.POLLERR) and not events & select.POLLIN:
                         self.limit = self.limit or "abandoned"
                         self.kill(_SIGKILL)
@@ -213,10 +261,17 @@ class Jail(Source):
         finally:
             posix.close(watched)
 
+    def _heed(self) -> None:
+        """What the mediator says of a call, which may be over by now."""
+        for line in posix.read(self.woken, 4096).decode().splitlines():
+            why, _, call = line.partition(" ")
+            if call == self.call:
+                self._stop(why)
+
     def _stop(self, why: str) -> None:
         """The authority is gone: end everything of this call's, or, for a policy that says so, stop it where it stands."""
         self.limit = self.limit or why
-        if why == "time" or not self.policy.freeze:
+        if why not in _ENDS or not self.policy.freeze:
             self.kill(_SIGKILL)
         else:
             # Only the mediator sees the session's numbers of the cell's processes.
@@ -278,7 +333,7 @@ class Jail(Source):
                 if not data or data[:1] == b"k":
                     return
 
-    def _answer(self, status: int, usage: Any) -> None:
+    def _answer(self, status: int, usage: struct_rusage) -> None:
         cpu = usage.ru_utime + usage.ru_stime
         self._reply("exited", status, self.limit, cpu, usage.ru_maxrss, self.denials, self.events[:_REPORTED])
         message = ("finished", self.call, status, self.limit, cpu, usage.ru_maxrss, self.denials)

@@ -8,6 +8,7 @@ from remit.sandbox.kernel import landlock, sockets
 from remit.sandbox.launch import limits
 from remit.sandbox.launch.ground import Refused, open_inside
 from remit.sandbox.mediate.broker import Broker
+from remit.sandbox.mediate.metadata import Metadata
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ class Policy:
         self.idle = 0
         """Threads that are armed, or about to be."""
         self.busy = 0
-        self.wanted = 2
         self.number = 0
         self.dropped = False
         self.door = -1
@@ -52,6 +52,8 @@ class Policy:
         accesses = dict(own)
         self._own = tuple([accesses.get(place, 0) for place in places])
         self.broker = Broker(mediation, note)
+        self.broker.calls.view.copies = True
+        self.broker.perform(Metadata(self.broker.calls).handlers())
 
     def allow(self, cell: Cell) -> None:
         """The cell's own file systems, which no rule about the session's can mean."""

@@ -41,10 +41,13 @@ if TYPE_CHECKING:
 
 _STACK = 1 << 18
 _WATCH_MS = 200
-_SIGKILL, _SIGSTOP = 9, 19
+_SIGSTOP = 19
 _DEVICE_NODES = 1 << 6 | 1 << 11
 """LANDLOCK_ACCESS_FS_MAKE_CHAR and MAKE_BLOCK."""
-_MOST_IDLE = 8
+_MOST = 32
+"""Threads of one policy. Beyond that, requests wait for one to come back."""
+_IDLE = 2
+"""Threads that wait at least, for each policy."""
 _EVENTS = 1024
 """Denials of one call that are kept for its reply."""
 
@@ -72,6 +75,7 @@ class Zygote:
         self._arming: dict[int, Policy] = {}
         self._cells: list[Cell | OSError] = []
         self._ways: list[Operation | None] = []
+        self._revoked: set[str] = set()
 
     def run(self) -> None:
         """Ends the process. A failure of the start is told to the template."""
@@ -179,7 +183,7 @@ class Zygote:
                 policy.allow(cell)
                 if cell.sockets is not None and policy.egress is not None:
                     cell.sockets.send(self._request.control, number, policy.egress[1])
-                jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms)
+                jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms, self._revoked)
             except OSError as error:
                 cell.close()
                 cell.end()
@@ -223,10 +227,9 @@ class Zygote:
         if self._memory_limit and usage.memory_exceeds(self._memory_limit):
             self._end("memory")
         for jail in [*self._listeners.values()]:
-            limit = jail.policy.memory_limit
+            limit, call = jail.policy.memory_limit, jail.call
             if limit and jail.pid and not jail.limit and usage.memory_exceeds(limit, self.processes(jail)):
-                jail.limit = "memory"
-                jail.kill(_SIGKILL)
+                _tell_jail(jail, "memory", call)
 
     def _end(self, limit: str) -> None:
         self._tell("limit", limit)
@@ -283,8 +286,9 @@ class Zygote:
         try:
             policy = Policy(identifier, wire, requests, self._note, self._maker.places)
         except Exception as error:
-            posix.close(requests)
+            # Said before the socket closes: whoever sees its end asks here why.
             self._say(door, "refused", identifier, *told(error))
+            posix.close(requests)
             return
         policy.door = door
         self._number += 1
@@ -299,12 +303,14 @@ class Zygote:
         policy.close()
 
     def _revoke(self, door: int, grant: str) -> None:
+        # Before looking at the calls: one whose request is on its way looks here after it can be seen.
+        self._revoked.add(grant)
         stopped: list[str] = []
         for jail in [*self._listeners.values()]:
-            if jail.call and grant in jail.chain:
-                stopped.append(jail.call)
-                jail.limit = jail.limit or "revoked"
-                _nudge(jail)
+            call = jail.call
+            if call and grant in jail.chain:
+                stopped.append(call)
+                _tell_jail(jail, "revoked", call)
         self._say(door, "revoked", grant, stopped)
 
     def _say(self, door: int, *message: Any) -> None:
@@ -340,6 +346,10 @@ class Zygote:
         elif kind == "taken" and jail is not None:
             jail.busy = True
             self._taken(jail.policy)
+        elif kind == "free" and jail is not None:
+            jail.busy = False
+            jail.policy.busy -= 1
+            jail.policy.idle += 1
         elif kind == "freeze" and jail is not None:
             self._freeze(jail)
         elif kind == "done" and jail is not None:
@@ -348,12 +358,10 @@ class Zygote:
             self._broken(number, values)
 
     def _taken(self, policy: Policy) -> None:
-        """One thread less is waiting. Arming another one now would compete with the call: it waits for its end, unless
-        this was the last."""
+        """One thread less is waiting. It comes back; another one is armed where this was the last."""
         policy.idle -= 1
         policy.busy += 1
-        policy.wanted = min(_MOST_IDLE, max(policy.wanted, policy.busy))
-        if not policy.idle and not policy.dropped:
+        if not policy.idle and not policy.dropped and policy.busy < _MOST:
             self._arm(policy)
 
     def _done(self, jail: Jail) -> None:
@@ -370,7 +378,7 @@ class Zygote:
             policy.busy -= 1
         else:
             policy.idle -= 1
-        while not policy.dropped and policy.idle < policy.wanted:
+        while not policy.dropped and policy.idle < _IDLE and policy.idle + policy.busy < _MOST:
             self._arm(policy)
 
     def _broken(self, number: int, failure: list[Any]) -> None:
@@ -429,8 +437,9 @@ class Zygote:
             seen.update(new)
 
 
-def _nudge(jail: Jail) -> None:
+def _tell_jail(jail: Jail, why: str, call: str) -> None:
+    """The call may be over by the time that its thread reads this: so it is named."""
     try:
-        posix.write(jail.wake, b"r")
+        posix.write(jail.wake, f"{why} {call}\n".encode())
     except OSError:
-        pass  # it has ended
+        pass  # the thread has ended

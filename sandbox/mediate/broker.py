@@ -109,7 +109,7 @@ class Broker:
         readable = tuple([_bytes(root) for root in reads])
         rules = Rules(places, deny, protect, catalogue, opened)
         self._beyond = tuple([_bytes(root) for root in outer])
-        self._calls = Calls(
+        self.calls = Calls(
             rules,
             places,
             readable,
@@ -123,12 +123,17 @@ class Broker:
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
         for call in MEDIATED + OBSERVED:
             if call in NR:
-                self._handlers[NR[call]] = (getattr(self._calls, call), call in _NEVER_PROCEED)
+                self._handlers[NR[call]] = (getattr(self.calls, call), call in _NEVER_PROCEED)
         self._refused: dict[int, list[tuple[int, tuple[Condition, ...]]]] = {}
         for call, errno, conditions in refuse:
             if call in NR:
                 self._refused.setdefault(NR[call], []).append((errno, conditions))
         self._modes = {NR[call]: argument for call, argument in _MODES.items() if call in NR}
+
+    def perform(self, handlers: dict[int, Callable[..., int]]) -> None:
+        """Calls, by number, that these handlers perform or refuse, and never leave to the kernel."""
+        for number, handler in handlers.items():
+            self._handlers[number] = (handler, True)
 
     def handle(self, source: Source) -> None:
         """Receive and answer one notification. Raises only when the listener itself is gone."""
@@ -139,7 +144,7 @@ class Broker:
         identifier, pid, _, nr, _, _, *arguments = notification
         source.handled += 1
         self._source, self._pid, self._nr = source, pid, nr
-        calls = self._calls
+        calls = self.calls
         calls.listener = listener
         calls.id = identifier
         calls.performing = False
@@ -184,7 +189,7 @@ class Broker:
             raise
         except OSError:
             # What goes wrong before anything was done is the kernel's to say, with its own errno.
-            if performs or self._calls.performing:
+            if performs or self.calls.performing:
                 raise
             return PROCEED
         except Foreign:

@@ -2,8 +2,8 @@
 
 A handler returns ``PROCEED`` (the kernel goes on by itself: safe, because the command's own Landlock domain lacks the
 right wherever the mediator has a say), ``ANSWERED``, or the call's result; it raises OSError for the caller to see.
-What *resolving* raises becomes PROCEED too, so that the kernel itself finds the errno; chmod and chown, which no
-Landlock right covers, are always performed or refused, never left to the kernel.
+What *resolving* raises becomes PROCEED too, so that the kernel itself finds the errno; chmod and chown (and ``metadata``), which
+no Landlock right covers, are always performed or refused, never left to the kernel.
 
 The mediator is one thread, and only through it can a name inside the roots change: between decision and performance
 nothing inside can move. What changes from outside is met by performing on descriptors with RESOLVE_NO_SYMLINKS.
@@ -305,6 +305,9 @@ class Calls:
         return self._give(found, flags)
 
     def _give(self, descriptor: int, flags: int) -> int:
+        if self.view.copies and not flags & O_ACCMODE and posix.fstat(descriptor).st_mode & _S_IFMT == _S_IFDIR:
+            # From a directory of this process's mounts, "../../proc" would lead to the session's.
+            descriptor = self.view.directory_there(descriptor)
         self.listener.give(self.id, descriptor, cloexec=bool(flags & O_CLOEXEC))
         return ANSWERED
 
@@ -691,7 +694,7 @@ class Calls:
 
     def fchmod(self, descriptor: int, mode: int, *_: int) -> int:
         """``fchmod(2)``."""
-        return self._chmod(_positive(descriptor), b"", mode, AT_EMPTY_PATH)
+        return self._chmod(positive(descriptor), b"", mode, AT_EMPTY_PATH)
 
     def fchmodat(self, descriptor: int, path: int, mode: int, *_: int) -> int:
         """``fchmodat(2)``."""
@@ -705,7 +708,7 @@ class Calls:
         return self._chmod(descriptor, memory.read_string(self.view.pid, path), mode, flags)
 
     def _chmod(self, descriptor: int, path: bytes, mode: int, flags: int) -> int:
-        found = self._object_to_change(descriptor, path, flags, hooks_too=True)
+        found = self.object_to_change(descriptor, path, flags, hooks_too=True)
         if mode & _SPECIAL_MODES:
             directory = posix.fstat(found).st_mode & _S_IFMT == _S_IFDIR
             # A directory's setgid bit only says which group its files get: git's shared repositories live on it.
@@ -726,7 +729,7 @@ class Calls:
 
     def fchown(self, descriptor: int, uid: int, gid: int, *_: int) -> int:
         """``fchown(2)``."""
-        return self._chown(_positive(descriptor), b"", uid, gid, AT_EMPTY_PATH)
+        return self._chown(positive(descriptor), b"", uid, gid, AT_EMPTY_PATH)
 
     def fchownat(self, descriptor: int, path: int, uid: int, gid: int, flags: int, *_: int) -> int:
         """``fchownat(2)``."""
@@ -736,11 +739,15 @@ class Calls:
         return self._chown(descriptor, memory.read_string(self.view.pid, path), uid, gid, flags)
 
     def _chown(self, descriptor: int, path: bytes, uid: int, gid: int, flags: int) -> int:
-        found = self._object_to_change(descriptor, path, flags, hooks_too=False)
+        found = self.object_to_change(descriptor, path, flags, hooks_too=False)
         fchownat(found, b"", signed(uid), signed(gid), AT_EMPTY_PATH)
         return 0
 
-    def _object_to_change(self, descriptor: int, path: bytes, flags: int, *, hooks_too: bool) -> int:
+    def object_to_change(self, descriptor: int, path: bytes, flags: int, *, hooks_too: bool = False) -> int:
+        """What the caller names, for changing what is no content of it. Raises what refuses that, and OSError.
+
+        ``hooks_too``: the mode of a file decides whether git runs it.
+        """
         try:
             found, full = self.view.object(
                 descriptor, path, follow=not flags & AT_SYMLINK_NOFOLLOW, empty=bool(flags & AT_EMPTY_PATH)
@@ -839,7 +846,7 @@ def _mode(flags: int, mode: int) -> int:
     return mode & 0o7777 if flags & (O_CREAT | O_TMPFILE_BIT) else 0
 
 
-def _positive(descriptor: int) -> int:
+def positive(descriptor: int) -> int:
     """A descriptor that may not be AT_FDCWD."""
     number = signed(descriptor)
     return number if number >= 0 else -1

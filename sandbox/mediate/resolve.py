@@ -8,11 +8,12 @@ resolved through ``/proc/TID``, component by component where a path runs into on
 from __future__ import annotations
 
 import posix
-from errno import EBADF, ELOOP, ENOENT, ENOTDIR
+from errno import EACCES, EBADF, ELOOP, ENOENT, ENOTDIR
 
 from remit.sandbox.kernel.call import AT_FDCWD, failure
 from remit.sandbox.kernel.files import (
     O_PATH,
+    RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
     openat2,
@@ -43,10 +44,13 @@ class Foreign(Exception):
 class View:
     """The names of the caller of one notification. ``begin`` and ``end`` bracket it; ``end`` closes what was opened."""
 
-    __slots__ = ("_own_entries", "_proc_device", "owned", "pid")
+    __slots__ = ("_own_entries", "_proc_device", "copies", "owned", "pid")
 
     def __init__(self) -> None:
         self.pid = 0
+        self.copies = False
+        """The caller's mounts are copies of this process's (``mount_namespaces(7)``): the same trees, yet to the kernel a
+        link or a rename from one to the other is EXDEV. So all that is resolved is put into this process's."""
         self.owned: list[int] = []
         self._proc_device = posix.stat(b"/proc").st_dev
         self._own_entries = b"/proc/%d" % posix.getpid()
@@ -70,13 +74,33 @@ class View:
         """An O_PATH copy of the caller's descriptor or working directory. Raises EBADF."""
         number = signed(descriptor)
         if number == AT_FDCWD:
-            return self.own(posix.open(b"/proc/%d/cwd" % self.pid, O_PATH | posix.O_CLOEXEC))
+            return self._here(self.own(posix.open(b"/proc/%d/cwd" % self.pid, O_PATH | posix.O_CLOEXEC)))
         if number < 0:
             raise failure(EBADF, "descriptor")
         try:
-            return self.own(posix.open(b"/proc/%d/fd/%d" % (self.pid, number), O_PATH | posix.O_CLOEXEC))
+            return self._here(self.own(posix.open(b"/proc/%d/fd/%d" % (self.pid, number), O_PATH | posix.O_CLOEXEC)))
         except FileNotFoundError:
             raise failure(EBADF, "descriptor") from None
+
+    def _here(self, descriptor: int) -> int:
+        """The same object through this process's mounts; as it came where it is not in them (a private place, a pipe)."""
+        if not self.copies:
+            return descriptor
+        try:
+            found = self.own(openat2(AT_FDCWD, self.canonical(descriptor), _ENTRY, 0, RESOLVE_NO_SYMLINKS))
+        except OSError:
+            return descriptor
+        return found if _same(found, descriptor) else descriptor
+
+    def directory_there(self, descriptor: int) -> int:
+        """The directory opened for reading, through the caller's own mounts: it may walk on from there. Raises EACCES."""
+        root = self.own(posix.open(b"/proc/%d/root" % self.pid, _DIRECTORY))
+        below = self.canonical(descriptor).lstrip(b"/") or b"."
+        flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
+        found = self.own(openat2(root, below, flags, 0, RESOLVE_NO_SYMLINKS | RESOLVE_IN_ROOT))
+        if not _same(found, descriptor):
+            raise failure(EACCES, "path")
+        return found
 
     def canonical(self, descriptor: int) -> bytes:
         """The path of what ``descriptor`` refers to, without links."""
@@ -187,7 +211,7 @@ class View:
         owner = self.group()
         if parts[2] not in (b"%d" % owner, b"%d" % self.pid):
             raise Foreign
-        return self.own(posix.open(name, O_PATH | posix.O_CLOEXEC, dir_fd=directory)), b""
+        return self._here(self.own(posix.open(name, O_PATH | posix.O_CLOEXEC, dir_fd=directory))), b""
 
     def group(self) -> int:
         """The caller's process (thread group) id."""
@@ -231,6 +255,11 @@ class View:
                 raise failure(ENOTDIR, "path")
             return found, self.canonical(found)
         raise failure(ELOOP, "path")
+
+
+def _same(one: int, other: int) -> bool:
+    first, second = posix.fstat(one), posix.fstat(other)
+    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 
 
 def status_of(pid: int) -> bytes:

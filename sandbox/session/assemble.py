@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from remit.profiles.model import Profile
     from remit.sandbox.authority.proof import Chain
+    from remit.sandbox.authority.web import Credential, HttpRule
     from remit.sandbox.compile.plan import Lowering, Plan
     from remit.sandbox.kernel.facts import HostFacts
     from remit.sandbox.resolve.binding import Named
@@ -298,6 +299,7 @@ def assemble(
             secret=secret,
             own_code=code,
             matches=matches,
+            freeze=asked.expanded.on_expiry == "freeze",
         ),
     )
 
@@ -305,7 +307,7 @@ def assemble(
 def _refuse_web(expanded: Expanded) -> None:
     """The gateway knows HTTP rules and credentials; starts do not bring them to it yet. A rule that nobody would apply is
     no rule, so there is no start."""
-    given = (*expanded.http, *expanded.credentials)
+    given: list[HttpRule | Credential] = [*expanded.http, *expanded.credentials]
     if given:
         reasons = tuple((f"{one.source}: {one.host}: not applied by this version", "leave it out") for one in given)
         raise Unenforceable(reasons[0][0], reasons=reasons, hint=reasons[0][1])

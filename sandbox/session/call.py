@@ -192,7 +192,12 @@ class Popen:
             raise TimeoutExpired(self.args, timeout)
         self._raise_frozen()
         status = self._status()
-        assert status is not None
+        if self._answer is not None and self._answer[0] == "exited":
+            self._core.raise_ended(self._ticket, self._answer[2])
+        if status is None:
+            raise self._core.failure(
+                self._ticket, self._answer if self._answer and self._answer[0] == "failed" else None
+            )
         return status
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
@@ -261,9 +266,7 @@ class Popen:
 
     def _raise_frozen(self) -> None:
         if self._frozen and self._answer is None:
-            raise self._core.ended(
-                self._ticket, self._frozen, "it is stopped where it stood: kill() or the session's end ends it"
-            )
+            self._core.raise_ended(self._ticket, self._frozen, "the call is stopped where it stood (kill() ends it)")
 
     def _wait_answer(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -296,7 +299,8 @@ class Popen:
         pipes = [ours if ours >= 0 else file for ours, file in zip(self._streams.ours, self._files, strict=True)]
         captures: dict[int, Capture] = {}
         watch = select.poll()
-        watch.register(self._reply.fileno(), select.POLLIN)
+        if self._answer is None:
+            watch.register(self._reply.fileno(), select.POLLIN)
         for descriptor in pipes[1:]:
             if descriptor >= 0:
                 captures[descriptor] = Capture(limit)

@@ -48,7 +48,8 @@ POLICIES = 32
 """Authorities for which calls are kept armed at a time; the least recently used one is given up."""
 Terminal = tuple[bytes, tuple[bool, bool, bool]]
 """A pseudo-terminal for a call: its ``struct winsize``, and which of its three streams it is."""
-_ENDED: dict[str, type[GrantError]] = {"expired": GrantExpired, "revoked": GrantRevoked}
+_ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
+_HAS = {"expired": "has expired", "revoked": "was revoked"}
 
 
 @dataclass(slots=True)
@@ -58,8 +59,6 @@ class Armed:
     identifier: int
     plan: CallPlan
     requests: Any
-    authority: Authority
-    environment: tuple[bytes, ...]
 
 
 @dataclass(slots=True)
@@ -122,7 +121,7 @@ class Core:
         self.chain = (*chain, grant.id)
         """The ids of the grants that this one came out of, the session's first, and its own."""
         self._environ = environ
-        self._plans: dict[Asked | None, tuple[str, CallPlan, Authority]] = {}
+        self._plans: dict[Asked | None, tuple[str, CallPlan, Authority, tuple[bytes, ...]]] = {}
 
     # --- grants --------------------------------------------------------------------------------------------------------
 
@@ -206,8 +205,9 @@ class Core:
 
     # --- calls ---------------------------------------------------------------------------------------------------------
 
-    def plan(self, asked: Asked | None) -> tuple[str, CallPlan, Authority]:
-        """The compiled authority of calls under ``asked`` (None: everything that this session has), and its key."""
+    def plan(self, asked: Asked | None) -> tuple[str, CallPlan, Authority, tuple[bytes, ...]]:
+        """Of calls under ``asked`` (None: everything that this session has): what they have in common with others that
+        can be armed alike, by its key; and what is theirs alone, their authority and environment."""
         found = self._plans.get(asked)
         if found is not None:
             return found
@@ -216,7 +216,7 @@ class Core:
         else:
             authority, names = self._inside(asked)
         plan = compile_call(authority, self.ceiling, names)
-        found = (plan.digest, plan, authority)
+        found = (plan.digest, plan, authority, self._environment(authority, None))
         with self.shared.lock:
             # A grant that is used again means the objects that it meant the first time.
             self._plans[asked] = found
@@ -227,7 +227,7 @@ class Core:
 
         ``pair()`` makes two connected packet sockets: ours and the session's.
         """
-        key, plan, authority = self.plan(asked)
+        key, plan, _, _ = self.plan(asked)
         with self.shared.lock:
             policies = self.shared.policies
             known = policies.get(key)
@@ -236,7 +236,7 @@ class Core:
                 return known, None, []
             ours, theirs = pair()
             identifier = next(self.shared.numbers)
-            made = Armed(identifier, plan, ours, authority, self._environment(authority, None))
+            made = Armed(identifier, plan, ours)
             policies[key] = made
             dropped: list[Armed] = []
             while len(policies) > POLICIES:
@@ -261,7 +261,10 @@ class Core:
         directory = (
             os.fsencode(os.path.join(self.ceiling.workspace, cwd)) if cwd else os.fsencode(self.ceiling.directory)
         )
-        environment = armed.environment if env is None else self._environment(armed.authority, env)
+        # Not the armed thread's: two grants that differ in variables alone share their threads.
+        _, _, authority, environment = self.plan(asked)
+        if env is not None:
+            environment = self._environment(authority, env)
         deadline = 0.0
         grant = self.grant
         chain = self.chain
@@ -281,7 +284,7 @@ class Core:
                     claims = [claim for chain in asked.proofs for claim in plain(chain)]
                     Ledger(state_directory(dict(os.environb))).spend(claims, self.shared.session)
                 uses.used += 1
-            grant = self._derive(asked, armed.authority, identifier, uses)
+            grant = self._derive(asked, authority, identifier, uses)
             if asked.expires is not None:
                 deadline = uses.boot + asked.expires
         else:
@@ -388,8 +391,7 @@ class Core:
     ) -> CompletedCall[Any]:
         """The result of a call that ran. Raises GrantExpired, GrantRevoked where that ended it."""
         _, status, limit, cpu, memory, denied, events = message
-        if limit in _ENDED:
-            raise self.ended(ticket, limit, "the call was ended")
+        self.raise_ended(ticket, limit)
         denials = tuple(
             Denial(os.fsdecode(path), right, errno, rule, pid)
             for _, pid, _nr, path, right, verdict, errno, rule in events
@@ -410,10 +412,10 @@ class Core:
             stderr_lost=lost[1],
         )
 
-    def ended(self, ticket: Ticket, why: str, what: str) -> GrantError:
-        """The error of a call whose grant ended (``expired``, ``revoked``) before it did; ``what`` became of it."""
-        verb = "has expired" if why == "expired" else "was revoked"
-        return _ENDED[why](f"grant {ticket.grant.id} {verb}; {what}", hint="ask the grantor for a new one")
+    def raise_ended(self, ticket: Ticket, why: str, what: str = "the call was ended") -> None:
+        """Raises GrantExpired, GrantRevoked where that is ``why`` a call ended (or was stopped)."""
+        if why in _ENDED:
+            raise _ENDED[why](f"grant {ticket.grant.id} {_HAS[why]}; {what}", hint="ask the grantor for a new one")
 
     def heard(self, message: tuple[Any, ...]) -> None:
         """A message from the session's first process that is about no call in particular."""

@@ -129,7 +129,7 @@ class _Running:
         elif message is not None and message[0] == "exited":
             self._answer = message
         elif message is not None and message[0] == "frozen":
-            raise self._core.ended(self._ticket, message[1], "the call is stopped where it stood")
+            self._core.raise_ended(self._ticket, message[1], "the call is stopped where it stood")
         else:
             self._door.drain(self._core)
             raise self._core.failure(self._ticket, message)

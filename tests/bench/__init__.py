@@ -1,1 +1,1 @@
-"""How fast is it: `remit run` beside what it is compared with (`python -m tests.bench.run`). Nothing here is a test."""
+"""``remit bench``: that it measures what it says and reports what it could not. No test here asserts a time."""

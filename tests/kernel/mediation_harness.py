@@ -276,7 +276,7 @@ class Unnested(Broker):
 
     def _answer(self, nr: int, arguments: list[int]) -> int:
         for name, position in self._PATHS.items():
-            if NR.get(name) == nr and b"hooks" in memory.read_string(self._calls.view.pid, arguments[position]):
+            if NR.get(name) == nr and b"hooks" in memory.read_string(self.calls.view.pid, arguments[position]):
                 raise self._denied("write", b"", "control", EACCES)
         return PROCEED
 

@@ -30,7 +30,7 @@ def test_nothing_said_is_nothing_granted() -> None:
     result = expanded("")
     assert result.floor == Authority()
     assert result.authority == Authority()
-    assert (result.degrade, result.audit, result.audit_on_full) == ((), "writes", "deny")
+    assert (result.degrade, result.audit, result.audit_on_full, result.on_expiry) == ((), "writes", "deny", "kill")
     assert result.package_index == ()
     assert result.notes == ()
 
@@ -169,6 +169,7 @@ allow = ["kvm"]
 level = "full"
 on_full = "stop"
 [enforcement]
+on_expiry = "freeze"
 degrade = ["limits", "canary"]
 """
     result = expanded(body)
@@ -183,6 +184,7 @@ degrade = ["limits", "canary"]
     assert authority.syscalls == ("bpf", "perf")
     assert authority.devices == ("kvm",)
     assert (result.audit, result.audit_on_full, result.degrade) == ("full", "stop", ("canary", "limits"))
+    assert result.on_expiry == "freeze"
 
 
 def test_http_rules_and_credentials() -> None:

@@ -1,4 +1,4 @@
-"""Whole commands inside ``remit run``, beside the same commands bare. Everything they work on is made here."""
+"""Whole commands inside ``remit run`` and in calls, beside the same commands bare. All they work on is made here."""
 
 from __future__ import annotations
 
@@ -12,12 +12,27 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 
-from tests.bench.measure import BenchError, Command, NotMeasured, Row, interleave, milliseconds, nothing, row
-from tests.bench.setting import Setting
+from remit.cli.bench.client import Client
+from remit.cli.bench.measure import (
+    BARE,
+    CALL,
+    RUN,
+    BenchError,
+    Line,
+    NotMeasured,
+    Sample,
+    interleave,
+    milliseconds,
+    row,
+    run,
+)
+from remit.cli.bench.setting import Setting
 
 GROUP = "workload"
+_TRUE = ", true"
 _SQLITE = """
 import sqlite3, sys
 database = sqlite3.connect(sys.argv[1])
@@ -27,26 +42,34 @@ for i in range(200):
     database.commit()
 """
 _WHERE = """
-import json, re
+import json, re, sys
 from importlib import metadata
-found, todo = {}, ["pytest"]
+suffixes = (*sys.argv[1].split(), "")
+found, todo = {}, sys.argv[2:]
 while todo:
     name = todo.pop()
     if name not in found:
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
-            if name == "pytest":
+            if name in sys.argv:
                 raise
             continue
-        found[name] = [str(distribution.locate_file(f)) for f in distribution.files or () if f.suffix == ".py"]
+        found[name] = [str(distribution.locate_file(f)) for f in distribution.files or () if f.suffix in suffixes]
         for need in distribution.requires or ():
             if "extra ==" not in need:
                 todo.append(re.match(r"[\\w.-]+", need)[0])
-root = str(metadata.distribution("pytest").locate_file(""))
+root = str(metadata.distribution(sys.argv[2]).locate_file(""))
 print(json.dumps([root, sorted(sum(found.values(), []))]))
 """
-"""Which files pytest and what it needs consist of, in the interpreter that runs this."""
+"""Which files the named packages and what they need consist of, in the interpreter that runs this: those with one of the
+suffixes, and those without, where what names a version is."""
+_REAL, _SUITES = "jsonschema", ("types", "utils", "format", "validators")
+"""A package that ships its tests, and those of them that want nothing that it does not ship."""
+
+
+def nothing() -> None:
+    """Prepare nothing."""
 
 
 class Unavailable(Exception):
@@ -234,61 +257,94 @@ def _sqlite(setting: Setting, workspace: str) -> Workload:
     )
 
 
-def _pytest(setting: Setting, workspace: str) -> Workload:
-    found = subprocess.run([sys.executable, "-c", _WHERE], capture_output=True, check=False)
-    if found.returncode != 0:
-        raise Unavailable(f"{sys.executable}, which runs the benchmark, has no pytest")
+def _packages(setting: Setting, workspace: str, *names: str) -> str:
+    """A copy of packages of the interpreter that runs this: what lies elsewhere in a home is not seen inside."""
+    script = ("-I", "-c", _WHERE, ".py .so .json", *names)
+    where = subprocess.run([sys.executable, *script], env=setting.environment, capture_output=True, check=False)
+    if where.returncode != 0:
+        raise Unavailable(f"{sys.executable}, which runs the benchmark, has no {' or no '.join(names)}")
     root: str
     files: list[str]
-    root, files = json.loads(found.stdout)
-    # A copy, so that it is below the workspace: what lies elsewhere in a home is not seen inside.
+    root, files = json.loads(where.stdout)
     for file in files:
         relative = os.path.relpath(file, root)
-        if not relative.startswith(".."):
+        if not relative.startswith("..") and os.path.exists(file):
             os.makedirs(os.path.dirname(f"{workspace}/lib/{relative}"), exist_ok=True)
             shutil.copyfile(file, f"{workspace}/lib/{relative}")
-    for i in range(10):
-        _write(f"{workspace}/project/small/m{i}.py", f"def add(x: int) -> int:\n    return x + {i}\n")
-        tests = "".join([f"def test_{j}() -> None:\n    assert add({j}) == {i + j}\n\n\n" for j in range(10)])
-        _write(f"{workspace}/project/tests/test_m{i}.py", f"from small.m{i} import add\n\n\n{tests}")
-    _write(f"{workspace}/project/pytest.ini", "[pytest]\npythonpath = .\n")
-    project = f"{workspace}/project"
-    start = (
-        f"import sys; sys.path.insert(0, {workspace + '/lib'!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    )
+    return f"{workspace}/lib"
 
-    def clean() -> None:
-        _remove(f"{project}/.pytest_cache", f"{project}/small/__pycache__", f"{project}/tests/__pycache__")
 
-    # Isolated, so that a user's own packages are seen neither inside nor outside.
+def _tests(setting: Setting, library: str, project: str, cleaned: tuple[str, ...], *arguments: str) -> Workload:
+    """pytest from ``library``, isolated: a user's own packages are seen neither inside nor outside."""
+    start = f"import sys; sys.path.insert(0, {library!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    # What is compiled from a copy is kept beside it after the first run, as that of an installed one is.
     return Workload(
-        (setting.python, "-I", "-c", start, "-q", "--rootdir", project, project),
+        (setting.python, "-I", "-c", start, "-q", "--rootdir", project, *arguments),
         f"{project}/.pytest_cache/v/cache/nodeids",
-        clean,
+        lambda: _remove(*[f"{project}/{name}" for name in (".pytest_cache", *cleaned)]),
     )
+
+
+def _pytest(setting: Setting, workspace: str) -> Workload:
+    library, project = _packages(setting, workspace, "pytest"), f"{workspace}/project"
+    for i in range(10):
+        _write(f"{project}/small/m{i}.py", f"def add(x: int) -> int:\n    return x + {i}\n")
+        tests = "".join([f"def test_{j}() -> None:\n    assert add({j}) == {i + j}\n\n\n" for j in range(10)])
+        _write(f"{project}/tests/test_m{i}.py", f"from small.m{i} import add\n\n\n{tests}")
+    _write(f"{project}/pytest.ini", "[pytest]\npythonpath = .\n")
+    return _tests(setting, library, project, ("small/__pycache__", "tests/__pycache__"), project)
+
+
+def _pytest_real(setting: Setting, workspace: str) -> Workload:
+    library, project = _packages(setting, workspace, _REAL, "pytest"), f"{workspace}/project"
+    suites = [f"{library}/{_REAL}/tests/test_{name}.py" for name in _SUITES]
+    if not all([os.path.exists(suite) for suite in suites]):
+        raise Unavailable(f"{_REAL} is installed without its tests")
+    # It has compiled parts: those of the interpreter that runs this may be of another version than the one measured with.
+    imported = f"import sys; sys.path.insert(0, {library!r}); import {_REAL}"
+    if subprocess.run([setting.python, "-I", "-c", imported], capture_output=True, check=False).returncode != 0:
+        raise Unavailable(f"{setting.python} cannot use the {_REAL} of {sys.executable}")
+    _write(f"{project}/pytest.ini", "[pytest]\n")
+    return _tests(setting, library, project, (), "-p", "no:warnings", *suites)
+
+
+def _status(setting: Setting, workspace: str) -> Workload:
+    path = f"{workspace}/source"
+    git = _repository(setting, path)
+    # Bare and confined, it refreshes the same index: what stat says of files is the same on both sides.
+    return Workload((git, "-C", path, "status", "--short"), f"{path}/.git/index")
+
+
+def _gcc(setting: Setting, workspace: str) -> Workload:
+    compiler = _program(setting, "gcc")
+    lines = [f"int g{j}(int x) {{ return x * {j}; }}" for j in range(200)]
+    _write(f"{workspace}/one.c", "#include <stdio.h>\n" + "\n".join(lines) + "\nint main(void) { return g0(0); }\n")
+    made = f"{workspace}/one"
+    return Workload((compiler, "-O1", f"{workspace}/one.c", "-o", made), made, lambda: _remove(made))
 
 
 WORKLOADS: dict[str, Callable[[Setting, str], Workload]] = {
+    "git status, 1,000 files": _status,
     "git clone, 1,000 files, hard links": _clone_links,
     "git clone --no-local, 1,000 files": _clone_copy,
     "git checkout, 500 changed files": _checkout,
     "tar -x, 5,000 tiny files": _untar,
     "npm install, a tarball of 200 files": _npm,
     "pip install, a wheel of 50 modules": _pip,
+    "gcc -O1, one C file": _gcc,
     "make -j2, 26 C files": _make,
     "sqlite, 200 commits": _sqlite,
     "pytest, 100 tests in 10 files": _pytest,
+    f"pytest, {_REAL}'s own tests": _pytest_real,
 }
 
 
-def measure(
-    setting: Setting, rounds: int, wanted: Callable[[str], bool], say: Callable[[str], None]
-) -> Iterable[Row | NotMeasured]:
+def measure(setting: Setting, rounds: int, wanted: Callable[[str], bool]) -> Iterable[Line]:
     """The rows of the workloads that are ``wanted``, each in a workspace of its own that is removed after it."""
     for number, (name, make) in enumerate(WORKLOADS.items()):
         if not wanted(name):
             continue
-        say(name)
+        setting.tell(name)
         workspace = setting.directory(f"workload{number}")
         try:
             yield from _rows(setting, workspace, name, make(setting, workspace), rounds)
@@ -299,33 +355,56 @@ def measure(
             shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _rows(setting: Setting, workspace: str, name: str, work: Workload, rounds: int) -> list[Row]:
-    """Bare and confined, whole; and without what ``true`` takes there, each from the same rounds."""
-    true = setting.program("true") or "/bin/true"
-    argv = {
-        "bare": work.argv,
-        "remit run": setting.confined(workspace, *work.argv),
-        "bare true": (true,),
-        "confined true": setting.confined(workspace, true),
-    }
-    commands: dict[str, Command] = {
-        variant: replace(setting.command(workspace, *words), prepare=work.prepare, settle=True)
-        for variant, words in argv.items()
-    }
+def _rows(setting: Setting, workspace: str, name: str, work: Workload, rounds: int) -> list[Line]:
+    """Bare, in a session of its own and in a call; and what ``true`` takes there, from the same rounds."""
+    lines: list[Line] = []
+    with ExitStack() as stack:
+        runs: dict[str, Callable[[], Sample]] = {}
+        for suffix, argv in (("", work.argv), (_TRUE, (setting.true,))):
+            runs[BARE + suffix] = _starter(setting, workspace, argv)
+            runs[RUN + suffix] = _starter(setting, workspace, setting.confined(workspace, *argv))
+        client = stack.enter_context(Client(setting, workspace))
+        try:
+            client.ask(do="open", sessions=1)
+            runs[CALL] = client.called(work.argv)
+            runs[CALL + _TRUE] = client.called((setting.true,))
+        except BenchError as error:
+            lines.append(NotMeasured(GROUP, f"{CALL}: {name}", str(error)))
 
-    def check(variant: str) -> None:
-        if variant in ("bare", "remit run") and not os.path.exists(work.makes):
-            raise BenchError(f"{variant} did not make {os.path.relpath(work.makes, workspace)}")
+        def check(variant: str) -> None:
+            if not variant.endswith(_TRUE) and not os.path.exists(work.makes):
+                raise BenchError(f"{variant} did not make {os.path.relpath(work.makes, workspace)}")
 
-    taken = {
-        variant: milliseconds(samples)
-        for variant, samples in interleave(commands, rounds, setting.errors, check).items()
-    }
+        samples, failed = interleave(
+            {variant: _settled(work, act) for variant, act in runs.items()},
+            rounds,
+            must=(BARE,),
+            after=check,
+            tell=lambda turn: setting.tell(f"{name} {turn}/{rounds}"),
+        )
+    taken = {variant: milliseconds(values) for variant, values in samples.items()}
     medians = {variant: statistics.median(values) for variant, values in taken.items()}
-    bare, confined = medians["bare"], medians["remit run"]
-    start = medians["confined true"] - medians["bare true"]
-    extra = {"cold_start": start, "net_median": confined - start, "net_ratio": (confined - start) / bare}
-    return [
-        row(GROUP, name, "bare", "ms", taken["bare"], bare),
-        row(GROUP, name, "remit run", "ms", taken["remit run"], bare, extra),
-    ]
+    bare = medians[BARE]
+    for variant in (BARE, RUN, CALL):
+        if variant in taken:
+            extra: dict[str, float] = {}
+            if variant != BARE and {variant + _TRUE, BARE + _TRUE} <= medians.keys():
+                start = medians[variant + _TRUE] - medians[BARE + _TRUE]
+                extra = {"start": start, "net_median": medians[variant] - start}
+                extra["net_ratio"] = extra["net_median"] / bare
+            lines.append(row(GROUP, name, variant, "ms", taken[variant], bare, extra))
+    return [*lines, *[NotMeasured(GROUP, f"{variant}: {name}", reason) for variant, reason in failed.items()]]
+
+
+def _starter(setting: Setting, workspace: str, argv: tuple[str, ...]) -> Callable[[], Sample]:
+    command = setting.command(workspace, *argv)
+    return lambda: run(command, setting.errors)
+
+
+def _settled(work: Workload, act: Callable[[], Sample]) -> Callable[[], Sample]:
+    def run_once() -> Sample:
+        work.prepare()
+        os.sync()  # else the writes of the run before are paid for in this one
+        return act()
+
+    return run_once

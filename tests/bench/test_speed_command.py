@@ -1,0 +1,151 @@
+"""``remit bench speed`` as an installed command: what it measures, what it says of what it cannot, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from remit.cli.bench import speed, workloads
+from tests.kernel.run_harness import PATH
+
+COMMAND = str(Path(sys.executable).parent / "remit")
+SCHEMA: dict[str, Any] = json.loads(
+    (Path(speed.__file__).parents[1] / "schemas" / "bench.schema.json").read_text(encoding="utf-8")
+)
+
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("bwrap", userns=True, landlock=2)]
+if os.geteuid() == 0:
+    # Elsewhere, root has no workspace here that `remit run` takes: a row that is not measured.
+    pytestmark.append(pytest.mark.needs(idmap=True))
+
+
+def bench(tmp_path: Path, *words: str, path: str = PATH) -> dict[str, Any]:
+    """The document of a run of two rounds, which has to be as its schema says and leave nothing behind."""
+    directory, output = tmp_path / "here", tmp_path / "bench.json"
+    directory.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [COMMAND, "bench", "speed", "--rounds", "2", "--directory", str(directory), "--json", str(output), *words],
+        env={"PATH": path, "HOME": str(tmp_path), "LANG": "C.UTF-8"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(directory.iterdir()) == []
+    found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    jsonschema.validate(found, SCHEMA)
+    return found
+
+
+def named(document: dict[str, Any], group: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of a group by name and variant."""
+    return {(row["name"], row["variant"]): row for row in document["rows"] if row["group"] == group}
+
+
+def missing(document: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """Why what was not measured was not."""
+    return {(one["group"], one["name"]): one["reason"] for one in document["not_measured"]}
+
+
+def test_starts_are_measured_and_absent_peers_are_said_to_be(tmp_path: Path) -> None:
+    found = bench(tmp_path, "--only", "start")
+
+    rows = named(found, "start")
+    assert {("bare", ""), ("bubblewrap + seccomp", ""), ("remit run", "")} <= rows.keys(), missing(found)
+    assert ("remit run, plan not in the cache", "") in rows
+    assert {row["group"] for row in found["rows"]} == {"start"}
+    for row in rows.values():
+        assert row["n"] in (1, 2)
+        assert 0 < row["minimum"] <= row["median"] <= row["p99"]
+        assert row["ratio"] == pytest.approx(row["median"] / rows["bare", ""]["median"])
+    reasons = missing(found)
+    for name, program in (("nsjail", "nsjail"), ("codex sandbox", "codex")):
+        measured = (name, "") in rows
+        assert measured or ("start", name) in reasons, program
+
+
+def test_a_peer_that_fails_is_not_measured_and_says_why(tmp_path: Path) -> None:
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    (fake / "bwrap").write_text("#!/bin/sh\necho broken today >&2\nexit 3\n")
+    (fake / "bwrap").chmod(0o755)
+    found = bench(tmp_path, "--only", "start", path=f"{fake}:{PATH}")
+
+    assert ("bubblewrap + seccomp", "") not in named(found, "start")
+    assert missing(found)["start", "bubblewrap + seccomp"] == "bwrap: exit status 3: broken today"
+    assert ("remit run", "") in named(found, "start")
+
+
+def test_peers_are_told_to_confine(tmp_path: Path) -> None:
+    """A peer's invocation is seen by a program that stands in its place: no network, and the workspace to write."""
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    for name in ("firejail", "nsjail", "minijail0", "crun", "runc", "srt", "codex"):
+        (fake / name).write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/{name}.argv\n')
+        (fake / name).chmod(0o755)
+    found = bench(tmp_path, "--only", "start", path=f"{fake}:{PATH}")
+
+    assert {("firejail", ""), ("crun", ""), ("srt", ""), ("codex sandbox", "")} <= named(found, "start").keys()
+    argv = {path.stem: path.read_text().splitlines() for path in tmp_path.glob("*.argv")}
+    assert "--net=none" in argv["firejail"]
+    assert 'sandbox_mode="workspace-write"' in argv["codex"]
+    assert "-e" in argv["minijail0"]
+    assert argv["nsjail"][-1].endswith("/true")
+    assert argv["crun"][0] == "--cgroup-manager=disabled"
+    assert "-s" in argv["srt"]
+
+
+@pytest.mark.slow
+def test_the_other_groups(tmp_path: Path) -> None:
+    wanted = [word for group in ("session", "warm", "rate", "memory", "syscall") for word in ("--only", group)]
+    found = bench(tmp_path, *wanted, "--only", "git status")
+
+    assert {"first session of a program", "later session of a program"} <= {name for name, _ in named(found, "session")}
+    warm = named(found, "warm")
+    for output in ("output to /dev/null", "output captured"):
+        assert warm[output, "subprocess.run"]["ratio"] == 1
+        assert warm[output, "bubblewrap + seccomp"]["n"] == 10
+        for grant in ("in a session", "with a narrower grant, the same", "with a narrower grant, another"):
+            assert any(name == output and way.startswith(f"remit, call {grant}") for name, way in warm), missing(found)
+    rates = named(found, "rate")
+    for shape in ("2 threads of one program", "2 programs", "16 threads of one program", "16 programs"):
+        assert {
+            (shape, "bare"),
+            (shape, "remit, call in a session"),
+            (shape, "bubblewrap + seccomp"),
+        } <= rates.keys(), missing(found)
+    held = named(found, "memory")
+    assert held["bubblewrap + seccomp", ""]["extra"]["processes"] == 2
+    for sessions in ("remit, 1 idle session, each", "remit, 10 idle sessions, each"):
+        # Nothing may trace a session's process: an ordinary user is told so, and root gets the figure.
+        if os.geteuid() == 0:
+            assert held[sessions, ""]["median"] > 0
+        else:
+            assert "show their PSS to root only" in missing(found)["memory", sessions]
+    if os.access("/usr/bin/gcc", os.X_OK):
+        calls = named(found, "syscall")
+        assert {name for name, _ in calls} >= {"connect to a closed port of the own loopback", "getppid", "rename"}
+        assert {("rename", "remit run"), ("rename", "remit, call in a session")} <= calls.keys()
+    (name,) = [name for name in workloads.WORKLOADS if name.startswith("git status")]
+    work = named(found, "workload")
+    assert {(name, "remit run"), (name, "remit, call in a session")} <= work.keys(), missing(found)
+    assert {name for name, _ in named(found, "workload")} == {name}
+
+
+def test_without_a_compiler_it_says_so(tmp_path: Path) -> None:
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for name in ("sh", "true", "cat"):
+        (bare / name).symlink_to(f"/bin/{name}")
+    found = bench(tmp_path, "--only", "syscall", path=str(bare))
+
+    assert found["rows"] == []
+    assert missing(found) == {("syscall", "system calls"): "no C compiler"}

@@ -1,0 +1,104 @@
+"""Sessions through the Python API, in a world of their own; what they did is read by other witnesses than Remit's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import textwrap
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from remit import CompletedCall, Grant, Session
+from tests.kernel.run_harness import PRELUDE, PYTHON, World, all_ended, parsed
+from tests.kernel.run_harness import Result as Ended
+
+_ATTEMPTS = "results = {{}}\n{body}\nimport json\nprint(json.dumps(results))"
+
+
+@contextmanager
+def opened(world: World, profile: str = "offline", **keywords: Any) -> Generator[Session, None, None]:
+    """A session in the world's workspace, of a process whose environment is the world's."""
+    extra: Mapping[str, str] = keywords.pop("environ", {})
+    with patch.dict(os.environ, world.env(extra), clear=True):
+        session = Session(profile, world.workspace, **keywords)
+    with session:
+        yield session
+
+
+def python(code: str) -> list[str]:
+    """The argument vector of a Python program, after ``PRELUDE``."""
+    return [PYTHON, "-I", "-S", "-c", PRELUDE + textwrap.dedent(code)]
+
+
+def said(result: CompletedCall[bytes]) -> str:
+    """What a call that succeeded wrote, without the last newline."""
+    assert result.returncode == 0, result
+    assert result.stdout is not None
+    return result.stdout.decode().rstrip("\n")
+
+
+def probes(
+    session: Session, actions: Mapping[str, str], grant: Grant | None = None, before: str = "", **keywords: Any
+) -> dict[str, str]:
+    """By name: how each action (a Python expression) ended, all in one call, in order: an error's name, or ``"ok"``."""
+    body = [textwrap.dedent(before)]
+    body += [f"results[{name!r}] = attempt(lambda: {action})" for name, action in actions.items()]
+    result = session.run(python(_ATTEMPTS.format(body="\n".join(body))), grant=grant, text=True, **keywords)
+    assert result.stdout is not None
+    assert result.stderr is not None
+    return parsed(Ended(result.returncode, result.stdout, result.stderr))
+
+
+def probe(session: Session, action: str, grant: Grant | None = None, before: str = "") -> str:
+    """How one action ended."""
+    return probes(session, {"it": action}, grant, before)["it"]
+
+
+def named(marker: str) -> list[int]:
+    """The processes of the host whose arguments hold ``marker``: the witness is the kernel's list."""
+    found: list[int] = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal() and int(entry) != os.getpid():
+            try:
+                words = Path("/proc", entry, "cmdline").read_bytes()
+            except OSError:
+                continue
+            if marker.encode() in words:
+                found.append(int(entry))
+    return found
+
+
+def watched(marker: str) -> list[int]:
+    """Descriptors (pidfd) of those processes."""
+    return [os.pidfd_open(pid) for pid in named(marker)]
+
+
+def gone(pidfds: list[int]) -> bool:
+    """Whether they have all ended, waiting for it; closes them."""
+    try:
+        return all_ended(pidfds)
+    finally:
+        for descriptor in pidfds:
+            os.close(descriptor)
+
+
+def client(code: str, world: World, **keywords: Any) -> subprocess.Popen[str]:
+    """A program that uses the API, as a process of its own, with pipes; ``world`` is its environment."""
+    import sys
+
+    head = "import os, sys, threading\nfrom remit import DEVNULL, PIPE, Error, Grant, Session, SessionClosed\n"
+    environment = world.env(keywords.pop("environ", {}))
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.Popen(
+        [sys.executable, "-c", head + textwrap.dedent(code)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=world.workspace,
+        **keywords,
+    )
