@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
+from remit.sandbox.egress.connect import hosts_file, system_resolver
 from tests.unit.egress_world import Certificates, World, echo, everything, house, refused, saying, until
 
 
@@ -91,3 +93,61 @@ def test_socks(host: bytes) -> None:
             writer.close()
 
     asyncio.run(main())
+
+
+def test_the_next_address_is_tried_where_one_does_not_answer() -> None:
+    async def main() -> None:
+        world = World()
+        world.names = {"api.example.com": ["2001:db8::1", "203.0.113.9", "203.0.113.10", "203.0.113.10"]}
+        await world.serve("203.0.113.10", 2222, echo)
+        async with house(world, ["api.example.com:2222/tcp"]) as here:
+            reader, writer = await here.transparent(here.synthetic("api.example.com"), 2222)
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+            writer.close()
+            assert {address for address, _ in world.dialled} == {"2001:db8::1", "203.0.113.9", "203.0.113.10"}
+            world.places.clear()
+            reader, writer = await here.transparent(here.synthetic("api.example.com"), 2222)
+            assert await refused(reader)
+            writer.close()
+            await until(lambda: ("api.example.com:2222/tcp", "failed") in here.verdicts())
+
+    asyncio.run(main())
+
+
+def test_a_name_that_is_granted_and_does_not_exist_has_failed() -> None:
+    async def main() -> None:
+        world = World()
+        async with house(world, ["api.example.com:2222/tcp"]) as here:
+            reader, writer = await here.proxy()
+            writer.write(b"CONNECT api.example.com:2222 HTTP/1.1\r\nHost: api.example.com:2222\r\n\r\n")
+            assert (await everything(reader)).startswith(b"HTTP/1.1 502")
+            writer.close()
+            await until(lambda: here.verdicts() == [("api.example.com:2222/tcp", "failed")])
+
+    asyncio.run(main())
+
+
+def test_the_hosts_resolver_is_asked_for_that_name_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search list would make a granted name into another: the dot behind it says that it is whole."""
+    asked: list[str] = []
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        return [(2, 1, 6, "", ("203.0.113.10", 0)), (10, 1, 6, "", ("2001:db8::1", 0, 0, 0))]
+
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    for name in ("api.remit-tests.example", "remit-tests-single"):
+        assert asyncio.run(system_resolver(name)) == ["203.0.113.10", "2001:db8::1"]
+    assert asked == ["api.remit-tests.example.", "remit-tests-single"]
+
+
+def test_the_hosts_file(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text(
+        "# a comment\n\n10.0.0.5 DB.example.com db # more\n::1 localhost\n10.0.0.6\tdb.example.com.\nbroken\n"
+    )
+    assert hosts_file("db.example.com", str(file)) == ["10.0.0.5", "10.0.0.6"]
+    assert hosts_file("db", str(file)) == ["10.0.0.5"]
+    assert hosts_file("more", str(file)) == []
+    assert hosts_file("db", str(tmp_path / "none")) == []

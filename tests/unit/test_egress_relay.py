@@ -39,6 +39,9 @@ class Joined:
         self.loop = asyncio.get_running_loop()
         self.client, inside = tcp_pair()
         outside, self.server = tcp_pair()
+        for sock in (inside, outside):
+            # Little room, so that the relay often has a rest to keep while the other direction uses the shared buffer.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         self.engine = Engine(self.loop)
         self.over = asyncio.Event()
         self.meter = Meter(limit)
