@@ -18,7 +18,7 @@ from remit.sandbox.authority.errors import UsageError
 
 _WIDTH, _LEFT, _RIGHT = 760, 300, 76
 _LINE, _TOP, _GAP = 22, 44, 34
-_TICKS = (1, 2, 5)
+_TICKS, _FEW = (1, 2, 5), (1, 3)
 _CONVERTERS = (
     ("rsvg-convert", "-z", "2", "-b", "white", "-o", "{to}", "{from}"),
     ("inkscape", "-d", "192", "--export-background=white", "-o", "{to}", "{from}"),
@@ -158,8 +158,9 @@ def _above(value: float) -> float:
 
 def _ticks(low: float, high: float) -> list[float]:
     found: list[float] = []
+    ticks = _TICKS if math.log10(high / low) < 3 else _FEW
     decade = 10.0 ** math.floor(math.log10(low))
     while decade <= high:
-        found += [decade * tick for tick in _TICKS if low <= decade * tick * 1.0001 and decade * tick <= high * 1.0001]
+        found += [decade * tick for tick in ticks if low <= decade * tick * 1.0001 and decade * tick <= high * 1.0001]
         decade *= 10
     return found

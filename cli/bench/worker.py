@@ -21,8 +21,8 @@ from remit.cli.bench.measure import BWRAP, CALL, RUN, BenchError, interleave
 
 SPAWN = "os.posix_spawn and wait"
 SUBPROCESS = "subprocess.run"
-SAME = "remit, call with a narrower grant, the same each time"
-NEW = "remit, call with a narrower grant, another each time"
+SAME = "remit, call, narrower grant"
+NEW = "remit, call, narrower grant, new each"
 QUIET, CAPTURED = "output to /dev/null", "output captured"
 DIRECTORIES = 512
 """So many directories the workspace has, each granted in turn by NEW."""
