@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
     """Run the ``remit`` command with the words after its name, and end the process with its exit status."""
     status = 125
     try:
+        _fill_standard_descriptors()
         invocation = parse(argv[1:]) if argv[:1] == ["run"] else None
         if invocation is not None:
             status = start(invocation)
@@ -39,6 +40,15 @@ def main(argv: list[str]) -> None:
 
         status = fail.report(error)
     _leave(status)
+
+
+def _fill_standard_descriptors() -> None:
+    """A closed 0, 1 or 2 becomes /dev/null: the next thing that Remit opens would get its number, and the command with it."""
+    for number in (0, 1, 2):
+        try:
+            posix.fstat(number)
+        except OSError:
+            posix.open("/dev/null", posix.O_RDWR)
 
 
 def use_bundle() -> bool:

@@ -187,8 +187,8 @@ MUTATIONS = (
         (
             (
                 "sandbox/mediate/rules.py",
-                "for kind_name, *tail_names in catalogue:",
-                "for kind_name, *tail_names in ():",
+                "        for row in catalogue:\n",
+                "        for row in ():\n",
             ),
         ),
         "test_run_work.py",
@@ -214,7 +214,13 @@ MUTATIONS = (
         6,
         "own-code",
         "the code that runs is an ordinary directory",
-        (("sandbox/session/assemble.py", "own_code=code", "own_code=()"),),
+        (
+            (
+                "sandbox/session/assemble.py",
+                "        own_code=code,\n        matches",
+                "        own_code=(),\n        matches",
+            ),
+        ),
         START,
         "invariant_6_the_code",
         ROOT,
@@ -255,7 +261,7 @@ MUTATIONS = (
         8,
         "descriptors",
         "inherited descriptors stay open",
-        (("sandbox/launch/start.py", "        _keep(control, *request.idmapped.values())\n", ""),),
+        (("sandbox/launch/start.py", "        keep(control, *request.idmapped.values())\n", ""),),
         STDIO,
         "invariant_8_inherited",
     ),
@@ -320,7 +326,7 @@ MUTATIONS = (
         12,
         "unlogged",
         "denials are not written to the log",
-        (("sandbox/session/oneshot.py", '        record.event({"kind": "denial"', '        dict({"kind": "denial"'),),
+        (("sandbox/session/oneshot.py", "            record.actions(actions)\n", "            del actions\n"),),
         START,
         "invariant_12",
     ),
@@ -330,9 +336,9 @@ MUTATIONS = (
         "the mediator tells nobody what it denied",
         (
             (
-                "sandbox/mediate/broker.py",
-                '        self._note(self._source, "mediation", self._pid, self._nr, path, right, verdict, errno, rule)\n',
-                "        del path, right, verdict, errno, rule\n",
+                "sandbox/mediate/observe.py",
+                "        if self.level != OFF:\n            self._tell(source, pid, nr, path, right, DENIED,",
+                "        if self.level == OFF:\n            self._tell(source, pid, nr, path, right, DENIED,",
             ),
         ),
         START,

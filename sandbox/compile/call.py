@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TypeAlias
 
@@ -22,7 +22,7 @@ from remit.sandbox.authority.pattern import covers, parts, shape
 from remit.sandbox.compile import landlock, lowering, mounts, network
 from remit.sandbox.compile.compiler import Job
 from remit.sandbox.compile.landlock import Rule
-from remit.sandbox.compile.lowering import Report
+from remit.sandbox.compile.lowering import Layers, Report
 from remit.sandbox.compile.mounts import Granted
 from remit.sandbox.compile.paths import below, outermost
 from remit.sandbox.compile.plan import Egress, Landlock, Limit, Line, Lowering, Tmpfs, canonical_json
@@ -53,6 +53,17 @@ CallWire: TypeAlias = tuple[
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What a call's compilation needs of its session's: layers, grants, covered names, the tree inside, writable roots."""
+
+    layers: Layers
+    grants: tuple[Granted, ...]
+    covered: tuple[str, ...]
+    tree: mounts.Tree
+    roots: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ceiling:
     """A session's authority and what it was compiled from: what every call in it is measured against.
 
@@ -73,6 +84,19 @@ class Ceiling:
     freeze: bool = False
     audit: str = "writes"
     audit_on_full: str = "deny"
+    _standing: list[Standing] = field(init=False, default_factory=list["Standing"], compare=False, repr=False)
+
+    def standing(self) -> Standing:
+        """The session that every call is in, compiled once."""
+        if not self._standing:
+            job = self.job(self.authority, self.names)
+            layers = job.layers()
+            grants = job.grants()
+            denied, protected = job.taken_away(grants)
+            grants = _left(job, grants, denied, protected)
+            tree = job.tree(grants, denied, protected)
+            self._standing.append(Standing(layers, grants, tuple(denied), tree, _roots(grants)))
+        return self._standing[0]
 
     def job(self, authority: Authority, names: Mapping[str, Named]) -> Job:
         """A compilation of ``authority`` on this session's host."""
@@ -208,14 +232,8 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     ``names``: the session's, with every name of the authority resolved. GrantError for a limit that no call can have;
     Unenforceable for what cannot be held.
     """
-    session = ceiling.job(ceiling.authority, ceiling.names)
-    layers = session.layers()
-    all_grants = session.grants()
-    denied, protected = session.taken_away(all_grants)
-    all_grants = _left(session, all_grants, denied, protected)
-    tree = session.tree(all_grants, denied, protected)
-    covered = tuple(denied)
-    session_roots = _roots(all_grants)
+    session = ceiling.standing()
+    layers, all_grants, tree, session_roots = session.layers, session.grants, session.tree, session.roots
 
     job = ceiling.job(authority, names)
     grants = job.grants()
@@ -223,7 +241,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     grants = _left(job, grants, denied, protected)
     scratch = tuple(path for path in _OWN_PLACES if isinstance(tree.entries.get(path), Tmpfs))
     roots = landlock.mediated(_roots(grants), scratch)
-    uncovered = [path for path in denied if not any(below(path, cover) for cover in covered)]
+    uncovered = [path for path in denied if not any(below(path, cover) for cover in session.covered)]
     brokered = job.unheld_reads(grants, denied, layers, uncovered)
     private = _narrower_network(authority, ceiling.authority)
     whole = normal(authority) == normal(ceiling.authority)

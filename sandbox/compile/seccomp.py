@@ -15,6 +15,7 @@ import importlib
 import os
 import struct
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import Protocol, cast
 
 from remit.sandbox.compile.syscalls import ENOSYS, NUMBERS, Action, Compare, Condition, Row, rows
@@ -89,6 +90,12 @@ def build_filter(
     """
     if machine not in AUDIT_ARCH:
         raise ValueError(f"no system call table for {machine}")
+    return _program(tuple(sorted(groups)), notify, brokered_reads, machine, metadata)
+
+
+@lru_cache(maxsize=32)
+def _program(groups: tuple[str, ...], notify: bool, brokered_reads: bool, machine: str, metadata: bool) -> bytes:
+    # A session's calls have few different ones, and each takes libseccomp milliseconds.
     calls = library()
     arch = architecture(calls, machine)
     by_call: dict[str, list[Row]] = {}

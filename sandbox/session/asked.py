@@ -31,6 +31,12 @@ def _paths(paths: Iterable[StrPath] | StrPath) -> tuple[str, ...]:
     return tuple(os.fspath(path) for path in paths)
 
 
+class Identity:
+    """One grant object's own, which uses and expiry are counted by."""
+
+    __slots__ = ("__weakref__",)
+
+
 def variables(env: Iterable[str] | Mapping[str, str]) -> tuple[str, ...]:
     """Variables to pass, or to set, as the option ``--env`` has them."""
     if isinstance(env, Mapping):
@@ -66,7 +72,7 @@ class Grant:
     """The grant files that it comes from: each call counts one use of every grant in them."""
     given: Authority | None = field(compare=False, repr=False)
     """What the options came to where they were read already."""
-    _identity: object = field(default_factory=object, compare=False, repr=False)
+    _identity: Identity = field(compare=False, repr=False)
 
     def __init__(
         self,
@@ -124,7 +130,7 @@ class Grant:
             ("base", ""),
             ("proofs", ()),
             ("given", None),
-            ("_identity", object()),
+            ("_identity", Identity()),
         ):
             object.__setattr__(self, name, value)
 
@@ -146,9 +152,14 @@ class Grant:
         return grant
 
     @property
-    def identity(self) -> object:
+    def identity(self) -> Identity:
         """The same for this object only: uses and expiry are counted for it, not for an equal one."""
         return self._identity
+
+    @property
+    def meant(self) -> object:
+        """Equal for grants of the same authority, whatever else they say of whom it is for, and for how long."""
+        return (self.options, self.base, None if self.given is None else id(self.given))
 
     def authority(self, workspace: str) -> Authority:
         """What it denotes in ``workspace``, in normal form. Raises GrantError with everything that is malformed."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from errno import EACCES
 from itertools import count
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
@@ -28,6 +29,7 @@ from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_
 from remit.sandbox.launch.envelope import LARGEST
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.session.asked import Grant as Asked
+from remit.sandbox.session.asked import Identity
 from remit.sandbox.session.grantfile import plain
 from remit.sandbox.session.ledger import Ledger
 from remit.sandbox.session.result import (
@@ -47,6 +49,8 @@ MAX_DEPTH = 8
 """How many times a session can be narrowed, one out of the other."""
 POLICIES = 32
 """Authorities for which calls are kept armed at a time; the least recently used one is given up."""
+PLANS = 256
+"""Grants whose objects and compiled authority are remembered; of the oldest, they are looked up again."""
 Terminal = tuple[bytes, tuple[bool, bool, bool]]
 """A pseudo-terminal for a call: its ``struct winsize``, and which of its three streams it is."""
 _ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
@@ -97,7 +101,7 @@ class Shared:
     numbers: count[int] = field(default_factory=lambda: count(1))
     prefix: str = field(default_factory=lambda: secrets.token_hex(3))
     refused: dict[int, tuple[str, str, str, int]] = field(default_factory=dict[int, tuple[str, str, str, int]])
-    uses: dict[int, tuple[object, Uses]] = field(default_factory=dict[int, tuple[object, Uses]])
+    uses: WeakKeyDictionary[Identity, Uses] = field(default_factory=WeakKeyDictionary["Identity", "Uses"])
     revoked: set[str] = field(default_factory=set[str])
     closed: str = ""
 
@@ -124,7 +128,7 @@ class Core:
         self.chain = (*chain, grant.id)
         """The ids of the grants that this one came out of, the session's first, and its own."""
         self._environ = environ
-        self._plans: dict[Asked | None, tuple[str, CallPlan, Authority, tuple[bytes, ...]]] = {}
+        self._plans: OrderedDict[object, tuple[str, CallPlan, Authority, tuple[bytes, ...]]] = OrderedDict()
 
     # --- grants --------------------------------------------------------------------------------------------------------
 
@@ -180,12 +184,10 @@ class Core:
 
     def _uses(self, asked: Asked) -> Uses:
         with self.shared.lock:
-            found = self.shared.uses.get(id(asked.identity))
+            found = self.shared.uses.get(asked.identity)
             if found is None:
-                now = Uses(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
-                # The object is kept, or another one could get its id.
-                found = self.shared.uses[id(asked.identity)] = (asked.identity, now)
-            return found[1]
+                found = self.shared.uses[asked.identity] = Uses(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
+            return found
 
     def revoke(self, what: Grant | str | None = None) -> str:
         """Take a grant back, with everything narrowed from it: its id. Without one: this (narrowed) session's own."""
@@ -211,7 +213,8 @@ class Core:
     def plan(self, asked: Asked | None) -> tuple[str, CallPlan, Authority, tuple[bytes, ...]]:
         """Of calls under ``asked`` (None: everything that this session has): what they have in common with others that
         can be armed alike, by its key; and what is theirs alone, their authority and environment."""
-        found = self._plans.get(asked)
+        meant = None if asked is None else asked.meant
+        found = self._plans.get(meant)
         if found is not None:
             return found
         if asked is None:
@@ -222,7 +225,9 @@ class Core:
         found = (plan.digest, plan, authority, self._environment(authority, None))
         with self.shared.lock:
             # A grant that is used again means the objects that it meant the first time.
-            self._plans[asked] = found
+            self._plans[meant] = found
+            while len(self._plans) > PLANS:
+                self._plans.popitem(last=False)
         return found
 
     def armed(self, asked: Asked | None, pair: Any) -> tuple[Armed, tuple[int, CallWire, Any] | None, list[Armed]]:
@@ -247,7 +252,7 @@ class Core:
 
     def ready(self, asked: Asked | None) -> Armed | None:
         """Where to send a request under ``asked``, if that is known already: nothing is resolved or compiled."""
-        found = self._plans.get(asked)
+        found = self._plans.get(None if asked is None else asked.meant)
         if found is None:
             return None
         with self.shared.lock:

@@ -116,6 +116,24 @@ def test_invariant_8_inherited_descriptors_are_closed(world: World, secret: Path
     assert result.stdout == "[0, 1, 2, 3]\n"  # 3 is the listing's own
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_descriptor_gives_nothing_of_remits(world: World, closed: str) -> None:
+    code = "import os; open('seen', 'w').write(' '.join(os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)))"
+    argv = world.run_argv([PYTHON, "-I", "-S", "-c", code])
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=world.env(),
+        cwd=world.workspace,
+        check=False,
+    )
+
+    assert done.returncode == 0
+    assert (world.workspace / "seen").read_text() == "/dev/null /dev/null /dev/null"
+
+
 def test_closed_standard_descriptors(world: World) -> None:
     argv = world.run_argv(["sh", "-c", "echo alive > made"])
     done = subprocess.run(
