@@ -69,7 +69,7 @@ def start(invocation: options.Invocation) -> int:
 
     if bundled:
         return oneshot.run(invocation, libraries)
-    names = [name for name in sys.modules if name.partition(".")[0] == "remit" and name != "remit.cli.loader"]
+    names = loaded()
     try:
         return oneshot.run(invocation, libraries)
     finally:
@@ -77,6 +77,11 @@ def start(invocation: options.Invocation) -> int:
             from remit.cli import bundle
 
             bundle.write(names)
+
+
+def loaded() -> list[str]:
+    """The modules that a bundle made now would hold."""
+    return [name for name in sys.modules if name.partition(".")[0] == "remit" and name != "remit.cli.loader"]
 
 
 def libraries() -> None:

@@ -204,8 +204,8 @@ class House:
         # Compiled now, so that nothing in it changes while it is in use.
         compileall.compile_dir(site, quiet=2)
         bundle = (
-            f"import sys; sys.path.append({str(site)!r}); from remit.cli import bundle;"
-            "import remit.sandbox.session.oneshot; bundle.write(bundle.loaded())"
+            f"import sys; sys.path.append({str(site)!r}); from remit.cli import fast; import remit.sandbox.session.oneshot;"
+            "names = fast.loaded(); from remit.cli import bundle; bundle.write(names)"
         )
         python = self.installation / "bin" / "python3"
         subprocess.run([str(python), "-I", "-S", "-X", "utf8", "-c", bundle], check=True)
