@@ -196,7 +196,10 @@ class Session:
 
     def hold(self, on: bool) -> None:
         """Refuse every action that would be recorded, or no longer: the record cannot be written."""
-        posix.write(self._control, b"h" + int(on).to_bytes(4, "little"))
+        try:
+            posix.write(self._control, b"h" + int(on).to_bytes(4, "little"))
+        except OSError:
+            pass  # it is ending: nothing more will be recorded of it
 
     def wait(self) -> Outcome:
         """Relay, forward and listen until the session has ended. Raises LaunchError where the command never ran."""
