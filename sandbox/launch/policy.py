@@ -65,9 +65,13 @@ class Policy:
         """While the call's first exec waits for the mediator."""
         limits.apply(pid, self._limits)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """No further call. Whoever waits for a request, or would send one, learns it."""
+        self.dropped = True
         sockets.shut_down(self.requests)
+
+    def close(self) -> None:
+        """Give up the descriptors, when no thread that is being armed is about to use their numbers."""
         posix.close(self.requests)
         posix.close(self.ruleset)
 

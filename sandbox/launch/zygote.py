@@ -331,9 +331,17 @@ class Zygote:
 
     def _drop(self, policy: Policy) -> None:
         """No further call under it; those that run go on. Its idle threads see the socket's end."""
+        if policy.dropped:
+            return
         self._policies.pop(policy.number, None)
-        policy.dropped = True
-        policy.close()
+        policy.end()
+        self._give_up(policy)
+
+    def _give_up(self, policy: Policy) -> None:
+        """Close what a dropped policy holds, but not under a thread that is being armed for it: the numbers would be
+        another policy's by the time that the thread uses them, and it would serve that one's requests."""
+        if policy.dropped and policy not in self._arming.values():
+            policy.close()
 
     def _revoke(self, door: int, grant: str) -> None:
         # Before looking at the calls: one whose request is on its way looks here after it can be seen.
@@ -375,6 +383,7 @@ class Zygote:
         elif kind == "proven" and jail is not None:
             policy = jail.policy
             del self._arming[number]
+            self._give_up(policy)
             if not policy.announced:
                 policy.announced = True
                 self._say(policy.door, "armed", policy.identifier)
@@ -431,7 +440,9 @@ class Zygote:
             self._tell("served", number)
         policy.idle -= 1
         self._tell("broken", policy.digest, *failure)
-        if not policy.dropped:
+        if policy.dropped:
+            self._give_up(policy)
+        else:
             self._say(policy.door, "refused", policy.identifier, *failure)
             self._drop(policy)
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from unittest.mock import patch
 
@@ -631,3 +632,28 @@ def test_metadata_of_protected_names_in_a_narrower_call(world: World) -> None:
         found = probes(session, tries, Grant(write=["rw"], protect=["rw/kept"]))
         assert found["plain"] == "ok"
         assert (found["kept"], found["attribute"]) == ("EACCES", "EACCES")
+
+
+def test_a_call_never_runs_under_another_calls_authority(world: World) -> None:
+    """More grants in turn than are kept armed, from several threads: authorities are given up while threads are armed for
+    them, and descriptors change hands. Each call reads its own file and no other."""
+    count, threads = 60, 4
+    for number in range(count):
+        (world.workspace / f"f{number}").write_text(str(number))
+    wrong: list[str] = []
+
+    def calls(session: Session, first: int) -> None:
+        for number in range(first, count, threads):
+            result = session.run(["sh", "-c", script], grant=Grant(read=[f"f{number}"]), text=True, timeout=60)
+            if result.stdout != str(number):
+                wrong.append(f"{number}: {result.stdout!r} {result.stderr!r}")
+
+    script = "for f in " + " ".join(f"f{number}" for number in range(count)) + "; do cat $f 2>/dev/null; done; true"
+    with opened(world) as session:
+        for _ in range(2):
+            workers = [Thread(target=calls, args=(session, first)) for first in range(threads)]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+    assert wrong == []
