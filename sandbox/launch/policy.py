@@ -47,7 +47,6 @@ class Policy:
         self.number = 0
         self.dropped = False
         self.door = -1
-        self.announced = False
         self.ruleset = _ruleset(domain, dict(objects))
         accesses = dict(own)
         self._own = tuple([accesses.get(place, 0) for place in places])

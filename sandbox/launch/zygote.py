@@ -20,7 +20,6 @@ import marshal
 import posix
 import select
 import time
-from errno import EAGAIN
 
 from remit.sandbox.events.action import DENIED
 from remit.sandbox.kernel import landlock, process, sockets
@@ -357,9 +356,8 @@ class Zygote:
     def _say(self, door: int, *message: Any) -> None:
         try:
             sockets.send(door, marshal.dumps(message), wait=False)
-        except OSError as error:
-            if error.errno == EAGAIN:
-                self._from_client(door, 0)  # it does not read: it is treated as gone
+        except OSError:
+            pass  # who does not read hears nothing; the ends of its sockets tell the rest
 
     # --- the calls -----------------------------------------------------------------------------------------------------
 
@@ -384,9 +382,6 @@ class Zygote:
             policy = jail.policy
             del self._arming[number]
             self._give_up(policy)
-            if not policy.announced:
-                policy.announced = True
-                self._say(policy.door, "armed", policy.identifier)
         elif kind == "taken" and jail is not None:
             jail.busy = True
             self._taken(jail.policy)

@@ -657,3 +657,12 @@ def test_a_call_never_runs_under_another_calls_authority(world: World) -> None:
             for worker in workers:
                 worker.join()
     assert wrong == []
+
+
+def test_a_session_takes_any_number_of_grants_in_turn(world: World) -> None:
+    """Far more than its first process could tell its client about, if the client read nothing."""
+    for number in range(400):
+        (world.workspace / f"d{number}").mkdir()
+    with opened(world) as session:
+        for number in range(400):
+            assert session.run(["/bin/true"], grant=Grant(read=[f"d{number}"]), timeout=60).returncode == 0
