@@ -7,13 +7,15 @@ import pwd
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests import needs
+from tests.kernel.net_harness import Internet, internet
 from tests.kernel.run_harness import World
 
 NOBODY = 65534
@@ -29,10 +31,35 @@ def remit_command() -> str:
 
 @pytest.fixture
 def world(remit_command: str) -> Iterator[World]:
-    """A home and a workspace of whoever runs the tests.
+    """A home and a workspace of whoever runs the tests."""
+    with _world(remit_command) as made:
+        yield made
 
-    Started as root where file systems cannot map owners, the workspace belongs to somebody else, as Remit asks there.
-    """
+
+@pytest.fixture(scope="module")
+def shared_world(remit_command: str) -> Iterator[World]:
+    """A world for all tests of a module: for those that leave nothing in it that another would see."""
+    with _world(remit_command) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def online(shared_world: World) -> Iterator[Internet]:
+    """The module's world with an internet."""
+    with internet(shared_world) as made:
+        yield made
+
+
+@pytest.fixture
+def net(online: Internet) -> Internet:
+    """It, with nothing seen yet."""
+    online.forget()
+    return online
+
+
+@contextmanager
+def _world(remit_command: str) -> Generator[World, None, None]:
+    """Started as root where file systems cannot map owners, the workspace belongs to somebody else, as Remit asks there."""
     # Not below /tmp or /var/tmp: a session has its own, and what is seen there proves nothing.
     place = "/home" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_dir
     base = Path(tempfile.mkdtemp(prefix="remit-world-", dir=place if os.access(place, os.W_OK) else "/var/tmp"))

@@ -4,7 +4,8 @@ Run by ``net_harness`` in new network and mount namespaces, as a program of its 
 can reach anything: every address is one of ``lo``, and there is no route to others.
 
 Arguments: a directory of its own, certificate and key (PEM) for the TLS servers. On standard output: ``ready``, then one
-JSON line for each line on standard input (everything that was seen until then). Ends with its standard input.
+JSON line for each line on standard input: everything that was seen until then, after ``forget`` nothing. Ends with its
+standard input. Every HTTP server has the files below the directory's ``site``, if there are any, and its repositories.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ HOSTS = {
 }
 RESOLVER = "203.0.113.53"
 ADDRESSES = ("203.0.113.10", "203.0.113.20", "203.0.113.30", RESOLVER, "10.0.0.5", "2001:db8::10", "2001:db8::20")
-TCP, TLS, UDP = (22, 80, 5432, 8080), (443, 8443), (4433, 9999)
+TCP, TLS, UDP = (22, 80, 5432, 6379, 8080), (443, 8443), (4433, 9999)
+POSTGRES_TLS = bytes((0, 0, 0, 8)) + (80877103).to_bytes(4, "big")
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 
 seen: list[tuple[str, str]] = []
@@ -98,29 +100,90 @@ def dns(server: socket.socket) -> None:
         server.sendto(head + query[12:end] + answer, client)
 
 
-def serve(server: socket.socket, host: str, port: int, context: ssl.SSLContext | None) -> None:
-    """Answer every connection with one HTTP response that names the server; note who was asked for what."""
+def serve(server: socket.socket, host: str, port: int, context: ssl.SSLContext | None, site: str) -> None:
+    """Answer every connection with one response; note who was asked for what."""
     while True:
         client, _ = server.accept()
         note("tcp", f"{host} {port}")
-        threading.Thread(target=answer, args=(client, host, port, context), daemon=True).start()
+        threading.Thread(target=answer, args=(client, host, port, context, site), daemon=True).start()
 
 
-def answer(client: socket.socket, host: str, port: int, context: ssl.SSLContext | None) -> None:
-    """One connection, to its end."""
+def answer(client: socket.socket, host: str, port: int, context: ssl.SSLContext | None, site: str) -> None:
+    """One connection, to its end: one request of a database's, or of HTTP, whose answer names the server."""
+    served = f"served by {host} {port}\n".encode()
     try:
         if context is not None:
             client = context.wrap_socket(client, server_side=True)
         if port == 22:
             client.sendall(b"SSH-2.0-test\r\n")
-        request = client.recv(65536)
-        note("said", f"{host} {port} {request.partition(bytes((13,)))[0].decode('latin-1')}")
-        body = f"served by {host} {port}\n".encode()
-        client.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        first = client.recv(65536)
+        note("said", f"{host} {port} {first.partition(bytes((13,)))[0].decode('latin-1')}")
+        if port == 5432 and first == POSTGRES_TLS:
+            client.sendall(b"N")
+            note("said", f"{host} {port} {client.recv(4096)[8:].decode('latin-1')}")
+            fields = b"SFATAL\0VFATAL\0C28000\0M" + served.strip() + b"\0\0"
+            client.sendall(b"E" + struct.pack(">I", len(fields) + 4) + fields)
+        elif port == 22 and first.startswith(b"SSH-"):
+            return  # it has said who it is
+        elif port == 6379 and first.startswith(b"*1\r\n"):
+            client.sendall(b"+" + served.strip() + b"\r\n")
+        else:
+            kind, body = http(client, first, site) or ("200 OK\r\nContent-Type: text/plain", served)
+            head = f"HTTP/1.1 {kind}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
     except OSError:
         pass
     finally:
         client.close()
+
+
+def http(client: socket.socket, data: bytes, site: str) -> tuple[str, bytes] | None:
+    """The response to one request: status line and headers, and body. None: the usual one."""
+    while b"\r\n\r\n" not in data and (piece := client.recv(65536)):
+        data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    line, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if headers.get("expect", "").lower() == "100-continue":
+        client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+    while len(body) < int(headers.get("content-length", "0")) and (piece := client.recv(65536)):
+        body += piece
+    method, target = [*line.split(" "), ""][:2]
+    path, _, query = target.partition("?")
+    if path.startswith("/to/"):  # somewhere else: /to/HOST:PORT/
+        return f"302 Found\r\nLocation: http://{path[4:]}", b""
+    if path.startswith("/repo.git/"):
+        return git(method, path, query, headers, body, site)
+    file = site + (path + "index.html" if path.endswith("/") else path)
+    if path == "/" or ".." in path or not os.path.isfile(file):
+        return None
+    kind = {"html": "text/html", "json": "application/json"}.get(file.rpartition(".")[2], "application/octet-stream")
+    with open(file, "rb") as opened:
+        return f"200 OK\r\nContent-Type: {kind}", opened.read().replace(b"HOST", headers.get("host", "").encode())
+
+
+def git(method: str, path: str, query: str, headers: dict[str, str], body: bytes, site: str) -> tuple[str, bytes]:
+    """git's own server for HTTP, as a CGI program."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "GIT_PROJECT_ROOT": site,
+        "GIT_HTTP_EXPORT_ALL": "1",
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "safe.directory",
+        "GIT_CONFIG_VALUE_0": "*",
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "CONTENT_TYPE": headers.get("content-type", ""),
+        "CONTENT_LENGTH": str(len(body)),
+        "HTTP_CONTENT_ENCODING": headers.get("content-encoding", ""),
+        "GIT_PROTOCOL": headers.get("git-protocol", ""),
+    }
+    done = subprocess.run(["git", "http-backend"], input=body, env=environment, capture_output=True, check=True)
+    head, _, content = done.stdout.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    status = next((line[8:] for line in lines if line.startswith("Status: ")), "200 OK")
+    return "\r\n".join([status, *(line for line in lines if not line.startswith("Status: "))]), content
 
 
 def echo(server: socket.socket, host: str, port: int) -> None:
@@ -153,14 +216,16 @@ def main() -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         for port in (*TCP, *TLS):
             server = opened(family, socket.SOCK_STREAM, (address, port))
-            jobs.append((serve, (server, address, port, context if port in TLS else None)))
+            jobs.append((serve, (server, address, port, context if port in TLS else None, f"{directory}/site")))
         for port in UDP:
             jobs.append((echo, (opened(family, socket.SOCK_DGRAM, (address, port)), address, port)))
     for target, arguments in jobs:
         threading.Thread(target=target, args=arguments, daemon=True).start()
     print("ready", flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
         with lock:
+            if line == "forget\n":
+                seen.clear()
             print(json.dumps(seen), flush=True)
 
 

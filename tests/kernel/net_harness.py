@@ -18,17 +18,25 @@ NAMES = ("granted.example.com", "other.example.com", "deep.sub.example.net", "re
 
 @dataclass(frozen=True)
 class Internet:
-    """A running one. ``authority``: the certificate that its TLS servers' are signed by."""
+    """A running one. ``authority``: the certificate that its TLS servers' are signed by. ``site``: what they serve."""
 
     process: subprocess.Popen[str]
     world: World
     authority: Path
+    site: Path
 
     def seen(self) -> list[tuple[str, str]]:
         """Everything that arrived until now: ("dns", name), ("tcp" | "udp", "ADDRESS PORT"), ("said", ...)."""
+        return self._ask("")
+
+    def forget(self) -> None:
+        """Nothing has been seen: another test begins."""
+        self._ask("forget")
+
+    def _ask(self, what: str) -> list[tuple[str, str]]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
         return [(kind, what) for kind, what in json.loads(self.process.stdout.readline())]
 
@@ -45,7 +53,8 @@ class Internet:
 def internet(world: World) -> Generator[Internet, None, None]:
     """The world, its host's network replaced. Its commands run where the small internet is."""
     directory = world.base / "internet"
-    directory.mkdir()
+    site = directory / "site"
+    site.mkdir(parents=True)
     authority, certificate, key = _certificates(directory)
     become = [] if os.geteuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]
     script = str(Path(__file__).with_name("internet.py"))
@@ -65,7 +74,7 @@ def internet(world: World) -> Generator[Internet, None, None]:
             assert process.stdout.readline() == "ready\n"
             enter = ["nsenter", f"--target={process.pid}", "--net", "--mount"]
             enter += [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-            yield Internet(process, replace(world, prefix=(*enter, "--")), authority)
+            yield Internet(process, replace(world, prefix=(*enter, "--")), authority, site)
         finally:
             assert process.stdin is not None
             process.stdin.close()

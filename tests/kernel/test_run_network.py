@@ -19,7 +19,7 @@ from textwrap import dedent
 
 import pytest
 
-from tests.kernel.net_harness import Internet, internet
+from tests.kernel.net_harness import Internet
 from tests.kernel.run_harness import World, descendants, ended, first_line, libc_python
 
 pytestmark = [
@@ -53,13 +53,6 @@ def udp(host, port, family=socket.AF_INET):
         client.send(b"ping")
         return client.recv(1000)
 """
-
-
-@pytest.fixture
-def net(world: World) -> Generator[Internet, None, None]:
-    """The world with an internet."""
-    with internet(world) as made:
-        yield made
 
 
 # --- what is granted works ---------------------------------------------------------------------------------------------
