@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posix
+from _stat import S_ISSOCK
 
 from remit.sandbox.kernel.call import NR, Buffer, address, call, failure
 from remit.sandbox.kernel.netlink import DONE, ERROR, HEADER
@@ -19,7 +20,7 @@ _SOCK_SEQPACKET = 5
 _SOCK_CLOEXEC = 0o2000000
 _SOCK_NONBLOCK = 0o4000
 _SOL_SOCKET = 1
-_SO_PEERCRED = 17
+_SO_TYPE, _SO_PEERCRED, _SO_DOMAIN = 3, 17, 39
 _SCM_RIGHTS = 1
 _MSG_CMSG_CLOEXEC = 0x40000000
 _MSG_CTRUNC = 0x8
@@ -142,11 +143,27 @@ def accept(listener: int) -> int:
 
 def peer(socket: int) -> tuple[int, int, int]:
     """(pid, uid, gid) of whoever connected a Unix socket, as the kernel recorded them then (SO_PEERCRED, ``unix(7)``)."""
-    value, size = Buffer(12), Buffer(4)
-    size.view[:] = (12).to_bytes(4, "little")
-    call(NR["getsockopt"], socket, _SOL_SOCKET, _SO_PEERCRED, value.address, size.address)
-    pid, uid, gid = (int.from_bytes(value.view[at : at + 4], "little") for at in (0, 4, 8))
+    pid, uid, gid = _asked(socket, _SO_PEERCRED, 3)
     return pid, uid, gid
+
+
+def leads_elsewhere(descriptor: int) -> bool:
+    """Whether it is a socket that whoever holds it can turn to another peer, in the network it was made in: all but Unix
+    streams and packets. A connected one too: ``connect(2)`` with AF_UNSPEC takes it back, and the next one goes anywhere.
+
+    Raises OSError: no descriptor.
+    """
+    if not S_ISSOCK(posix.fstat(descriptor).st_mode):
+        return False
+    return _asked(descriptor, _SO_DOMAIN) != [_AF_UNIX] or _asked(descriptor, _SO_TYPE) == [DATAGRAM]
+
+
+def _asked(socket: int, option: int, words: int = 1) -> list[int]:
+    """``getsockopt(2)`` of SOL_SOCKET, as that many ints."""
+    value, size = Buffer(4 * words), Buffer(4)
+    size.view[:] = (4 * words).to_bytes(4, "little")
+    call(NR["getsockopt"], socket, _SOL_SOCKET, option, value.address, size.address)
+    return [int.from_bytes(value.view[at : at + 4], "little") for at in range(0, 4 * words, 4)]
 
 
 def shut_down(socket: int) -> None:

@@ -11,7 +11,7 @@ from errno import ENOENT, ENOTDIR
 from stat import S_IFREG
 
 from remit.sandbox.audit.record import CANARY_SIZE
-from remit.sandbox.kernel import files, landlock, memory, mount, process
+from remit.sandbox.kernel import files, landlock, memory, mount, process, sockets
 from remit.sandbox.launch import loopback, stdio
 from remit.sandbox.launch.root import Root, Swapped
 
@@ -29,6 +29,7 @@ SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
 NOT_HERE = (ENOENT, ENOTDIR)
 HINT = "'remit doctor' says what this host lacks"
 _CANARY = "canary"
+_STREAMS = ("standard input", "standard output", "standard error")
 _OPEN = files.O_PATH | posix.O_CLOEXEC
 
 
@@ -57,6 +58,7 @@ class Ground:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.found: dict[str, Operation] = {op[0]: op for op in request.operations}
+        self._own_network = "unshare" in self.found and "net" in self.found["unshare"][1]
         self.descriptors = [0, 1, 2]
         self.terminal = -1
         self.canary = -1
@@ -95,6 +97,7 @@ class Ground:
         mount.make_private()
         root = self._root = Root()
         root.open_sources(request.operations, request.idmapped)
+        self.bar(tuple(self.descriptors))
         self.descriptors[0] = stdio.harmless_stdin()
         # The host's objects were opened as the user who granted them; all else happens as the one who uses them.
         self._become_user()
@@ -102,7 +105,7 @@ class Ground:
         root.assemble(request.operations)
         self.canary = root.hidden_file()
         root.pivot(forbid_user_namespaces=bool(self.found["pivot"][1]))
-        if "net" in self.found["unshare"][1]:
+        if self._own_network:
             loopback.up()
         if "egress" in self.found:
             from remit.sandbox.egress import inside  # imported by the launcher, which forked this process
@@ -110,6 +113,26 @@ class Ground:
             inside.open_way(self.found["egress"]).send(request.control)
         # It can be read now, by the very call that must fail later.
         posix.close(posix.open(f"/proc/self/fd/{self.canary}", posix.O_RDONLY | posix.O_CLOEXEC))
+
+    def bar(self, descriptors: tuple[int, ...]) -> None:
+        """Refuse standard descriptors that are a way into the host's network, where the session's is another.
+
+        Raises Refused.
+        """
+        if not self._own_network:
+            return
+        for name, descriptor in zip(_STREAMS, descriptors, strict=False):
+            try:
+                leads = sockets.leads_elsewhere(descriptor)
+            except OSError:
+                continue  # closed: whatever it becomes is made inside
+            if leads:
+                raise Refused(
+                    "launch",
+                    f"{name} is a socket of the host's network, which the command could connect elsewhere",
+                    "put a pipe between: cat | remit run ... | cat",
+                    125,
+                )
 
     def _stay(self) -> None:
         """Without namespaces (degraded by name): the host's tree stays, and Landlock alone stands before it."""

@@ -184,6 +184,7 @@ class Jail(Source):
         if not self.revoked.isdisjoint(chain):
             raise Refused("grant", "the grant was revoked", "ask the grantor for a new one", 125)
         self.deadline = expires
+        self.ground.bar(tuple(came))
         program.enter(directory)
         descriptors = tuple(came)
         path = b""
