@@ -411,7 +411,9 @@ def test_pairs_of_unix_sockets_are_ordinary_streams(net: Internet) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         argv = net.world.run_argv(["cat"])
-        with subprocess.Popen(argv, stdin=theirs, stdout=theirs, env=net.world.env(), cwd=net.world.workspace):
+        with subprocess.Popen(
+            argv, stdin=theirs.fileno(), stdout=theirs.fileno(), env=net.world.env(), cwd=net.world.workspace
+        ):
             theirs.close()
             ours.sendall(b"hello")
             ours.shutdown(socket.SHUT_WR)
