@@ -145,6 +145,7 @@ class Ground:
             posix.setgroups([])
             posix.setresgid(request.gid, request.gid, request.gid)
             posix.setresuid(request.uid, request.uid, request.uid)
+            process.die_with_parent()  # another user does not inherit that from itself (``prctl(2)``)
 
     def lock(self, capabilities: int) -> None:
         """No new privileges, no capability of this thread's but ``capabilities``, nobody may look into this process."""

@@ -17,6 +17,7 @@ import gc
 import marshal
 import posix
 import select
+import time
 from errno import EAGAIN
 
 from remit.sandbox.audit.record import Record
@@ -41,7 +42,9 @@ LISTENER = 4
 _M_ARENA_MAX = -8
 _LARGEST_REPORT = 1 << 17
 _DIED = "its first process died"
-_LAST_WORDS_MS = 1000
+_LAST_WORDS = 5.0
+"""Seconds that a session's first process may go on talking when it is told to end."""
+_SILENCE_MS = 1000
 _UNWRITABLE = "the record cannot be written"
 
 
@@ -318,13 +321,14 @@ class Template:
 
     def _drain(self, running: Running) -> None:
         """Tell the session's first process to end, and write down what it still has to say: of calls that ended, and of
-        actions that waited to be told together. Without it for longer than a moment: it is killed anyway."""
+        actions that waited to be told together. Not for longer than a moment: it is killed anyway."""
         control = running.child.control
         poll = select.poll()
+        deadline = time.monotonic() + _LAST_WORDS
         try:
             sockets.end_writing(control)
             poll.register(control, select.POLLIN)
-            while poll.poll(_LAST_WORDS_MS):
+            while time.monotonic() < deadline and poll.poll(_SILENCE_MS):
                 data, _ = self._heard(control)
                 if not data:
                     return
@@ -342,6 +346,7 @@ class Template:
         if running.child.way is not None:
             running.child.way.leave(self._poll)
         memory = running.child.out_of_memory()
+        running.child.kill()  # one that has not ended by now is stuck, or was stopped
         status = running.child.close()
         if posix.WIFSIGNALED(status) and why == _DIED:
             why = f"{_DIED} (signal {posix.WTERMSIG(status)})"

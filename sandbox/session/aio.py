@@ -30,8 +30,9 @@ from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session.asked import Grant, StrPath
 from remit.sandbox.session.base import Base, Opened, begin, reply_pair, request
 from remit.sandbox.session.core import Armed
+from remit.sandbox.session.door import Door
 from remit.sandbox.session.handle import Handle, window
-from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, TimeoutExpired
+from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed, TimeoutExpired
 from remit.sandbox.session.streams import CHUNK, DEVNULL, PIPE, Decode, Stream, Streams, decoder, encoded
 
 _THREADS = 4
@@ -128,7 +129,8 @@ class AsyncSession(Base):
         identifier = self._taken_back(grant)
         ended: list[str] = []
         with anyio.CancelScope(shield=True):
-            ended += await anyio.to_thread.run_sync(self._door.revoke, identifier, limiter=self._limiter)
+            work = partial(self._door.revoke, self._core, identifier)
+            ended += await anyio.to_thread.run_sync(work, limiter=self._limiter)
         return ended
 
     @overload
@@ -551,15 +553,26 @@ class AsyncPopen(Handle):
             await _ready(self._conversation.connection.fileno(), select.EPOLLIN)
             self._conversation.hear()
 
-    async def _end(self) -> None:
-        """End it and, unless it is a background call, wait until it has ended, whoever is cancelled."""
+    async def _end(self) -> SessionClosed | None:
+        """End it and, unless it is a background call, wait until it has ended, whoever is cancelled.
+
+        Where nothing comes of that, the session is ended: that is what to raise.
+        """
         self.kill()
-        if not self._background and self._conversation.answer is None:
-            with anyio.CancelScope(shield=True):
-                try:
-                    await self._await_end()
-                except RemitError:
-                    pass  # what ended the wait is being told already
+        if self._background or self._conversation.answer is not None:
+            return None
+        with anyio.move_on_after(Door.PATIENCE, shield=True) as patience:
+            try:
+                await self._await_end()
+            except RemitError:
+                pass  # what ended the wait is being told already
+        if not patience.cancelled_caught:
+            return None
+        lost: list[SessionClosed] = []
+        with anyio.CancelScope(shield=True):
+            work, own = self._conversation.give_up, anyio.CapacityLimiter(1)
+            lost.append(await anyio.to_thread.run_sync(work, limiter=own))
+        return lost[0]
 
     async def complete(
         self, given: bytes | None, timeout: float | None, limit: int, *, kill: bool = True
@@ -578,10 +591,11 @@ class AsyncPopen(Handle):
                     await anyio.wait_readable(watch.fileno())
                     exchange.step(watch, watch.poll(0))
                 return exchange.result()
-        if kill:
-            await self._end()
         assert timeout is not None
-        raise exchange.expired(timeout)
+        expired = exchange.expired(timeout)
+        if kill and (lost := await self._end()):
+            raise lost from expired
+        raise expired
 
     def _pipes(self) -> list[int]:
         return [

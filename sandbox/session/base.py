@@ -88,7 +88,7 @@ class Opened:
             return
         if self.core.depth:
             if not shared.closed:
-                self.door.revoke(self.core.revoke())
+                self.door.revoke(self.core, self.core.revoke())
             return
         # One that has died by itself has its sockets still.
         shared.closed = shared.closed or "it was closed"
@@ -109,7 +109,7 @@ def begin(wanted: opening.Wanted) -> Opened:
     """Open a session. Blocks; raises RemitError."""
     link = _template()
     core, enforcement, door, warnings = opening.open_session(link, wanted, os.environ)
-    return Opened(core, Door(door), dict(enforcement), link, owner=True, warnings=warnings)
+    return Opened(core, Door(door, link), dict(enforcement), link, owner=True, warnings=warnings)
 
 
 def request(

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import IO, Any
 
 from remit.sandbox.authority.errors import RemitError
+from remit.sandbox.session.door import Door
 from remit.sandbox.session.handle import Exchange, Handle, window
-from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, TimeoutExpired
+from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed, TimeoutExpired
 from remit.sandbox.session.streams import encoded
 
 
@@ -44,7 +45,10 @@ class Popen(Handle):
             # As subprocess does: or a command that reads to the end, or writes much, would be waited for in vain.
             self._close_streams()
             if not self._background and self._conversation.answer is None:
-                self._await_end(None)
+                if kind is None:
+                    self._await_end(None)
+                else:
+                    self._end()
         except RemitError:
             if kind is None:
                 raise
@@ -139,10 +143,19 @@ class Popen(Handle):
 
     def _expire(self, exchange: Exchange, timeout: float | None, *, kill: bool) -> None:
         assert timeout is not None
+        expired = exchange.expired(timeout)
         if kill:
-            self.kill()
-            self._await_end(None)
-        raise exchange.expired(timeout)
+            try:
+                self._end()
+            except SessionClosed as closed:
+                raise closed from expired
+        raise expired
+
+    def _end(self) -> None:
+        """End the call and wait until it has ended, or else the session. Raises SessionClosed then."""
+        self.kill()
+        if not self._await_end(Door.PATIENCE):
+            raise self._conversation.give_up()
 
     def _pipes(self) -> list[int]:
         """Our ends of the three pipes, -1 for none; what was written to ``stdin`` is on its way."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import marshal
 import os
+import select
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from remit.sandbox.session.core import Core
-from remit.sandbox.session.link import descriptors, send
+from remit.sandbox.session.link import Link, descriptors, send
 from remit.sandbox.session.result import SessionClosed
 
 _REPLY = 1 << 17
@@ -19,8 +21,12 @@ _REPLY = 1 << 17
 class Door:
     """The socket to the session's first process."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    PATIENCE = 10.0
+    """Seconds until what it would do at once, if it were well, is waited for no longer, and the session ended."""
+
+    def __init__(self, connection: socket.socket, link: Link) -> None:
         self._socket = connection
+        self._link = link
         self._lock = threading.Lock()
         self._kept: list[tuple[Any, ...]] = []
 
@@ -33,12 +39,18 @@ class Door:
         """Arm no more of them."""
         self._send(("forget", identifier))
 
-    def revoke(self, grant: str) -> list[str]:
-        """End (or stop) what runs under a grant: the ids of those calls."""
+    def revoke(self, core: Core, grant: str) -> list[str]:
+        """End (or stop) what runs under a grant: the ids of those calls.
+
+        Raises SessionClosed: the session's first process did not answer, and everything in the session was ended.
+        """
+        deadline = time.monotonic() + self.PATIENCE
+        watch = select.poll()
         with self._lock:
             try:
                 self._socket.send(marshal.dumps(("revoke", grant)))
-                while True:
+                watch.register(self._socket, select.POLLIN)
+                while watch.poll(max(0.0, deadline - time.monotonic()) * 1000):
                     message = self._next(wait=True)
                     if message is None:
                         return []
@@ -47,6 +59,17 @@ class Door:
                     self._kept.append(message)
             except OSError:
                 return []  # the session has ended, and with it every call
+        raise self.give_up(core)
+
+    def give_up(self, core: Core) -> SessionClosed:
+        """The session's first process does not answer: end the session. Blocks, for a bounded time. What to raise."""
+        shared = core.shared
+        shared.closed = shared.closed or "its first process did not answer"
+        try:
+            self._link.stop(shared.session)
+        except SessionClosed:
+            pass  # with its template
+        return SessionClosed(f"session {shared.session} was ended: {shared.closed}", hint="open a new session")
 
     def drain(self, core: Core) -> None:
         """Hear what the session's first process has said by now."""

@@ -45,7 +45,7 @@ def run(
     """
     core = standing.core_of(session, environ)
     with standing.connected(session, environ) as link:
-        door = Door(link.attach(session))
+        door = Door(link.attach(session), link)
         try:
             running = _Running(core, door, argv, grant, directory)
             on_start(running.call)

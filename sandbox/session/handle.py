@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from remit.sandbox.session.core import Core, Ticket
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import descriptors
-from remit.sandbox.session.result import Capture, CompletedCall, TimeoutExpired
+from remit.sandbox.session.result import Capture, CompletedCall, SessionClosed, TimeoutExpired
 from remit.sandbox.session.streams import CHUNK, Decode, Streams, decoded
 
 _REPLY = 1 << 17
@@ -111,6 +111,10 @@ class Conversation:
         """The result of a call that has ended. Raises where its grant's end ended it."""
         assert self.answer is not None
         return self.core.completed(self.ticket, self.answer, stdout, stderr, lost)
+
+    def give_up(self) -> SessionClosed:
+        """Nobody answers who would end the call: end its session. Blocks, for a bounded time. What to raise."""
+        return self._door.give_up(self.core)
 
     def close(self) -> None:
         """The thread that runs the call sees that, and ends what is left of it."""

@@ -7,9 +7,11 @@ import marshal
 import os
 import posix
 import select
+import signal
 import socket
 import sys
 import threading
+import time
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +61,12 @@ def high(descriptor: int) -> int:
 class Link:
     """One connection to a template, usable from any thread."""
 
+    PATIENCE = 20.0
+    """Seconds until a template that does not answer is ended, with all that it holds. Longer than it may wait itself, for
+    a session's first process to end."""
+    START = 60.0
+    """Seconds that a session's start may take."""
+
     def __init__(self, connection: socket.socket, pid: int = 0) -> None:
         self._socket = connection
         self._lock = threading.Lock()
@@ -85,10 +93,17 @@ class Link:
         """A new session: its id, what its start proved, and a socket to its first process. Raises RemitError."""
         with self._lock:
             token = next(self._tokens)
+            deadline = time.monotonic() + self.START
             self._send(("open", token, wire, about, state))
-            session, door = self._door(token)
+            session, door = self._door(token, deadline)
             try:
-                _, _, enforcement = self._await(token, "opened")
+                _, _, enforcement = self._await(token, "opened", deadline)
+            except TimeoutError:
+                door.close()
+                self._stop(session)
+                raise LaunchError(
+                    f"the session did not start within {self.START:g} seconds", hint="'remit doctor' may say why"
+                ) from None
             except BaseException:
                 door.close()
                 raise
@@ -99,7 +114,7 @@ class Link:
         with self._lock:
             token = next(self._tokens)
             self._send(("attach", token, session))
-            return self._door(token)[1]
+            return self._door(token, time.monotonic() + self.PATIENCE)[1]
 
     def alive(self) -> bool:
         """The template is there."""
@@ -112,14 +127,30 @@ class Link:
         return not watch.poll(0)
 
     def stop(self, session: str) -> None:
-        """End a session and wait until it has ended."""
+        """End a session and wait until it has ended. Raises SessionClosed where it has, with its template."""
         with self._lock:
-            if session in self.closed:
-                return
-            self._send(("stop", session))
+            self._stop(session)
+
+    def _stop(self, session: str) -> None:
+        if session in self.closed:
+            return
+        self._send(("stop", session))
+        deadline = time.monotonic() + self.PATIENCE
+        try:
             while session not in self.closed:
-                message, _ = self._receive()
+                message, _ = self._receive(deadline)
                 self._note(message)
+        except TimeoutError:
+            raise self._stuck() from None
+
+    def _stuck(self) -> SessionClosed:
+        """The template does not answer. Its sessions are its children, and end with it."""
+        if not self.pid:
+            return SessionClosed(
+                "the session's template process does not answer", hint="end it: it is its sessions' parent"
+            )
+        os.kill(self.pid, signal.SIGKILL)
+        return self._dead()
 
     def close(self) -> None:
         """Give the template up: what it started for this process alone ends."""
@@ -137,18 +168,21 @@ class Link:
         self._lock = threading.Lock()
         self.pid = 0
 
-    def _door(self, token: int) -> tuple[str, socket.socket]:
+    def _door(self, token: int, deadline: float) -> tuple[str, socket.socket]:
         while True:
-            message, came = self._receive()
+            try:
+                message, came = self._receive(deadline)
+            except TimeoutError:
+                raise self._stuck() from None
             if message[0] == "door" and message[1] == token:
                 return message[2], socket.socket(fileno=came[0])
             for descriptor in came:
                 os.close(descriptor)
             self._note(message, token)
 
-    def _await(self, token: int, kind: str) -> tuple[Any, ...]:
+    def _await(self, token: int, kind: str, deadline: float) -> tuple[Any, ...]:
         while True:
-            message, _ = self._receive()
+            message, _ = self._receive(deadline)
             if message[0] == kind and message[1] == token:
                 return message[1:]
             self._note(message, token)
@@ -168,7 +202,12 @@ class Link:
         except OSError:
             raise self._dead() from None
 
-    def _receive(self) -> tuple[tuple[Any, ...], list[int]]:
+    def _receive(self, deadline: float) -> tuple[tuple[Any, ...], list[int]]:
+        """The next message. Raises TimeoutError when ``deadline`` (by the monotonic clock) has passed."""
+        watch = select.poll()
+        watch.register(self._socket, select.POLLIN)
+        if not watch.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
         try:
             data, ancillary, _, _ = self._socket.recvmsg(envelope.LIMIT, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
         except OSError:

@@ -95,7 +95,7 @@ class Session(Base):
         Nothing can start under it or under what was narrowed from it; calls that run under it are ended (or stopped, as
         the profile says). Returns their ids.
         """
-        return self._door.revoke(self._taken_back(grant))
+        return self._door.revoke(self._core, self._taken_back(grant))
 
     @overload
     def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import textwrap
 from collections.abc import Generator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from remit import CompletedCall, Grant, Session
-from tests.kernel.run_harness import PRELUDE, PYTHON, World, all_ended, parsed
+from tests.kernel.run_harness import PRELUDE, PYTHON, World, all_ended, descendants, parsed
 from tests.kernel.run_harness import Result as Ended
 
 _ATTEMPTS = "results = {{}}\n{body}\nimport json\nprint(json.dumps(results))"
@@ -83,6 +84,29 @@ def gone(pidfds: list[int]) -> bool:
     finally:
         for descriptor in pidfds:
             os.close(descriptor)
+
+
+def first_processes() -> set[int]:
+    """The first processes of this process's sessions: the children of its child, the template."""
+    children = [pid for pid in descendants(os.getpid()) if comm(pid) == "remit-template"]
+    return {pid for template in children for pid in descendants(template) if comm(pid) == "remit-init"}
+
+
+def comm(pid: int) -> str:
+    """A process's name; empty where it has gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def stopped(pid: int) -> None:
+    """SIGSTOP, until every thread of it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    while {
+        (task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").iterdir()
+    } != {"T"}:
+        pass
 
 
 def client(code: str, world: World, **keywords: Any) -> subprocess.Popen[str]:

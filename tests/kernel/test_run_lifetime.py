@@ -137,6 +137,23 @@ def test_invariant_10_sigkill_of_the_launcher_ends_everything_inside(world: Worl
     assert gone
 
 
+def test_invariant_10_a_first_process_that_is_stopped_ends_with_its_launcher(world: World, subreaper: None) -> None:
+    with world.start("sh", "-c", f"setsid sleep {os.getpid()}9 & echo ready; wait") as session:
+        assert first_line(session) == "ready"
+        inside = descendants(session.pid)
+        handles = opened_all(inside)
+        (first,) = [pid for pid in inside if Path(f"/proc/{pid}/comm").read_text() == "remit-init\n"]
+        os.kill(first, signal.SIGSTOP)
+        session.kill()
+        session.wait(TIMEOUT)
+        gone = all_ended(handles)
+    for handle in handles:
+        os.close(handle)
+
+    assert len(inside) >= 3
+    assert gone
+
+
 def test_invariant_10_daemons_end_with_the_command(world: World, subreaper: None) -> None:
     with world.start("/usr/bin/python3", "-c", DAEMON + "input()") as session:
         assert first_line(session) == "daemon"

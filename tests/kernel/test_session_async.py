@@ -24,7 +24,9 @@ import remit
 from remit import AsyncSession, Grant, Session
 from remit.sandbox.session import aio
 from remit.sandbox.session.base import Opened, begin
+from remit.sandbox.session.door import Door
 from tests.kernel.run_harness import World
+from tests.kernel.session_harness import first_processes, stopped
 
 pytestmark = [pytest.mark.kernel]
 
@@ -420,6 +422,40 @@ def test_a_cancelled_run_ends_with_all_that_it_started(backend: str, workspace: 
             tasks.cancel_scope.cancel()
         await lifeline.down()
         assert (await session.run(["echo", "on"])).stdout == b"on\n"
+
+    in_session(backend, body)
+
+
+def test_a_first_process_that_is_stuck_keeps_no_task_waiting(
+    backend: str, workspace: Path, lifeline: Lifeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the event loop; and the session is ended."""
+    before = first_processes()
+
+    async def body(session: AsyncSession) -> None:
+        (zygote,) = first_processes() - before
+        call = await session.popen(lifeline.command, shell=True)
+        async with call:
+            await lifeline.up()
+            stopped(zygote)
+            monkeypatch.setattr(Door, "PATIENCE", 0.2)
+            ticks = 0
+
+            async def tick() -> None:
+                nonlocal ticks
+                while True:
+                    ticks += 1
+                    await anyio.sleep(0.01)
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(tick)
+                with pytest.raises(remit.SessionClosed, match="did not answer"):
+                    await session.run(["sleep", "1000"], timeout=0.2)
+                group.cancel_scope.cancel()
+            assert ticks > 10
+            with pytest.raises(remit.SessionClosed):
+                await call.wait()
+        await lifeline.down()
 
     in_session(backend, body)
 

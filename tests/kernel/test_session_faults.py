@@ -5,14 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from remit import Error, Grant, GrantError, LaunchError, Session, SessionClosed
+from remit import Error, Grant, GrantError, GrantRevoked, LaunchError, Session, SessionClosed, TimeoutExpired
+from remit.sandbox.session.call import Popen
+from remit.sandbox.session.door import Door
 from tests.kernel.run_harness import TIMEOUT, World, all_ended, descendants, ended
-from tests.kernel.session_harness import client, gone, named, opened, python, said, watched
+from tests.kernel.session_harness import (
+    client,
+    comm,
+    first_processes,
+    gone,
+    named,
+    opened,
+    python,
+    said,
+    stopped,
+    watched,
+)
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
 
@@ -24,19 +39,6 @@ FOREVER = f"3{os.getpid():08}"
 def session(world: World) -> Iterator[Session]:
     with opened(world) as made:
         yield made
-
-
-def first_processes() -> set[int]:
-    """The first processes of this process's sessions: the children of its child, the template."""
-    children = [pid for pid in descendants(os.getpid()) if comm(pid) == "remit-template"]
-    return {pid for template in children for pid in descendants(template) if comm(pid) == "remit-init"}
-
-
-def comm(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
 
 
 def remains(world: World) -> tuple[int, list[str]]:
@@ -150,6 +152,116 @@ def test_a_mediator_that_is_stuck_lets_nothing_through(world: World) -> None:
             os.kill(zygote, signal.SIGCONT)
             assert call.wait() == 0
         assert (world.workspace / "made").read_text() == "x\n"
+
+
+def timed_out(session: Session, marker: str, stop: Callable[[], None]) -> None:
+    kill = Popen.kill
+
+    def late(call: Popen) -> None:
+        if call.returncode is None and not session_ended(session):
+            stop()
+        kill(call)
+
+    with patch.object(Popen, "kill", late):
+        session.run(["sh", "-c", f"setsid sleep {marker} & exec sleep {marker}"], timeout=0.3)
+
+
+def session_ended(session: Session) -> bool:
+    return "closed" in repr(session)
+
+
+def begun(session: Session, marker: str) -> Popen:
+    call = session.popen(["sh", "-c", f"echo ready; exec sleep {marker}"], grant=Grant(read=["."]))
+    assert call.stdout is not None
+    assert call.stdout.readline() == b"ready\n"
+    return call
+
+
+def waited(session: Session, marker: str, stop: Callable[[], None]) -> None:
+    with begun(session, marker) as call:
+        stop()
+        call.wait(timeout=0.3)
+
+
+def taken_back(session: Session, marker: str, stop: Callable[[], None]) -> None:
+    with begun(session, marker) as call:
+        stop()
+        assert session.revoke(call) == [call.call]
+        call.wait()
+
+
+def closed(session: Session, marker: str, stop: Callable[[], None]) -> None:
+    with begun(session, marker) as call:
+        stop()
+        session.close()
+        call.wait()
+
+
+STUCK: dict[str, tuple[Callable[[Session, str, Callable[[], None]], None], type[Error], type[Error]]] = {
+    "run": (timed_out, TimeoutExpired, SessionClosed),
+    "wait": (waited, TimeoutExpired, TimeoutExpired),
+    "revoke": (taken_back, GrantRevoked, SessionClosed),
+    "close": (closed, SessionClosed, SessionClosed),
+}
+"""What waits for a session's first process: how, how it ends, and how it ends where nobody answers."""
+
+
+@pytest.mark.parametrize("way", STUCK)
+def test_a_first_process_that_is_stuck_keeps_nobody_waiting(world: World, way: str) -> None:
+    """The session is ended, and nothing of it is left; while it answers, the call alone is."""
+    wait, well, stuck = STUCK[way]
+    marker = f"{FOREVER}.304"
+    nothing, before = remains(world), first_processes()
+    with opened(world) as other:
+        others = first_processes() - before
+        for stops, expected in ((False, well), (True, stuck)):
+            with patch.object(Door, "PATIENCE", 0.2 if stops else 60.0), opened(world) as session:
+                (zygote,) = first_processes() - before - others
+                assert session.run(["true"]).returncode == 0
+                left = [os.pidfd_open(zygote), *(os.pidfd_open(pid) for pid in descendants(zygote))]
+                with pytest.raises(expected):
+                    wait(session, marker, partial(stopped, zygote) if stops else lambda: None)
+                if stops or way == "close":
+                    with pytest.raises(SessionClosed, match=r"closed|did not answer"):
+                        session.run(["true"])
+                else:
+                    assert session.run(["true"]).returncode == 0
+            assert gone(left)
+            assert named(marker) == []
+        assert other.run(["true"]).returncode == 0
+    assert remains(world) == nothing
+
+
+def test_a_template_that_is_stuck_keeps_nobody_waiting(world: World) -> None:
+    code = """
+    from remit.sandbox.session.link import Link
+    Link.PATIENCE = 0.5
+    s, other = Session("offline", "."), Session("offline", ".")
+    call = s.popen(["sleep", "MARKER"])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    s.close()
+    for action in (call.wait, lambda: other.run(["true"])):
+        try:
+            action()
+        except SessionClosed as error:
+            print("closed", error, flush=True)
+    call.close()
+    other.close()
+    with Session("offline", ".") as again:
+        print(again.run(["echo", "again"]).stdout, flush=True)
+    """
+    marker = f"{FOREVER}.305"
+    with client(code.replace("MARKER", marker), world) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", process.stderr
+        (template,) = [pid for pid in descendants(process.pid) if comm(pid) == "remit-template"]
+        left = [os.pidfd_open(pid) for pid in (template, *descendants(template))]
+        stopped(template)
+        output, errors = process.communicate("\n", timeout=TIMEOUT)
+    assert gone(left)
+    assert errors == ""
+    assert [line.split()[0] for line in output.splitlines()] == ["closed", "closed", "b'again\\n'"]
 
 
 # --- what the caller is short of -----------------------------------------------------------------------------------------
