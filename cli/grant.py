@@ -268,7 +268,8 @@ def _ledger(chain: Chain, at: float, *, spent: bool) -> Iterator[proof.Broken]:
 def revoke(grant: str, reason: str, as_json: bool) -> int:
     """Revoke a grant, by its id or its file, and with it every grant that was taken out of it.
 
-    It holds for whatever this user starts from now on. To revoke is always allowed, and never undone.
+    What runs under it ends or, where its profile says so, stands still; nothing starts under it any more. To revoke is
+    always allowed, and never undone.
     """
     expires: float | None = None
     if len(grant) == ID_DIGITS and set(grant) <= set("0123456789abcdef") and not os.path.lexists(grant):

@@ -461,8 +461,8 @@ KEYS: tuple[Key, ...] = (
         "on_expiry",
         Shape.SCALAR,
         Kind.CHOICE,
-        "What happens to a call of a session whose grant expires or is taken back while it runs: `kill` it, or `freeze` it "
-        "where it stands, to be looked at.",
+        "What happens to a call of a session whose grant expires or is taken back while it runs, and to a command of `remit "
+        "run` whose grant is revoked: `kill` it, or `freeze` it where it stands, to be looked at.",
         '"freeze"',
         choices=("kill", "freeze"),
         default="kill",

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 SIGCHLD = 17
 SIGKILL = 9
+SIGSTOP = 19
 SIGXCPU = 24
 _GROUP_SIGNALS = (2, 3, 18, 19, 20)  # INT QUIT CONT STOP TSTP
+_ENDING = (1, 2, 3, 15)  # HUP INT QUIT TERM
 _WATCH_MS = 200
 _TCSBRK = 0x5409
 
@@ -54,6 +56,7 @@ class Init:
         self._command = 0
         self._spawned = 0
         self._held: list[int] = []
+        self._frozen = False
         self._failure: tuple[object, ...] | None = None
         self._enforcement: dict[str, str] = {}
         self._early: dict[int, int] = {}
@@ -201,11 +204,29 @@ class Init:
         kind, number = data[:1], int.from_bytes(data[1:5], "little")
         if kind == b"h" and self._broker is not None:
             self._broker.held = bool(number)
+        elif kind == b"r":
+            self._end(None, "revoked")
+        elif kind == b"f":
+            self._freeze()
+        elif kind == b"s" and self._frozen:
+            if number in _ENDING:
+                self._end(None, "revoked")  # nothing that stands still could take it
         elif kind == b"s":
             if self._command:
                 self._signal(number)
             else:
                 self._held.append(number)  # it is for the command, which is only just starting
+
+    def _freeze(self) -> None:
+        """The authority is gone: everything stands still until a signal ends it. Nothing wakes it any more."""
+        if not self._own_namespace:
+            self._end(None, "revoked")  # there, kill(2) would mean more than this session
+        self._frozen = True
+        try:
+            posix.kill(-1, SIGSTOP)
+        except OSError as error:
+            if error.errno != ESRCH:
+                raise
 
     def _signal(self, number: int) -> None:
         try:
@@ -228,6 +249,8 @@ class Init:
             if not pid:
                 return
             if posix.WIFSTOPPED(status):
+                if self._frozen:
+                    continue  # its shell is not to wake it
                 if pid == self._command:
                     self._tell("stopped", posix.WSTOPSIG(status))
                 elif not self._command:

@@ -207,13 +207,14 @@ class Jail(Source):
         while came:
             posix.close(came.pop())
         self._tell_template("began", call, self.pid, _brief(argv), self.policy.identifier, chain)
-        status, usage = self._wait()
+        started = time.monotonic()
+        status, usage = self._wait(started)
         clean = self._alone()
         if not background and not clean:
             self._end_cell()
         self._answer(status, usage)
         if background and not clean:
-            self._linger()
+            self._linger(started)
         return clean and not self.policy.private
 
     def _renew(self) -> None:
@@ -234,14 +235,13 @@ class Jail(Source):
         if was:
             self._tell_main("free")
 
-    def _wait(self) -> tuple[int, struct_rusage]:
+    def _wait(self, started: float) -> tuple[int, struct_rusage]:
         """Until the command has ended: listen to the client meanwhile, and watch the clock."""
         watched = process.pidfd_open(self.pid)
         poll = select.poll()
         poll.register(watched, select.POLLIN)
         poll.register(self.reply, select.POLLIN)
         poll.register(self.woken, select.POLLIN)
-        started = time.monotonic()
         limit = self.policy.time_limit
         try:
             while True:
@@ -269,10 +269,12 @@ class Jail(Source):
 
     def _heed(self) -> None:
         """What the mediator says of a call, which may be over by now."""
-        for line in posix.read(self.woken, 4096).decode().splitlines():
-            why, _, call = line.partition(" ")
-            if call == self.call:
-                self._stop(why)
+        for why in self._told():
+            self._stop(why)
+
+    def _told(self) -> list[str]:
+        lines = [line.partition(" ") for line in posix.read(self.woken, 4096).decode().splitlines()]
+        return [why for why, _, call in lines if call == self.call]
 
     def _stop(self, why: str) -> None:
         """The authority is gone: end everything of this call's, or, for a policy that says so, stop it where it stands."""
@@ -327,17 +329,32 @@ class Jail(Source):
         finally:
             posix.close(opened)
 
-    def _linger(self) -> None:
-        """A background call outlives its command: until its client lets go of it."""
+    def _linger(self, started: float) -> None:
+        """A background call outlives its command: until its client lets go of it, or it has no authority any more."""
         poll = select.poll()
         poll.register(self.reply, select.POLLIN)
+        poll.register(self.woken, select.POLLIN)
+        limit = self.policy.time_limit
         while not self._alone():
-            for _, events in poll.poll(1000):
-                if events & (select.POLLHUP | select.POLLERR):
+            ended: list[str] = []
+            for descriptor, events in poll.poll(1000):
+                if descriptor == self.woken:
+                    ended += self._told()
+                elif events & (select.POLLHUP | select.POLLERR):
                     return
-                data, _ = sockets.receive(self.reply, 64)
-                if not data or data[:1] == b"k":
-                    return
+                else:
+                    data, _ = sockets.receive(self.reply, 64)
+                    if not data or data[:1] == b"k":
+                        return
+            if limit and time.monotonic() - started >= limit:
+                return
+            if self.deadline and time.clock_gettime(time.CLOCK_BOOTTIME) >= self.deadline:
+                self.deadline = 0.0
+                ended.append("expired")
+            if ended and not (self.policy.freeze and all([why in _ENDS for why in ended])):
+                return
+            if ended:
+                self._tell_main("freeze")
 
     def _answer(self, status: int, usage: struct_rusage) -> None:
         cpu = usage.ru_utime + usage.ru_stime

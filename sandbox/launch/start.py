@@ -9,6 +9,7 @@ from __future__ import annotations
 import marshal
 import posix
 import select
+import time
 from errno import ECONNRESET
 
 from remit.sandbox.authority.errors import LaunchError
@@ -35,6 +36,10 @@ SIGKILL = 9
 FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH)
 _SIGINFO_SIZE = 128
 _MESSAGE_SIZE = 1 << 14
+_LOOK = 0.5
+"""Seconds between two questions whether a grant was revoked."""
+_PATIENCE = 10.0
+"""Seconds that a first process has to end when the grant was revoked."""
 _GO = b"go"
 
 
@@ -196,13 +201,14 @@ class Session:
 
     def hold(self, on: bool) -> None:
         """Refuse every action that would be recorded, or no longer: the record cannot be written."""
-        try:
-            posix.write(self._control, b"h" + int(on).to_bytes(4, "little"))
-        except OSError:
-            pass  # it is ending: nothing more will be recorded of it
+        self._say(b"h", int(on))
 
-    def wait(self) -> Outcome:
-        """Relay, forward and listen until the session has ended. Raises LaunchError where the command never ran."""
+    def wait(self, revoked: Callable[[], bool] | None = None, *, freeze: bool = False) -> Outcome:
+        """Relay, forward and listen until the session has ended. Raises LaunchError where the command never ran.
+
+        ``revoked`` is asked now and then. Once it says so, everything inside is ended or, with ``freeze``, stopped.
+        """
+        looked = told = 0.0
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
@@ -214,7 +220,7 @@ class Session:
                 relay = self._relay
                 if relay is not None:
                     poll.register(relay.master, select.POLLIN | (select.POLLOUT if relay.blocked else 0))
-                for descriptor, events in poll.poll():
+                for descriptor, events in poll.poll(None if revoked is None else _LOOK * 1000):
                     if descriptor == self._control:
                         self._report(poll)
                     elif descriptor == self._signals:
@@ -229,6 +235,13 @@ class Session:
                             self._close_relay(poll)
                     elif relay is not None and descriptor == relay.source and not relay.keys():
                         poll.unregister(descriptor)
+                if revoked is not None and time.monotonic() - looked >= _LOOK:
+                    looked = time.monotonic()
+                    if not told and revoked():
+                        told = looked
+                        self._say(b"f" if freeze else b"r")
+                    elif told and not freeze and looked - told >= _PATIENCE:
+                        self.kill()  # it should have ended by itself
         finally:
             if self._relay is not None:
                 while self._relay.output() and self._readable(self._relay.master):
@@ -317,8 +330,11 @@ class Session:
             self._signal(number)
 
     def _signal(self, number: int) -> None:
+        self._say(b"s", number)
+
+    def _say(self, kind: bytes, number: int = 0) -> None:
         try:
-            posix.write(self._control, b"s" + number.to_bytes(4, "little"))
+            posix.write(self._control, kind + number.to_bytes(4, "little"))
         except OSError:
             pass  # it is ending; what it has to say comes first
 

@@ -9,6 +9,9 @@ Messages are ``marshal``led tuples in packets (``unix(7)`` SOCK_SEQPACKET). From
 state directory), ``attach`` (token, session), ``stop`` (session). To a client: ``door`` (token, session, with the
 descriptor of a socket to the session's first process), ``opened`` (token, session, enforcement), ``failed`` (token,
 phase, message, hint, status), ``closed`` (session, why).
+
+It also looks into the user's ledger, as long as anything runs under a grant out of a file: what is revoked there is taken
+back here.
 """
 
 from __future__ import annotations
@@ -30,10 +33,17 @@ from remit.sandbox.launch.zygote import Zygote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Iterable
+    from typing import Any, Protocol
 
     from remit.sandbox.launch.request import Request
     from remit.sandbox.launch.wire import Wire
+
+    class Ledger(Protocol):
+        """What is asked of ``session.ledger.Ledger``."""
+
+        def taken_back(self, ids: Iterable[str]) -> tuple[str, ...]: ...
+
 
 CLIENT = 3
 """The descriptor of the first client's socket."""
@@ -42,6 +52,8 @@ LISTENER = 4
 _M_ARENA_MAX = -8
 _LARGEST_REPORT = 1 << 17
 _DIED = "its first process died"
+_LOOK = 0.5
+"""Seconds between two looks into the ledger."""
 _LAST_WORDS = 5.0
 """Seconds that a session's first process may go on talking when it is told to end."""
 _SILENCE_MS = 1000
@@ -55,9 +67,9 @@ def _become_zygote(request: Request) -> None:
 class Running:
     """A session that runs, or is about to."""
 
-    __slots__ = ("calls", "child", "client", "closing", "on_full", "opened", "record", "token")
+    __slots__ = ("calls", "child", "client", "closing", "held", "ledger", "on_full", "opened", "record", "token")
 
-    def __init__(self, record: Record, child: Child, client: int, token: int) -> None:
+    def __init__(self, record: Record, child: Child, client: int, token: int, ledger: Ledger) -> None:
         self.record = record
         self.child = child
         self.client = client
@@ -65,6 +77,9 @@ class Running:
         self.opened = False
         self.closing = ""
         self.on_full = ""
+        self.ledger = ledger
+        self.held: set[str] = set()
+        """The ids of grants out of files that the session, or a call in it, runs under; of those that were not revoked."""
         self.calls: dict[str, tuple[str, tuple[str, ...]]] = {}
         """Which call, with its grants, a network of its own serves: by the number that its sockets came under."""
 
@@ -84,8 +99,13 @@ class Running:
 class Template:
     """The loop."""
 
-    def __init__(self, client: int, listener: int = -1) -> None:
+    def __init__(self, client: int, listener: int, ledger: Callable[[str], Ledger]) -> None:
+        """``ledger``: makes the one below a state directory."""
         self._listener = listener
+        self._ledger = ledger
+        self._ledgers: dict[str, Ledger] = {}
+        self._next_look = 0.0
+        """When the ledger is to be looked into again, by the monotonic clock; 0 while nobody holds a grant out of a file."""
         self._poll = select.poll()
         # A call's own network comes with its rules, and with a socket for each thing it can do.
         self._mail = sockets.Receiver(_LARGEST_REPORT, sockets.MOST_DESCRIPTORS)
@@ -99,7 +119,7 @@ class Template:
     def loop(self) -> None:
         """Until nobody can ask for anything any more."""
         while True:
-            for descriptor, _ in self._poll.poll():
+            for descriptor, _ in self._poll.poll(_LOOK * 1000 if self._next_look else None):
                 if descriptor in self._sessions:
                     self._from_session(self._sessions[descriptor])
                 elif descriptor == self._listener:
@@ -108,6 +128,8 @@ class Template:
                     self._from_client(descriptor)
                 else:
                     self._from_network(descriptor)
+            if self._next_look and time.monotonic() >= self._next_look:
+                self._look()
             if self._listener >= 0 and not self._sessions and self._owner not in self._clients:
                 return  # a listener is there for its sessions: the last one has ended
 
@@ -182,8 +204,9 @@ class Template:
         except RemitError as error:
             self._say(client, "failed", token, error.phase, str(error), error.hint, error.exit_status)
             return
-        running = Running(record, child, client, token)
+        running = Running(record, child, client, token, self._ledger_of(state))
         running.on_full = audit[2]
+        self._hold(running, about.get("grants", ()))
         made.append(running)
         if child.way is not None:
             child.way.watch(self._poll)
@@ -211,6 +234,32 @@ class Template:
             if running.record.identifier == session:
                 return running
         return None
+
+    # --- the ledger ----------------------------------------------------------------------------------------------------
+
+    def _ledger_of(self, state: str) -> Ledger:
+        found = self._ledgers.get(state)
+        if found is None:
+            found = self._ledgers[state] = self._ledger(state)
+        return found
+
+    def _hold(self, running: Running, grants: Any) -> None:
+        """From now on what runs under these is ended when they are revoked; what they were in the meantime is seen at once."""
+        running.held.update(grants)
+        if running.held:
+            self._next_look = self._next_look or time.monotonic()
+
+    def _look(self) -> None:
+        """Tell each session what was revoked of what it holds."""
+        holders = [running for running in self._sessions.values() if running.held]
+        self._next_look = time.monotonic() + _LOOK if holders else 0.0
+        for running in holders:
+            for grant in running.ledger.taken_back(running.held):
+                running.held.discard(grant)
+                try:
+                    sockets.send(running.child.control, b"revoke " + grant.encode())
+                except OSError:
+                    break  # it is ending
 
     # --- sessions ------------------------------------------------------------------------------------------------------
 
@@ -274,6 +323,10 @@ class Template:
 
     def _on_limit(self, running: Running, limit: str) -> None:
         running.closing = f"the {limit} limit"
+
+    def _on_watch(self, running: Running, grants: tuple[str, ...]) -> None:
+        self._hold(running, grants)
+        self._next_look = time.monotonic()
 
     def _on_policy(self, running: Running, policy: int, digest: str, authority: dict[str, object]) -> None:
         running.record.event({"kind": "policy", "policy": policy, "digest": digest, "authority": authority})
@@ -359,8 +412,8 @@ class Template:
         return why
 
 
-def main() -> None:
-    """What the executed interpreter runs. Does not return."""
+def main(ledger: Callable[[str], Ledger]) -> None:
+    """What the executed interpreter runs. Does not return. ``ledger``: makes the one below a state directory."""
     status = 1
     try:
         process.set_name(b"remit-template")
@@ -371,7 +424,7 @@ def main() -> None:
         gc.collect()
         gc.freeze()
         gc.disable()
-        Template(CLIENT, LISTENER if arguments is not None else -1).loop()
+        Template(CLIENT, LISTENER if arguments is not None else -1, ledger).loop()
         status = 0
     except Exception as error:
         # Nobody reads it but with REMIT_DEBUG; the sessions end with this process.

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from remit.sandbox.mediate.broker import Source
 
 _STACK = 1 << 18
+_REVOKE = b"revoke "
 _WATCH_MS = 200
 _SIGSTOP = 19
 _DEVICE_NODES = 1 << 6 | 1 << 11
@@ -285,6 +286,8 @@ class Zygote:
         elif data == b"door" and came:
             self._doors.add(came[0])
             self._watch(came[0], self._from_client)
+        elif data.startswith(_REVOKE):
+            self._take_back(data[len(_REVOKE) :].decode())
 
     def _from_client(self, door: int, _events: int) -> None:
         try:
@@ -310,7 +313,9 @@ class Zygote:
             for policy in [one for one in self._policies.values() if (one.door, one.identifier) == (door, values[0])]:
                 self._drop(policy)
         elif kind == "revoke":
-            self._revoke(door, values[0])
+            self._say(door, "revoked", values[0], self._take_back(values[0]))
+        elif kind == "watch":
+            self._tell("watch", values[0])
 
     def _define(self, door: int, identifier: int, wire: Any, requests: int) -> None:
         try:
@@ -342,7 +347,8 @@ class Zygote:
         if policy.dropped and policy not in self._arming.values():
             policy.close()
 
-    def _revoke(self, door: int, grant: str) -> None:
+    def _take_back(self, grant: str) -> list[str]:
+        """End (or stop) the calls that run under a grant, and let no other one start. Their ids."""
         # Before looking at the calls: one whose request is on its way looks here after it can be seen.
         self._revoked.add(grant)
         stopped: list[str] = []
@@ -351,7 +357,7 @@ class Zygote:
             if call and grant in jail.chain:
                 stopped.append(call)
                 _tell_jail(jail, "revoked", call)
-        self._say(door, "revoked", grant, stopped)
+        return stopped
 
     def _say(self, door: int, *message: Any) -> None:
         try:

@@ -321,7 +321,8 @@ def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
     """What a start needs, as plain values, with the paths that they depend on. Raises RemitError, as ``assemble``."""
     assembled = assemble(request)
     claims = tuple(claim.plain() for chain in assembled.chains for claim in chain.claims)
-    prepared = Prepared(assembled.plan.wire(), assembled.warnings, claims, json.dumps(describe(assembled)))
+    freeze = assembled.ceiling.freeze
+    prepared = Prepared(assembled.plan.wire(), assembled.warnings, claims, freeze, json.dumps(describe(assembled)))
     return prepared, assembled.inputs
 
 

@@ -14,7 +14,7 @@ from _blake2 import blake2b
 
 from remit.sandbox.audit.record import make_parents
 
-FORMAT = 4
+FORMAT = 5
 _DIGEST_SIZE = 32
 _MAXIMUM = 1 << 22
 _READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC

@@ -23,12 +23,13 @@ SCHEMA = "remit.context/1"
 NAME = "context.json"
 
 
-def write(ceiling: Ceiling, grant: Grant) -> str:
-    """The text of a session's context."""
+def write(ceiling: Ceiling, grant: Grant, held: tuple[str, ...]) -> str:
+    """The text of a session's context. ``held``: the ids of the grants out of files that it runs under."""
     return json.dumps(
         {
             "schema": SCHEMA,
             "grant": grant.to_json(),
+            "held": list(held),
             "floor": codec.to_json(ceiling.floor),
             "names": [_named(named) for named in ceiling.names.values()],
             "facts": dataclasses.asdict(ceiling.facts),
@@ -44,13 +45,13 @@ def write(ceiling: Ceiling, grant: Grant) -> str:
     )
 
 
-def read(text: str, session: str) -> tuple[Ceiling, Grant]:
+def read(text: str, session: str) -> tuple[Ceiling, Grant, tuple[str, ...]]:
     """What ``write`` wrote. Raises SessionClosed where it is anything else."""
     try:
         made: dict[str, Any] = json.loads(text)
         if made["schema"] != SCHEMA:
             raise ValueError(made["schema"])
-        grant = Grant.from_json(made["grant"])
+        grant, held = Grant.from_json(made["grant"]), tuple(map(str, made["held"]))
         names = {named.path: named for named in map(_from, made["names"])}
         facts = {key: _tuples(value) for key, value in made["facts"].items()}
         ceiling = Ceiling(
@@ -72,7 +73,7 @@ def read(text: str, session: str) -> tuple[Ceiling, Grant]:
             f"session {session}: its context cannot be read: {error}",
             hint="it was started by another version: start anew",
         ) from None
-    return ceiling, grant
+    return ceiling, grant, held
 
 
 def _named(named: Named) -> list[Any]:

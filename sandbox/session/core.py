@@ -106,6 +106,11 @@ class Shared:
     closed: str = ""
 
 
+def ids(asked: Asked | None) -> tuple[str, ...]:
+    """Of the grants out of files that a call under ``asked`` holds: with any of them, it ends."""
+    return tuple([id for chain in asked.proofs for id in chain.ids]) if asked is not None and asked.proofs else ()
+
+
 class Core:
     """One session's (or narrowed session's) decisions."""
 
@@ -126,7 +131,7 @@ class Core:
         self.uid = uid
         self.depth = depth
         self.chain = (*chain, grant.id)
-        """The ids of the grants that this one came out of, the session's first, and its own."""
+        """The ids of the grants that this one came out of (the session's files' first, then the session's), and its own."""
         self._environ = environ
         self._plans: OrderedDict[object, tuple[str, CallPlan, Authority, tuple[bytes, ...]]] = OrderedDict()
 
@@ -299,7 +304,7 @@ class Core:
         if asked is not None:
             uses = self._uses(asked)
             identifier = secrets.token_hex(16)
-            chain = (*chain, identifier)
+            chain = (*chain, *ids(asked), identifier)
             self.check(chain, grant)
             with self.shared.lock:
                 if asked.uses is not None and uses.used >= asked.uses:

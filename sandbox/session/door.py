@@ -39,6 +39,10 @@ class Door:
         """Arm no more of them."""
         self._send(("forget", identifier))
 
+    def watch(self, grants: tuple[str, ...]) -> None:
+        """A call runs under these grants out of files: it ends when they are revoked. Raises SessionClosed."""
+        self._send(("watch", grants))
+
     def revoke(self, core: Core, grant: str) -> list[str]:
         """End (or stop) what runs under a grant: the ids of those calls.
 

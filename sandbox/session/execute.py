@@ -15,6 +15,7 @@ from remit.sandbox.kernel import process
 from remit.sandbox.launch import terminal
 from remit.sandbox.launch.start import FORWARDED, SIGWINCH
 from remit.sandbox.session import standing
+from remit.sandbox.session.core import ids
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import descriptors, send
 from remit.sandbox.session.result import CompletedCall
@@ -70,6 +71,8 @@ class _Running:
         self._ticket: Ticket = core.ticket(
             armed, grant, list(argv), cwd=directory or None, env=None, terminal=wanted, background=False
         )
+        if grant is not None and grant.proofs:
+            door.watch(ids(grant))
         self._reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         streams = [_stdin(), 1, 2]
         try:

@@ -104,6 +104,13 @@ class Ledger:
         """Why and when ``id`` was revoked, or None. Raises GrantError."""
         return self._read().revoked.get(id)
 
+    def taken_back(self, ids: Iterable[str]) -> tuple[str, ...]:
+        """``revoked``, for what runs already: all of ``ids`` where the ledger cannot be read."""
+        try:
+            return self.revoked(ids)
+        except GrantError:
+            return tuple(ids)
+
     def used(self, id: str) -> int:
         """How many uses of ``id`` were counted. Raises GrantError."""
         found = self._read().used.get(id)

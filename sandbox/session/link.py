@@ -24,7 +24,16 @@ from remit.sandbox.session.result import SessionClosed
 if TYPE_CHECKING:
     from remit.sandbox.launch.wire import Wire
 
-_STARTER = "import sys; sys.path.append(sys.argv.pop(1)); from remit.sandbox.launch.template import main; main()"
+_STARTER = """
+import sys
+sys.path.append(sys.argv.pop(1))
+def ledger(state):
+    from remit.sandbox.session.ledger import Ledger
+    return Ledger(state)
+from remit.sandbox.launch.template import main
+main(ledger)
+"""
+"""The ledger is this room's, and the template's to look into only where a grant file is in use."""
 _SPARE = 10
 """Where a descriptor waits while the ones below it are put in place."""
 

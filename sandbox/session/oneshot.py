@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 TIME_LIMIT_STATUS = 124
 MEMORY_LIMIT_STATUS = 137
 NOT_FOUND_STATUS = 127
+REVOKED_STATUS = 125
+"""As whatever is not the command's own end and has no status of its own."""
 _KEY_VARIABLES = (
     b"HOME",
     b"PATH",
@@ -61,16 +63,25 @@ _ROOMS = ("authority", "compile", "egress", "resolve", "session", "../profiles")
 class Prepared:
     """A plan in its wire form, with what the user has to hear at each start.
 
-    ``claims`` is what each start has to ask of the ledger for the grant files in it (``authority.proof.Claim.plain``).
+    ``claims`` is what each start has to ask of the ledger for the grant files in it (``authority.proof.Claim.plain``);
+    ``freeze``: when one of them is revoked, the command is stopped where it stands rather than ended.
     ``description`` is JSON for the record: the plan, the grant, the lowering. It is kept once and is not in the cache.
     """
 
-    __slots__ = ("cached", "claims", "description", "taken", "warnings", "wire")
+    __slots__ = ("cached", "claims", "description", "freeze", "taken", "warnings", "wire")
 
-    def __init__(self, wire: Wire, warnings: tuple[str, ...], claims: Claims = (), description: str = "") -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        warnings: tuple[str, ...],
+        claims: Claims = (),
+        freeze: bool = False,
+        description: str = "",
+    ) -> None:
         self.wire = wire
         self.warnings = warnings
         self.claims = claims
+        self.freeze = freeze
         self.description = description
         self.cached = False
         self.taken: Claims = ()
@@ -155,6 +166,7 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
     try:
         if prepared.claims:
             _spend(prepared, taken, record.identifier)
+        watched = _watched(prepared) if prepared.claims else None
         session = start.Session(
             prepared.wire,
             argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
@@ -165,7 +177,7 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
             on_start=started,
         )
         try:
-            outcome = session.wait()
+            outcome = session.wait(watched, freeze=prepared.freeze)
         finally:
             session.close()
         # After the close: the gateway's last words are among them.
@@ -208,6 +220,23 @@ def _spend(prepared: Prepared, taken: Claims, session: str) -> None:
     prepared.taken = prepared.claims
 
 
+def _watched(prepared: Prepared) -> Callable[[], bool]:
+    """Whether one of the grants has been revoked by now."""
+    from remit.sandbox.session.ledger import Ledger
+
+    ledger = Ledger(state_directory(posix.environ))
+    held = [claim[0] for claim in prepared.claims]
+
+    def revoked() -> bool:
+        if not ledger.taken_back(held):
+            return False
+        if prepared.freeze:
+            _say("the grant was revoked: the command stands still; SIGINT or SIGTERM ends it")
+        return True
+
+    return revoked
+
+
 # --- preparation -----------------------------------------------------------------------------------------------------
 
 
@@ -229,7 +258,9 @@ def _prepare(invocation: Invocation, libraries: Callable[[], None], *, fresh: bo
         raise _no_record(error) from None
     if inputs:
         wire = _without_assumptions(prepared.wire)
-        cache.store(name, inputs, (assume.checks(prepared.wire[4]), wire, prepared.warnings, prepared.claims))
+        cache.store(
+            name, inputs, (assume.checks(prepared.wire[4]), wire, prepared.warnings, prepared.claims, prepared.freeze)
+        )
     return prepared
 
 
@@ -343,6 +374,8 @@ def _exit_status(outcome: start.Outcome) -> int:
         return TIME_LIMIT_STATUS
     if outcome.limit == "memory":
         return MEMORY_LIMIT_STATUS
+    if outcome.limit == "revoked":
+        return REVOKED_STATUS
     assert outcome.status is not None
     if posix.WIFSIGNALED(outcome.status):
         return 128 + posix.WTERMSIG(outcome.status)
@@ -372,7 +405,9 @@ def _report(invocation: Invocation, outcome: start.Outcome, status: int, identif
     result["limit"] = outcome.limit or None
     result["denials"] = outcome.denials
     _status(invocation.status_fd, result)
-    if outcome.limit:
+    if outcome.limit == "revoked":
+        _say("the grant was revoked, and the command ended with it")
+    elif outcome.limit:
         _say(f"the {outcome.limit} limit ended the command")
     if status and outcome.denials and posix.isatty(2):
         actions = "1 action was" if outcome.denials == 1 else f"{outcome.denials} actions were"

@@ -81,7 +81,8 @@ def core_of(assembled: Assembled, session: str, environ: Mapping[str, str]) -> C
     grant: Grant = replace(assembled.grant, session=session)
     shared = Shared(session, dict(assembled.names))
     bytes_environ = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
-    return Core(assembled.ceiling, grant, shared, bytes_environ, uid=place.identity(assembled.workspace))
+    held = tuple([id for chain in assembled.chains for id in chain.ids])
+    return Core(assembled.ceiling, grant, shared, bytes_environ, uid=place.identity(assembled.workspace), chain=held)
 
 
 def options(values: Mapping[str, Iterable[str]]) -> tuple[tuple[str, str], ...]:

@@ -63,7 +63,7 @@ def start(wanted: Wanted, environ: Mapping[str, str]) -> Started:
             core, enforcement, door, warnings = open_session(link, wanted, environ)
             door.close()
             session = core.shared.session
-            _keep_context(environ, session, context.write(core.ceiling, core.grant))
+            _keep_context(environ, session, context.write(core.ceiling, core.grant, core.chain[:-1]))
             os.rename(temporary, f"{session}{_SUFFIX}", src_dir_fd=place, dst_dir_fd=place)
         except BaseException:
             os.unlink(temporary, dir_fd=place)
@@ -127,8 +127,9 @@ def core_of(session: str, environ: Mapping[str, str]) -> Core:
         text = files.read(path, 1 << 26).decode()
     except OSError:
         raise _unknown(session, environ) from None
-    ceiling, grant = context.read(text, session)
-    return Core(ceiling, grant, Shared(session, dict(ceiling.names)), _bytes(environ), uid=identity(ceiling.workspace))
+    ceiling, grant, held = context.read(text, session)
+    shared = Shared(session, dict(ceiling.names))
+    return Core(ceiling, grant, shared, _bytes(environ), uid=identity(ceiling.workspace), chain=held)
 
 
 def full(session: str, environ: Mapping[str, str]) -> str:

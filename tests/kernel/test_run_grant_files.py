@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.run_harness import World, first_line
+from tests.kernel.run_harness import TIMEOUT, World, descendants, first_line
+from tests.kernel.session_harness import comm, gone
 
 
 @pytest.fixture
@@ -110,6 +112,53 @@ def test_a_grant_that_ends_ends_the_command(world: World, data: Path) -> None:
     status, said = read(world, data, grant)
     assert status == 2
     assert "expired" in said
+
+
+@pytest.mark.parametrize("end", ["kill", "freeze"])
+def test_a_grant_that_is_revoked_ends_or_stops_the_command_that_runs_under_it(
+    world: World, data: Path, end: str
+) -> None:
+    """And no other one. What it started goes with it."""
+    path = world.home / "ending.toml"
+    path.write_text(f'format = 1\nname = "ending"\nextends = ["offline"]\n[enforcement]\non_expiry = "{end}"\n')
+    ending = replace(world, profile=str(path))
+    taken, kept = (make(world, "--read", str(data), file=name) for name in ("g.json", "h.json"))
+    left = "setsid sh -c 'trap \"\" TERM HUP; echo left; while :; do sleep 1000; done'"
+    script = f"{left} & trap '' TERM HUP; cat {data}; while read line; do cat {data}; done"
+    with (
+        ending.start("sh", "-c", script, options=["--grant", str(taken)]) as one,
+        ending.start("sh", "-c", script, options=["--grant", str(kept)]) as other,
+    ):
+        for started in (one, other):
+            assert {first_line(started), first_line(started)} == {"granted", "left"}
+        inside = [pid for pid in descendants(one.pid) if comm(pid) == "sh" and in_tree(pid)]
+        assert len(inside) >= 2
+        handles = [os.pidfd_open(pid) for pid in inside]
+        assert world.remit("grant", "revoke", str(taken)).status == 0
+        if end == "freeze":
+            assert one.stderr is not None
+            assert "stands still" in one.stderr.readline()
+            while {state(pid) for pid in inside} != {"T"}:
+                assert one.poll() is None
+            os.kill(one.pid, signal.SIGCONT)
+            os.kill(one.pid, signal.SIGINT)
+        assert one.wait(TIMEOUT) == 125  # without the end of its input, which would end the script
+        assert one.stderr is not None
+        assert "was revoked" in one.stderr.read()
+        assert gone(handles)
+        assert other.stdin is not None
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert first_line(other) == "granted"
+
+
+def in_tree(pid: int) -> bool:
+    """Not the janitor, which is outside."""
+    return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_a_changed_grant_opens_nothing(world: World, data: Path) -> None:

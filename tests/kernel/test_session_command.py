@@ -8,15 +8,17 @@ import signal
 import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import jsonschema
 import pytest
 
-from tests.kernel.run_harness import World
+from tests.kernel.run_harness import TIMEOUT, World
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(landlock=6, userns=True)]
 
+NUMBERS = count()
 SCHEMAS = Path(__file__).resolve().parents[2] / "cli" / "schemas"
 
 
@@ -42,11 +44,11 @@ def sockets(world: World) -> list[str]:
 
 
 @contextmanager
-def running(world: World, session: str) -> Generator[tuple[subprocess.Popen[str], int]]:
+def running(world: World, session: str, *options: str) -> Generator[tuple[subprocess.Popen[str], int]]:
     """A call that waits, and the host's number of its process."""
-    script = "echo up; sleep 600; true"
+    script = f"echo up; sleep 600; : {next(NUMBERS)}"
     with subprocess.Popen(
-        world.argv("exec", session, "--", "sh", "-c", script),
+        world.argv("exec", session, *options, "--", "sh", "-c", script),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -277,6 +279,36 @@ def test_a_grant_file_is_a_calls_grant_for_as_often_as_it_says(world: World) -> 
         assert second.status == 2
         assert second.stdout == ""
         assert "use" in second.stderr
+
+
+def test_a_grant_file_that_is_revoked_ends_what_runs_under_it(world: World) -> None:
+    """A call under it, with all its children; then a whole session's calls. What is not under it goes on."""
+    files = [world.base / "home" / f"{name}.grant" for name in ("call", "session")]
+    for file in files:
+        assert world.remit("grant", "new", "--read", ".", "-o", str(file)).status == 0
+    with (
+        standing(world) as other,
+        standing(world, "--grant", str(files[1])) as session,
+        running(world, session, "--grant", str(files[0])) as (call, inside),
+        running(world, session) as (kept, own),
+        running(world, other) as (elsewhere, _),
+    ):
+        ended = [os.pidfd_open(pid) for pid in (inside, own)]
+        assert world.remit("grant", "revoke", str(files[0])).status == 0
+        _, stderr = call.communicate(timeout=TIMEOUT)
+        assert call.returncode == 2
+        assert "was revoked" in stderr
+        assert ended_by_descriptor(ended[0])
+        assert kept.poll() is None
+        assert world.remit("exec", session, "--", "true").status == 0
+        assert world.remit("grant", "revoke", str(files[1])).status == 0
+        _, stderr = kept.communicate(timeout=TIMEOUT)
+        assert "was revoked" in stderr
+        assert ended_by_descriptor(ended[1])
+        refused = world.remit("exec", session, "--", "true")
+        assert refused.status == 2
+        assert "revoked" in refused.stderr
+        assert elsewhere.poll() is None
 
 
 def test_a_grant_file_for_another_session_is_refused(world: World) -> None:

@@ -417,6 +417,51 @@ def test_revocation_ends_a_call_with_all_its_children(world: World) -> None:
         assert session.revoke(taken) == []
 
 
+@pytest.mark.parametrize("end", ["expiry", "revocation", "revocation of a file", "time", "memory"])
+def test_what_a_background_call_left_behind_ends_with_its_authority(world: World, end: str) -> None:
+    """Its command has long ended; its handle is open. Another one's goes on."""
+    marker = f"{FOREVER}.206"
+    eats = "x = bytearray(300 << 20); x[::4096] = b'1' * len(x[::4096])\nprint('ready', flush=True)\ntime.sleep(1000)"
+    with opened(world) as session:
+        grant = Grant(
+            read=["."],
+            expires=0.7 if end == "expiry" else None,
+            limits={"time": "700ms"} if end == "time" else {"memory": "200MiB"} if end == "memory" else None,
+        )
+        if end == "revocation of a file":
+            file = world.home / "g.json"
+            made = world.remit("grant", "new", "--read", ".", "-o", str(file))
+            assert made.status == 0, made.stderr
+            with patch.dict(os.environ, world.env(), clear=True):
+                grant = Grant.from_options((("grant", str(file)),), str(world.workspace))
+        script = f"setsid sleep {marker} & echo ready"
+        kept = session.popen(["sh", "-c", script.replace(marker, f"{marker}9")], background=True)
+        if end == "memory":
+            code = f"os.fork() or os.execv('/usr/bin/python3', {python(eats + '#' + marker)!r})"
+            call = session.popen(python(code), grant=grant, background=True)
+        else:
+            call = session.popen(["sh", "-c", script], grant=grant, background=True)
+        for one in (kept, call):
+            assert one.stdout is not None
+            assert one.stdout.readline() == b"ready\n"
+            if one is kept or end not in ("time", "expiry", "memory"):
+                assert one.wait() == 0
+        left = watched(marker)
+        if end.startswith("revocation"):
+            assert len([pid for pid in named(marker) if pid not in named(f"{marker}9")]) == 1
+        if end == "revocation":
+            session.revoke(call)
+        elif end == "revocation of a file":
+            with patch.dict(os.environ, world.env(), clear=True):
+                assert world.remit("grant", "revoke", str(file)).status == 0
+        until(lambda: named(marker) == named(f"{marker}9"))
+        assert len(named(f"{marker}9")) == 1
+        assert session.run(["true"]).returncode == 0
+        call.close()
+        kept.close()
+        assert gone(left)
+
+
 def test_nothing_starts_under_a_grant_that_was_taken_back_meanwhile(world: World) -> None:
     """The decision was made before the revocation, the request arrives after it."""
     with opened(world) as session:
