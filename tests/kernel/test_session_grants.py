@@ -428,8 +428,8 @@ def test_what_a_background_call_left_behind_ends_with_its_authority(world: World
             expires=0.7 if end == "expiry" else None,
             limits={"time": "700ms"} if end == "time" else {"memory": "200MiB"} if end == "memory" else None,
         )
+        file = world.home / "g.json"
         if end == "revocation of a file":
-            file = world.home / "g.json"
             made = world.remit("grant", "new", "--read", ".", "-o", str(file))
             assert made.status == 0, made.stderr
             with patch.dict(os.environ, world.env(), clear=True):
