@@ -421,7 +421,14 @@ def test_revocation_ends_a_call_with_all_its_children(world: World) -> None:
 def test_what_a_background_call_left_behind_ends_with_its_authority(world: World, end: str) -> None:
     """Its command has long ended; its handle is open. Another one's goes on."""
     marker = f"{FOREVER}.206"
-    eats = "x = bytearray(300 << 20); x[::4096] = b'1' * len(x[::4096])\nprint('ready', flush=True)\ntime.sleep(1000)"
+    eats = """
+    while os.getppid() != 1:
+        pass
+    print('ready', flush=True)
+    x = bytearray(300 << 20)
+    x[::4096] = b'1' * len(x[::4096])
+    time.sleep(1000)
+    """
     with opened(world) as session:
         grant = Grant(
             read=["."],
@@ -437,7 +444,7 @@ def test_what_a_background_call_left_behind_ends_with_its_authority(world: World
         script = f"setsid sleep {marker} & echo ready"
         kept = session.popen(["sh", "-c", script.replace(marker, f"{marker}9")], background=True)
         if end == "memory":
-            code = f"os.fork() or os.execv('/usr/bin/python3', {python(eats + '#' + marker)!r})"
+            code = f"os.fork() or os.execv('/usr/bin/python3', {[*python(eats), marker]!r})"
             call = session.popen(python(code), grant=grant, background=True)
         else:
             call = session.popen(["sh", "-c", script], grant=grant, background=True)
