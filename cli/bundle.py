@@ -16,9 +16,12 @@ from remit.cli.fast import BUNDLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
     from types import CodeType
 
-    from remit.cli.loader import Entry
+    from remit.cli.loader import Entry, Source
+
+EARLY, STAGE, LAUNCHER = "remit.sandbox.launch.early", "remit.sandbox.launch.stage", "remit.sandbox.session.oneshot"
 
 
 class _Lean(ast.NodeTransformer):
@@ -67,7 +70,7 @@ def _without_lines(code: "CodeType") -> "CodeType":
     return code.replace(co_linetable=b"", co_consts=inner)
 
 
-def _imports(text: str, names: list[str]) -> list[str]:
+def _imports(text: str, names: "Collection[str]") -> list[str]:
     """Which of ``names`` a module imports when it is itself imported."""
     found: list[str] = []
     for statement in ast.parse(text).body:
@@ -78,41 +81,51 @@ def _imports(text: str, names: list[str]) -> list[str]:
     return [name for name in found if name in names]
 
 
-def ordered(texts: dict[str, str]) -> list[str]:
-    """The modules (name: source text) so that each comes after those that it imports."""
+def ordered(texts: dict[str, str], roots: "Iterable[str]", without: "Iterable[str]" = ()) -> list[str]:
+    """``roots`` and what they import of the modules (name: source text), but for ``without``: each after its imports."""
     order: list[str] = []
-    entered: set[str] = set()
+    entered: set[str] = set(without)
 
     def enter(name: str) -> None:
         if name in entered:
             return
         entered.add(name)
         parent = name.rpartition(".")[0]
-        for needed in [*([parent] if parent else []), *_imports(texts[name], list(texts))]:
+        for needed in [*([parent] if parent else []), *_imports(texts[name], texts)]:
             enter(needed)
         order.append(name)
 
-    for name in texts:
-        enter(name)
+    for name in roots:
+        if name in texts:
+            enter(name)
     return order
+
+
+def parts(texts: dict[str, str]) -> tuple[list[str], list[str], list[str]]:
+    """The modules that start the session's first process, that run in it, and that run in the launcher."""
+    first = ordered(texts, [EARLY])
+    stage = ordered(texts, [STAGE], first)
+    launcher = ordered(texts, [LAUNCHER, *[name for name in texts if name not in stage]], first)
+    return first, stage, launcher
 
 
 def write(names: list[str]) -> None:
     """Make the bundle of ``names``, which are imported. Where that is not possible there is none, and no error."""
-    sources: dict[str, str] = {}
     texts: dict[str, str] = {}
+    entries: dict[str, Entry] = {}
+    sources: list[Source] = []
     for name in names:
         source: str | None = getattr(sys.modules[name], "__file__", None)
         if source is None:
             return
-        sources[name] = source
+        status = posix.stat(source)
+        sources.append((source, status.st_mtime_ns, status.st_size))
         texts[name] = _text(source)
-    entries: list[Entry] = []
-    for name in ordered(texts):
-        status = posix.stat(sources[name])
-        package = hasattr(sys.modules[name], "__path__")
-        code = lean(texts[name], sources[name])
-        entries.append((name, sources[name], package, status.st_mtime_ns, status.st_size, code))
+        entries[name] = (name, source, hasattr(sys.modules[name], "__path__"), lean(texts[name], source))
+    marshalled: list[bytes] = []
+    for part in parts(texts):
+        within = {name: None for module in part for name in _imports(texts[module], sys.builtin_module_names)}
+        marshalled.append(marshal.dumps((tuple(within), tuple([entries[name] for name in part]))))
     installer = lean(_text(loader.__file__), loader.__file__)
     temporary = f"{BUNDLE}.{posix.getpid()}"
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
@@ -121,7 +134,7 @@ def write(names: list[str]) -> None:
     except OSError:
         return
     try:
-        data = marshal.dumps((installer, (str(_ctypes.__file__), tuple(entries))))
+        data = marshal.dumps((installer, (str(_ctypes.__file__), tuple(sources), *marshalled)))
         while data:
             data = data[posix.write(opened, data) :]
         posix.fchmod(opened, 0o644)

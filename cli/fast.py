@@ -39,6 +39,7 @@ def main(argv: list[str]) -> None:
         from remit.cli import fail
 
         status = fail.report(error)
+    _give_up()
     _leave(status)
 
 
@@ -69,6 +70,8 @@ def start(invocation: options.Invocation) -> int:
 
     if bundled:
         return oneshot.run(invocation, libraries)
+    __import__("remit.sandbox.launch.stage")  # before the fork, and for the bundle
+
     names = loaded()
     try:
         return oneshot.run(invocation, libraries)
@@ -89,6 +92,13 @@ def libraries() -> None:
     from remit.cli import boot
 
     boot.dependencies()
+
+
+def _give_up() -> None:
+    """End the first process that was begun for a command which did not come to that."""
+    early = sys.modules.get("remit.sandbox.launch.early")
+    if early is not None:
+        early.give_up()
 
 
 def _leave(status: int) -> None:

@@ -4,8 +4,11 @@ A bundle lies where Python keeps compiled code and deserves the same trust: it i
 user, nobody else can write it, and every source in it is still the one it was made from. What it holds is complete and in
 the order of its imports, so no finder is asked for anything, which is most of what importing costs.
 
+It has three parts, each unmarshalled where it is needed: what starts the session's first process (``launch.early``), what
+runs in that process (``launch.stage``), and what runs in the launcher meanwhile (``session.oneshot``).
+
 The code of this module is in the bundle too: the stub (``remit.sh``) checks the file's owner and mode as ``read`` does, and
-runs ``install`` from it before a single module has been imported.
+runs ``begin`` from it before a single module has been imported.
 """
 
 import marshal
@@ -16,10 +19,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType
 
-    Entry = tuple[str, str, bool, int, int, CodeType]
-    """(module name, source, whether it is a package, the source's mtime in ns and size, its code)."""
-    Content = tuple[str, tuple[Entry, ...]]
-    """(the file of Python's ``_ctypes``, the modules in the order of their imports)."""
+    Source = tuple[str, int, int]
+    """(path, mtime in ns, size)."""
+    Entry = tuple[str, str, bool, CodeType]
+    """(module name, source, whether it is a package, its code)."""
+    Part = tuple[tuple[str, ...], tuple[Entry, ...]]
+    """(the modules within the interpreter that they import, modules in the order of their imports)."""
+    Content = tuple[str, tuple[Source, ...], bytes, bytes, bytes]
+    """(the file of Python's ``_ctypes``, the sources of all modules, then each ``Part``, marshalled, with everything that
+    its modules import but what the first part has)."""
 
 _WRITABLE_BY_OTHERS = 0o022
 
@@ -42,48 +50,102 @@ def read(path: str) -> "Content | None":
     return content
 
 
-def install(content: "Content | None") -> bool:
-    """Import the modules, but for those that are there already. False, and none is, where a source is another one now."""
+def begin(content: "Content | None") -> bool:
+    """``install``, with the session's first process started as soon as it can be (``launch.early``)."""
     if content is None or b"REMIT_DEBUG" in posix.environ:
         return False  # a traceback wants the line numbers, which a bundle lacks
-    extension, entries = content
+    made: list[str] = []
+    stage = content[3]
+    early = None
+    try:
+        _load_extension("_ctypes", content[0])
+        _import(content[2], made)
+        early = sys.modules["remit.sandbox.launch.early"]
+        # Root's first process may run as somebody else, who has to be found out first.
+        if posix.geteuid():
+            early.begin(lambda: _import(stage, []))
+        if _current(content[1]):
+            early.otherwise(lambda: _import(stage, []))
+            _import(content[4], made)
+            return True
+    except Exception:
+        pass  # what it is, the ordinary import will say, where it is reported as what it is
+    if early is not None:
+        early.give_up()
+    for name in made:
+        del sys.modules[name]
+    return False
+
+
+def install(content: "Content | None") -> bool:
+    """Import the modules, but for those that are there already. False, and none is, where a source is another one now."""
+    if content is None or b"REMIT_DEBUG" in posix.environ or not _current(content[1]):
+        return False
+    made: list[str] = []
+    try:
+        _load_extension("_ctypes", content[0])
+        for part in content[2:]:
+            _import(part, made)
+    except Exception:
+        for name in made:
+            del sys.modules[name]
+        return False
+    return True
+
+
+def _current(sources: "tuple[Source, ...]") -> bool:
     stat = posix.stat
     try:
-        for _, source, _, modified, size, _ in entries:
+        for source, modified, size in sources:
             status = stat(source)
             if status.st_mtime_ns != modified or status.st_size != size:
                 return False
     except OSError:
         return False
+    return True
+
+
+def _import(part: bytes, made: list[str]) -> None:
+    """Import the modules of a part, but for those that are there already, and name them in ``made``."""
     modules = sys.modules
     new = modules["sys"].__class__
-    made: list[str] = []
-    try:
-        if "_ctypes" not in modules:
-            _load_extension("_ctypes", extension)
-        for name, source, package, _, _, code in entries:
-            if name in modules:
-                continue
-            module = modules[name] = new(name)
-            made.append(name)
-            space = module.__dict__
-            space["__file__"] = source
-            if package:
-                space["__path__"] = [source.rpartition("/")[0]]
-            exec(code, space)
-            parent, _, last = name.rpartition(".")
-            if parent:
-                setattr(modules[parent], last, module)
-    except Exception:
-        # What it is, the ordinary import will say, where it is reported as what it is.
-        for name in made:
-            del modules[name]
-        return False
-    return True
+    loaded: Part = marshal.loads(part)
+    within, entries = loaded
+    for name in within:
+        if name not in modules:
+            _make_builtin(name)
+    for name, source, package, code in entries:
+        if name in modules:
+            continue
+        module = modules[name] = new(name)
+        made.append(name)
+        space = module.__dict__
+        space["__file__"] = source
+        if package:
+            space["__path__"] = [source.rpartition("/")[0]]
+        exec(code, space)
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], last, module)
+
+
+def _make_builtin(name: str) -> None:
+    """Import a module that is within the interpreter, at a tenth of what asking the finders costs."""
+    import _imp
+    from _frozen_importlib import BuiltinImporter, ModuleSpec
+
+    spec = ModuleSpec(name, BuiltinImporter, origin="built-in")  # type: ignore[arg-type]  # a class, as the import system has it
+    module = _imp.create_builtin(spec)
+    _imp.exec_builtin(module)
+    module.__spec__ = spec
+    module.__loader__ = BuiltinImporter
+    sys.modules[name] = module
 
 
 def _load_extension(name: str, path: str) -> None:
     """Import a module of Python's own that is a shared object, from where it was: looking for it costs half as much again."""
+    if name in sys.modules:
+        return
     from _frozen_importlib import ModuleSpec, module_from_spec
     from _frozen_importlib_external import ExtensionFileLoader
 

@@ -39,7 +39,7 @@ if sys.argv[3:4] == ["run"]:
             loader = {}
             code, content = marshal.loads(posix.read(bundle, status.st_size))
             exec(code, loader)
-            bundled = loader["install"](content)
+            bundled = loader["begin"](content)
         posix.close(bundle)
 if bundled:
     sys.path.append(site)

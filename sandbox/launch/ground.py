@@ -6,14 +6,16 @@ did. Standard library only, everything imported before it restricts itself.
 
 from __future__ import annotations
 
+import marshal
 import posix
 from errno import ENOENT, ENOTDIR
 from stat import S_IFREG
 
-from remit.sandbox.audit.record import CANARY_SIZE
 from remit.sandbox.kernel import files, landlock, memory, mount, process, sockets
 from remit.sandbox.launch import loopback, stdio
-from remit.sandbox.launch.root import Root, Swapped
+from remit.sandbox.launch.copies import Swapped
+from remit.sandbox.launch.request import LARGEST
+from remit.sandbox.launch.root import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ class Ground:
         self._own_network = "unshare" in self.found and "net" in self.found["unshare"][1]
         self.descriptors = [0, 1, 2]
         self.terminal = -1
+        self._seen: tuple[str, bytes] = ("", b"")
+        """The session's canary: a file of the host's, and what it begins with."""
         self.canary = -1
         """A file (O_PATH) that no Landlock domain of a command grants; -1 where the host's tree stays."""
         self.place = -1
@@ -68,18 +72,23 @@ class Ground:
         self.rulesets: dict[str, int] = {}
         self.enforcement: dict[str, str] = {}
         self._root: Root | None = None
+        # Imported here, where Python's own directories can still be seen.
+        if request.terminal is not None:
+            __import__("termios")  # for ``stdio.open_terminal``
+        if "egress" in self.found:
+            from remit.sandbox.egress import inside
+
+            self._open_way = inside.open_way
 
     def enter(self) -> None:
         """Everything that needs capabilities: identity, the new root, a terminal."""
         request = self.request
-        process.die_with_parent()
-        if posix.read(request.control, 64) != b"go":
-            process.leave(125)  # the launcher is gone
+        if not request.begun:
+            process.die_with_parent()
+            self._wait_for_launcher()
+            if request.self_map and "unshare" in self.found:
+                map_ids(request.uid, request.gid)
         process.set_name(b"remit-init")
-        if request.self_map and "unshare" in self.found:
-            files.write("/proc/self/setgroups", b"deny")
-            files.write("/proc/self/uid_map", b"%d %d 1" % (request.uid, request.uid))
-            files.write("/proc/self/gid_map", b"%d %d 1" % (request.gid, request.gid))
         memory.forget_caller(request.stack_strings)
         posix.setsid()
         if "root" in self.found:
@@ -91,26 +100,28 @@ class Ground:
 
     def _enter_root(self) -> None:
         request = self.request
-        path, token = request.canary
-        if files.read(path, CANARY_SIZE) != token:
-            raise Refused("launch", "the canary cannot be read before confinement", "", 125)
-        mount.make_private()
+        if not request.begun:
+            self._see_canary()
+            mount.make_private()
         root = self._root = Root()
         root.open_sources(request.operations, request.idmapped)
         self.bar(tuple(self.descriptors))
+        if not request.begun:
+            root.have_copies(None, request.operations)
         self.descriptors[0] = stdio.harmless_stdin()
         # The host's objects were opened as the user who granted them; all else happens as the one who uses them.
         self._become_user()
         root.make_filesystems(request.operations)
+        if request.begun:
+            root.have_copies(self._wait_for_launcher(), request.operations)
+            self._see_canary()
         root.assemble(request.operations)
         self.canary = root.hidden_file()
         root.pivot(forbid_user_namespaces=bool(self.found["pivot"][1]))
         if self._own_network:
             loopback.up()
         if "egress" in self.found:
-            from remit.sandbox.egress import inside  # imported by the launcher, which forked this process
-
-            inside.open_way(self.found["egress"]).send(request.control)
+            self._open_way(self.found["egress"]).send(request.control)
         # It can be read now, by the very call that must fail later.
         posix.close(posix.open(f"/proc/self/fd/{self.canary}", posix.O_RDONLY | posix.O_CLOEXEC))
 
@@ -133,6 +144,20 @@ class Ground:
                     "put a pipe between: cat | remit run ... | cat",
                     125,
                 )
+
+    def _wait_for_launcher(self) -> dict[str, bytes] | None:
+        """Until it has set this process up, and made the record, which is the canary. Returns what it has copied."""
+        data = posix.read(self.request.control, LARGEST)
+        if not data:
+            process.leave(125)  # the launcher is gone
+        message: tuple[str, bytes, dict[str, bytes] | None] = marshal.loads(data)
+        self._seen = message[:2]
+        return message[2]
+
+    def _see_canary(self) -> None:
+        path, token = self._seen
+        if files.read(path, len(token)) != token:
+            raise Refused("launch", "the canary cannot be read before confinement", "", 125)
 
     def _stay(self) -> None:
         """Without namespaces (degraded by name): the host's tree stays, and Landlock alone stands before it."""
@@ -220,7 +245,21 @@ class Ground:
         elif layer == "landlock" and self.canary >= 0:
             posix.open(f"/proc/self/fd/{self.canary}", posix.O_RDONLY | posix.O_CLOEXEC)
         else:
-            files.read(self.request.canary[0], CANARY_SIZE)
+            files.read(self._seen[0], 1)
+
+
+def map_ids(uid: int, gid: int) -> None:
+    """In a new user namespace: this one user and group, the same inside and outside."""
+    files.write("/proc/self/setgroups", b"deny")
+    files.write("/proc/self/uid_map", b"%d %d 1" % (uid, uid))
+    files.write("/proc/self/gid_map", b"%d %d 1" % (gid, gid))
+
+
+def begin(uid: int, gid: int) -> None:
+    """In all new namespaces: what every plan begins with that wants them all."""
+    process.die_with_parent()
+    map_ids(uid, gid)
+    mount.make_private()
 
 
 def open_inside(path: str) -> int:

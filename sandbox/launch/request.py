@@ -7,8 +7,13 @@ from remit.sandbox.kernel import files
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from remit.sandbox.launch.wire import Operation
+
+
+LARGEST = 1 << 20
+"""Bytes of a message from the launcher that are read; a socket takes less at once (``net.core.wmem_default``)."""
 
 
 class Terminal:
@@ -40,11 +45,11 @@ class Identity:
 
 
 class Request:
-    """One start. ``operations`` is the plan's wire form."""
+    """One start. ``operations`` is the plan's wire form; ``begun`` says that ``ground.begin`` has been done."""
 
     __slots__ = (
         "argv",
-        "canary",
+        "begun",
         "control",
         "degraded",
         "directory",
@@ -68,12 +73,12 @@ class Request:
         gid: int,
         self_map: bool,
         stack_strings: tuple[int, int],
-        canary: tuple[str, bytes],
         argv: list[bytes],
         environment: list[bytes],
         directory: bytes,
         terminal: Terminal | None,
         degraded: tuple[str, ...],
+        begun: bool = False,
     ) -> None:
         self.operations = operations
         self.idmapped = idmapped
@@ -82,9 +87,44 @@ class Request:
         self.gid = gid
         self.self_map = self_map
         self.stack_strings = stack_strings
-        self.canary = canary
         self.argv = argv
         self.environment = environment
         self.directory = directory
         self.terminal = terminal
         self.degraded = degraded
+        self.begun = begun
+
+    def packed(self) -> tuple[Any, ...]:
+        """Without the descriptors, as plain values: for a process that was not forked with it."""
+        terminal = self.terminal
+        return (
+            self.operations,
+            self.uid,
+            self.gid,
+            self.stack_strings,
+            self.argv,
+            self.environment,
+            self.directory,
+            None if terminal is None else (terminal.attributes, terminal.size, terminal.replaces),
+            self.degraded,
+        )
+
+
+def unpacked(control: int, packed: tuple[Any, ...]) -> Request:
+    """The request of ``packed``, for a process that has its ids, its mounts to itself, and its socket at ``control``."""
+    operations, uid, gid, stack_strings, argv, environment, directory, terminal, degraded = packed
+    return Request(
+        operations=operations,
+        idmapped={},
+        control=control,
+        uid=uid,
+        gid=gid,
+        self_map=True,
+        stack_strings=stack_strings,
+        argv=argv,
+        environment=environment,
+        directory=directory,
+        terminal=None if terminal is None else Terminal(*terminal),
+        degraded=degraded,
+        begun=True,
+    )

@@ -13,11 +13,11 @@ from _stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, S_IFSOCK  # stat w
 from errno import EEXIST, ENOENT
 
 from remit.sandbox.kernel import files, mount
+from remit.sandbox.launch import copies
+from remit.sandbox.launch.copies import SAFE, Swapped, open_source
 
 O_PATH = files.O_PATH
 _OPEN_SOURCE = O_PATH | posix.O_CLOEXEC
-_SAFE = files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_MAGICLINKS
-_COPY_LIMIT = 1 << 20
 
 TYPE_CHECKING = False  # typing's own costs 3 ms to import; checkers know this name
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from remit.sandbox.launch.wire import Operation
-
-
-class Swapped(Exception):
-    """An object is not the one that was resolved: (path,)."""
 
 
 class Root:
@@ -51,13 +47,6 @@ class Root:
 
     # --- first pass -----------------------------------------------------------------------------------------------
 
-    def open_source(self, path: str, flags: int = _OPEN_SOURCE) -> int:
-        """A descriptor (O_PATH) of a host object. Raises OSError with the path as its file name."""
-        try:
-            return files.openat2(-100, path.encode(errors="surrogateescape"), flags, 0, _SAFE)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, path) from None
-
     def open_sources(self, operations: Sequence[Operation], idmapped: Mapping[str, int]) -> None:
         """Open and clone what comes from the host, as the user who started the session."""
         takes = self._steps("_take_", operations)
@@ -65,6 +54,10 @@ class Root:
             take = takes[operation[0]]
             if take is not None:
                 self._prepared[index] = take(idmapped, *operation[1:])
+
+    def have_copies(self, found: dict[str, bytes] | None, operations: Sequence[Operation]) -> None:
+        """``found`` is what somebody else has read of the host's files (``copies.read``); None: nobody has."""
+        self._copies = copies.read(operations) if found is None else found
 
     def make_filesystems(self, operations: Sequence[Operation]) -> None:
         """Make every new file system, as the user whom the command will run as: their files must have a mapped owner."""
@@ -96,7 +89,7 @@ class Root:
         if source in idmapped:
             tree = idmapped[source]
         else:
-            opened = self.open_source(source)
+            opened = open_source(source, _OPEN_SOURCE)
             status = posix.fstat(opened)
             if _KINDS.get(S_IFMT(status.st_mode)) != kind:
                 raise Swapped(source)
@@ -111,24 +104,13 @@ class Root:
         mount.set_attributes(tree, attributes)
         return tree
 
-    def _take_copy(self, _idmapped: object, source: str, target: str) -> int:
-        opened = self.open_source(source, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
-        try:
-            status = posix.fstat(opened)
-            if S_IFMT(status.st_mode) != S_IFREG:
-                raise Swapped(source)
-            self._copies[target] = posix.read(opened, min(status.st_size, _COPY_LIMIT))
-        finally:
-            posix.close(opened)
-        return -1
-
     def _make_tmpfs(self, _target: str, size: int, mode: int, no_exec: bool) -> int:
         attributes = mount.ATTR_NOSUID | mount.ATTR_NODEV | (mount.ATTR_NOEXEC if no_exec else 0)
         return mount.new_filesystem(b"tmpfs", ((b"mode", b"%o" % mode), (b"size", b"%d" % size)), attributes)
 
     def _take_dev(self, _idmapped: object, nodes: tuple[str, ...], _shm_size: int) -> int:
         for node in nodes:
-            opened = self.open_source(f"/dev/{node}")
+            opened = open_source(f"/dev/{node}", _OPEN_SOURCE)
             tree = mount.clone_tree(opened, recursive=False)
             posix.close(opened)
             self._device_trees.append((node, tree))
@@ -213,7 +195,7 @@ class Root:
 
     def _open_inside(self, path: bytes) -> int:
         try:
-            return files.openat2(self.descriptor, path, _OPEN_SOURCE, 0, _SAFE | files.RESOLVE_BENEATH)
+            return files.openat2(self.descriptor, path, _OPEN_SOURCE, 0, SAFE | files.RESOLVE_BENEATH)
         except OSError as error:
             if error.errno == ENOENT:
                 return -1

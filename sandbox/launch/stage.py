@@ -2,7 +2,8 @@
 ends with it.
 
 Forked (``clone3``) from a launcher that holds nothing of the caller but its environment, which the stage wipes before
-anything else. Standard library only, everything imported before it restricts itself. The order is the proof:
+anything else; before the plan was known (``early``), or with it. Standard library only, everything imported before it
+restricts itself. The order is the proof:
 
 1. file system (``root``), identity, no_new_privs, capabilities but CAP_SYS_PTRACE of the session's own user namespace;
 2. Landlock domain *session* on the main thread, which becomes the mediator and never runs anything else's code;
@@ -23,10 +24,18 @@ from remit.sandbox.kernel import landlock, notify, process
 from remit.sandbox.launch import program
 from remit.sandbox.launch.ground import Ground, told
 from remit.sandbox.launch.init import Init
+from remit.sandbox.launch.request import unpacked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from remit.sandbox.launch.request import Request
+
+
+def serve(control: int, packed: tuple[Any, ...]) -> None:
+    """Be the first process of the request that came as a message (``early``). Ends the process."""
+    Stage(unpacked(control, packed)).run()
 
 
 class Stage:

@@ -10,14 +10,15 @@ import marshal
 import posix
 import select
 import time
-from errno import ECONNRESET
+from errno import ECONNRESET, EMSGSIZE
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import memory, process, sockets
 from remit.sandbox.kernel.sockets import MOST_DESCRIPTORS
+from remit.sandbox.launch import copies, early
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.request import Identity, Request
-from remit.sandbox.launch.stage import Stage
+from remit.sandbox.launch.signals import FORWARDED, SIGCONT, SIGKILL, SIGSTOP, SIGWINCH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,17 +31,12 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.way import Way
     from remit.sandbox.launch.wire import Operation, Wire
 
-SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM = 1, 2, 3, 10, 12, 14, 15
-SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH = 18, 19, 20, 21, 22, 28
-SIGKILL = 9
-FORWARDED = (SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM, SIGCONT, SIGTSTP, SIGWINCH)
 _SIGINFO_SIZE = 128
 _MESSAGE_SIZE = 1 << 14
 _LOOK = 0.5
 """Seconds between two questions whether a grant was revoked."""
 _PATIENCE = 10.0
 """Seconds that a first process has to end when the grant was revoked."""
-_GO = b"go"
 
 
 class Outcome:
@@ -58,7 +54,9 @@ class Outcome:
 class Child:
     """A session's first process, made from a plan, seen from its parent.
 
-    ``body`` is what it does, in the child: it gets the ``Request``. ``on_network`` hears what the gateway decides
+    ``body`` is what it does, in the child: it gets the ``Request``, and waits for ``go`` before anything is done that could
+    not be taken back. ``waiting`` is taken instead of a new child where it
+    fits the plan; it does what ``early`` says. ``on_network`` hears what the gateway decides
     (``egress.wire.EVENT``), or one text: why it is gone. Raises LaunchError.
     """
 
@@ -67,12 +65,12 @@ class Child:
         wire: Wire,
         body: Callable[[Request], None],
         *,
-        canary: tuple[str, bytes],
         argv: list[bytes] | None = None,
         environment: list[bytes] | None = None,
         directory: str = "/",
         terminal: Terminal | None = None,
         on_network: Callable[[tuple[object, ...]], None] | None = None,
+        waiting: early.Waiting | None = None,
     ) -> None:
         _, _, workspace, degraded, _, operations = wire
         who = _identity(workspace, operations)
@@ -82,16 +80,14 @@ class Child:
                 from remit.sandbox.launch.way import Way
 
                 self.way = Way(operation, who, on_network)
-        self.control, inside = sockets.packet_pair()
         request = Request(
             operations=operations,
             idmapped=who.idmapped,
-            control=inside,
+            control=-1,
             uid=who.uid,
             gid=who.gid,
             self_map=who.self_map,
             stack_strings=memory.own_strings(),
-            canary=canary,
             argv=argv or [],
             environment=environment or [],
             directory=directory.encode(errors="surrogateescape"),
@@ -108,23 +104,17 @@ class Child:
             from remit.sandbox.launch import cgroups
 
             self.groups = cgroups.make([op for op in operations if op[0] == "limit"])
-        ready = who.self_map and self.groups is None
-        if ready:
-            posix.write(self.control, _GO)  # nothing is left to do from outside: the child need not wait for it
-        try:
-            self.pid = process.clone3(flags)
-        except OSError as error:
-            raise LaunchError(
-                f"no new namespaces: {error.strerror}",
-                hint="'remit doctor' says what refuses them and how to allow them",
-            ) from None
-        if self.pid == 0:
-            _run(request, inside, body)
-        posix.close(inside)
+        if waiting is not None and not (who.self_map and flags == early.FLAGS):
+            waiting.give_up()
+            waiting = None
+        self._operations: Sequence[Operation] | None = None
+        """Of a child that is building already: the launcher reads for it what the plan copies."""
+        if waiting is not None and waiting.hand(request.packed()):
+            self.pid, self.control, self._operations = waiting.pid, waiting.control, operations
+        else:
+            self.pid, self.control = _fork(request, flags, body)
         for descriptor in who.idmapped.values():
             posix.close(descriptor)
-        if ready:
-            return
         try:
             if not who.self_map and flags & process.CLONE_NEWUSER:
                 who.write_maps(self.pid)
@@ -135,7 +125,27 @@ class Child:
             raise LaunchError(
                 f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'"
             ) from None
-        posix.write(self.control, _GO)
+
+    def go(self, canary: tuple[str, bytes]) -> None:
+        """Let it confine itself. ``canary``: a file that it can read until then, and what that begins with."""
+        message = marshal.dumps((*canary, self._copied()))
+        try:
+            try:
+                posix.write(self.control, message)
+            except OSError as error:
+                if error.errno != EMSGSIZE:
+                    raise
+                posix.write(self.control, marshal.dumps((*canary, None)))
+        except OSError:
+            pass  # it is dead: whoever listens hears of it
+
+    def _copied(self) -> dict[str, bytes] | None:
+        if self._operations is None:
+            return None
+        try:
+            return copies.read(self._operations)
+        except (OSError, copies.Swapped):
+            return None  # the child will meet it too, and knows what to say
 
     def kill(self) -> None:
         """End everything inside, now."""
@@ -157,7 +167,7 @@ class Child:
 
 
 class Session:
-    """A session of one command, seen from its parent."""
+    """A session of one command, seen from its parent. It is on its way when it is made, and starts nothing before ``go``."""
 
     def __init__(
         self,
@@ -166,7 +176,6 @@ class Session:
         argv: list[bytes],
         environment: list[bytes],
         directory: str,
-        canary: tuple[str, bytes],
         on_event: Callable[[tuple[Any, ...]], None],
         on_start: Callable[[Mapping[str, str]], None],
     ) -> None:
@@ -186,14 +195,18 @@ class Session:
         self._child = Child(
             wire,
             _stage,
-            canary=canary,
             argv=argv,
             environment=environment,
             directory=directory,
             terminal=self._terminal,
             on_network=lambda event: on_event(("gateway", *event)),
+            waiting=early.take(),
         )
         self._control = self._child.control
+
+    def go(self, canary: tuple[str, bytes]) -> None:
+        """Let the command start, once there is a record of it (``Child.go``)."""
+        self._child.go(canary)
 
     def kill(self) -> None:
         """End everything inside, now."""
@@ -359,13 +372,32 @@ def _identity(workspace: str, operations: Sequence[Operation]) -> Identity:
 
 
 def _stage(request: Request) -> None:
+    early.prepared()
+    from remit.sandbox.launch.stage import Stage
+
     Stage(request).run()
 
 
-def _run(request: Request, control: int, body: Callable[[Request], None]) -> None:
+def _fork(request: Request, flags: int, body: Callable[[Request], None]) -> tuple[int, int]:
+    """A child in new namespaces that runs ``body``: its pid, and this end of its socket. Raises LaunchError."""
+    control, request.control = sockets.packet_pair()
+    try:
+        pid = process.clone3(flags)
+    except OSError as error:
+        raise LaunchError(
+            f"no new namespaces: {error.strerror}",
+            hint="'remit doctor' says what refuses them and how to allow them",
+        ) from None
+    if pid == 0:
+        _run(request, body)
+    posix.close(request.control)
+    return pid, control
+
+
+def _run(request: Request, body: Callable[[Request], None]) -> None:
     try:
         # Nothing of the launcher's or its caller's but the standard descriptors and the socket.
-        keep(control, *request.idmapped.values())
+        keep(request.control, *request.idmapped.values())
         body(request)
     finally:
         process.leave(125)

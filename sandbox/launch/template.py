@@ -200,7 +200,8 @@ class Template:
                 )
                 return
             made: list[Running] = []
-            child = Child(wire, _become_zygote, canary=record.canary, on_network=lambda event: made[0].network(event))
+            child = Child(wire, _become_zygote, on_network=lambda event: made[0].network(event))
+            child.go(record.canary)
         except RemitError as error:
             self._say(client, "failed", token, error.phase, str(error), error.hint, error.exit_status)
             return

@@ -3,7 +3,7 @@
 A cached plan is an escape if somebody else wrote it, so the directory and the file must be this user's alone, the
 content must match its digest, and every input (profile files, those that might shadow them, the search path's
 directories) must still be what it was. Anything else is a miss. What the plan says of the host's files is checked again
-at every start (``launch.start.bind``).
+at every start (``launch.assume``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from remit.sandbox.kernel import process
 from remit.sandbox.launch import terminal
-from remit.sandbox.launch.start import FORWARDED, SIGWINCH
+from remit.sandbox.launch.signals import FORWARDED, SIGWINCH
 from remit.sandbox.session import standing
 from remit.sandbox.session.core import ids
 from remit.sandbox.session.door import Door

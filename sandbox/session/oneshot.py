@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from remit.cli.options import Invocation
+    from remit.sandbox.audit.record import Line
+    from remit.sandbox.launch.assume import Check
     from remit.sandbox.launch.wire import Wire
     from remit.sandbox.session.ledger import Plain
 
@@ -64,11 +66,12 @@ class Prepared:
     """A plan in its wire form, with what the user has to hear at each start.
 
     ``claims`` is what each start has to ask of the ledger for the grant files in it (``authority.proof.Claim.plain``);
-    ``freeze``: when one of them is revoked, the command is stopped where it stands rather than ended.
-    ``description`` is JSON for the record: the plan, the grant, the lowering. It is kept once and is not in the cache.
+    ``freeze``: when one of them is revoked, the command is stopped where it stands rather than ended. ``assumed`` is what
+    has to hold for it to be still true. ``description`` is JSON for the record: the plan, the grant, the lowering. It is kept
+    once and is not in the cache.
     """
 
-    __slots__ = ("cached", "claims", "description", "freeze", "taken", "warnings", "wire")
+    __slots__ = ("assumed", "cached", "claims", "description", "freeze", "taken", "warnings", "wire")
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class Prepared:
         self.claims = claims
         self.freeze = freeze
         self.description = description
+        self.assumed: tuple[Check, ...] = ()
         self.cached = False
         self.taken: Claims = ()
 
@@ -111,37 +115,15 @@ def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
     except LaunchError as error:
         if error.phase != "changed" or not prepared.cached:
             raise
-    # The cached plan named something that is not there any more: only a start could tell.
+    # The cached plan is not true any more.
     again = _prepare(invocation, libraries, fresh=True)
     # What the first try took of the ledger serves the second one: nothing ran.
     return _attempt(invocation, again, taken=prepared.taken)
 
 
 def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> int:
-    for warning in prepared.warnings:
-        _say(warning)
-    _, digest, workspace, degraded, _, operations = prepared.wire
+    _, digest, workspace, _, _, operations = prepared.wire
     level, on_full, lines = next((op[1:4] for op in operations if op[0] == "record"), ("writes", "deny", ()))
-    try:
-        record = Record(
-            state_directory(posix.environ),
-            digest,
-            {
-                "workspace": workspace,
-                "degraded": degraded,
-                "argv": list(invocation.command),
-                "audit": level,
-                **({"grants": [claim[0] for claim in prepared.claims]} if prepared.claims else {}),
-            },
-            lines,
-            kept=_kept(prepared),
-        )
-    except FileNotFoundError:
-        gone = LaunchError("the plan's record is gone", hint="start again")
-        gone.phase = "changed"
-        raise gone from None
-    except OSError as error:
-        raise _no_record(error) from None
 
     def started(enforcement: Mapping[str, str]) -> None:
         record.enforced(dict(enforcement))
@@ -163,20 +145,31 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
             if missing:
                 session.hold(False)
 
+    # Its first process builds what it can while the plan is checked and the record made.
+    session = start.Session(
+        prepared.wire,
+        argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
+        environment=_environment(prepared.wire),
+        directory=_directory(invocation, workspace),
+        on_event=happened,
+        on_start=started,
+    )
     try:
-        if prepared.claims:
-            _spend(prepared, taken, record.identifier)
-        watched = _watched(prepared) if prepared.claims else None
-        session = start.Session(
-            prepared.wire,
-            argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
-            environment=_environment(prepared.wire),
-            directory=_directory(invocation, workspace),
-            canary=record.canary,
-            on_event=happened,
-            on_start=started,
-        )
+        changed = assume.broken(prepared.assumed)
+        if changed:
+            raise _changed(f"{changed} is not what it was when the plan was made")
+        record = _record(invocation, prepared, level, lines)
+    except BaseException:
+        session.close()
+        raise
+    try:
         try:
+            if prepared.claims:
+                _spend(prepared, taken, record.identifier)
+            watched = _watched(prepared) if prepared.claims else None
+            for warning in prepared.warnings:
+                _say(warning)
+            session.go(record.canary)
             outcome = session.wait(watched, freeze=prepared.freeze)
         finally:
             session.close()
@@ -196,6 +189,30 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
         raise
     _report(invocation, outcome, status, record.identifier)
     return status
+
+
+def _record(invocation: Invocation, prepared: Prepared, level: str, lines: tuple[Line, ...]) -> Record:
+    _, digest, workspace, degraded, _, _ = prepared.wire
+    about: dict[str, object] = {
+        "workspace": workspace,
+        "degraded": degraded,
+        "argv": list(invocation.command),
+        "audit": level,
+    }
+    if prepared.claims:
+        about["grants"] = [claim[0] for claim in prepared.claims]
+    try:
+        return Record(state_directory(posix.environ), digest, about, lines, kept=_kept(prepared))
+    except FileNotFoundError:
+        raise _changed("the plan's record is gone") from None
+    except OSError as error:
+        raise _no_record(error) from None
+
+
+def _changed(what: str) -> LaunchError:
+    error = LaunchError(what, hint="start again")
+    error.phase = "changed"
+    return error
 
 
 def _complete(record: Record, result: dict[str, object]) -> None:
@@ -246,11 +263,10 @@ def _prepare(invocation: Invocation, libraries: Callable[[], None], *, fresh: bo
     name = key(_material(invocation))
     entry = None if fresh else cache.load(name)
     if entry is not None:
-        expected, *rest = entry
-        if not assume.broken(expected):
-            prepared = Prepared(*rest)
-            prepared.cached = True
-            return prepared
+        assumed, *rest = entry
+        prepared = Prepared(*rest)
+        prepared.assumed, prepared.cached = assumed, True
+        return prepared
     prepared, inputs = _compile(invocation, libraries)  # no inputs: it is good for this start only
     try:
         keep_plan(state_directory(posix.environ), _kept(prepared), prepared.description)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,25 @@ print(space["install"](content), *sorted(set(sys.modules) - before))
 """
 NAMES = ["remit.sandbox.kernel.files", "remit", "remit.sandbox", "remit.sandbox.kernel", "remit.sandbox.kernel.call",
          "remit.sandbox.kernel.numbers"]  # fmt: skip
+IN_CHILD = """
+import marshal, posix, sys
+with open(sys.argv[1], "rb") as file:
+    code, content = marshal.loads(file.read())
+before = set(sys.modules)
+sys.path.clear()
+space = {}
+exec(code, space)
+space["_load_extension"]("_ctypes", content[0])
+for part in map(int, sys.argv[2:]):
+    space["_import"](content[part], [])
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def order(path: Path) -> list[str]:
+    content = loader.read(str(path))
+    assert content is not None
+    return [entry[0] for part in content[2:] for entry in marshal.loads(part)[1]]
 
 
 @pytest.fixture
@@ -42,13 +62,32 @@ def install(path: Path, environment: dict[str, str] | None = None) -> list[str]:
 
 
 def test_it_holds_the_modules_after_what_they_import(made: Path) -> None:
-    content = loader.read(str(made))
-    assert content is not None
-    order = [entry[0] for entry in content[1]]
-    assert sorted(order) == sorted(NAMES)
-    assert order.index("remit.sandbox.kernel.numbers") < order.index("remit.sandbox.kernel.call")
-    assert order.index("remit.sandbox.kernel.call") < order.index("remit.sandbox.kernel.files")
-    assert order.index("remit.sandbox.kernel") < order.index("remit.sandbox.kernel.call")
+    names = order(made)
+    assert sorted(names) == sorted(NAMES)
+    assert names.index("remit.sandbox.kernel.numbers") < names.index("remit.sandbox.kernel.call")
+    assert names.index("remit.sandbox.kernel.call") < names.index("remit.sandbox.kernel.files")
+    assert names.index("remit.sandbox.kernel") < names.index("remit.sandbox.kernel.call")
+
+
+@pytest.mark.parametrize(("parts", "needed", "alien"), [
+    ((2,), bundle.EARLY, "remit.sandbox.launch.ground"),
+    ((2, 3), bundle.STAGE, "remit.cli.options"),
+    ((2, 4), bundle.LAUNCHER, "remit.sandbox.mediate.broker"),
+])  # fmt: skip
+def test_each_part_is_complete_with_the_first_and_holds_no_other_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[int, ...], needed: str, alien: str
+) -> None:
+    path = tmp_path / "run.bundle"
+    code = (
+        f"import sys; sys.path.append({str(ROOT)!r}); from remit.cli import fast, bundle;"
+        f"import {bundle.STAGE}, {bundle.LAUNCHER}; names = fast.loaded();"
+        f"bundle.BUNDLE = {str(path)!r}; bundle.write([name for name in names if name != 'remit.cli.bundle'])"
+    )
+    subprocess.run([sys.executable, "-I", "-S", "-X", "utf8", "-c", code], check=True)
+    command = [sys.executable, "-I", "-S", "-c", IN_CHILD, str(path), *map(str, parts)]
+    found = subprocess.run(command, env={}, capture_output=True, text=True, check=True).stdout.split()
+    assert needed in found
+    assert alien not in found
 
 
 def test_it_imports_them_with_nothing_on_the_path(made: Path) -> None:
@@ -80,9 +119,11 @@ def test_it_is_not_used_through_a_link(made: Path, tmp_path: Path) -> None:
 def test_nothing_of_it_is_imported_where_a_source_has_changed(made: Path) -> None:
     content = loader.read(str(made))
     assert content is not None
-    name, source, package, modified, size, code = content[1][-1]
-    for other in ((name, source, package, modified + 1, size, code), (name, source, package, modified, size + 1, code)):
-        assert not loader.install((content[0], (other,)))
+    extension, sources, first, stage, launcher = content
+    source, modified, size = sources[-1]
+    for other in ((source, modified + 1, size), (source, modified, size + 1), (source + "x", modified, size)):
+        assert not loader.install((extension, (*sources[:-1], other), first, stage, launcher))
+        assert not loader.begin((extension, (*sources[:-1], other), first, stage, launcher))
 
 
 def test_a_damaged_one_is_none(made: Path) -> None:
