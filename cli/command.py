@@ -27,6 +27,7 @@ _WORDS = {
     "limit": tuple(f"{name}=" for name in LIMIT_NAMES),
     "allow-syscalls": SYSCALL_GROUPS,
     "degrade": DEGRADABLE,
+    "denials": ("text", "json"),
 }
 _COMPLETED_AS = {"PATH": "file", "FILE": "file", "PROFILE": "file", "DIR": "dir"}
 
@@ -83,6 +84,7 @@ def invocation(verb: str, values: dict[str, Any]) -> options.Invocation:
         values.get("accept_suggestion", False),
         values.get("json", False),
         values.get("plan", False),
+        values.get("denials") or "",
     )
 
 

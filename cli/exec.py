@@ -50,6 +50,17 @@ def _execute(invocation: Invocation, status: Status) -> int:
     if code and result.denied and os.isatty(2):
         actions = "1 action was" if result.denied == 1 else f"{result.denied} actions were"
         render.problems([f"{actions} outside the grant: remit why {session} explains"])
+    if invocation.denials:
+        from remit.sandbox.audit import denials
+        from remit.sandbox.audit.record import state_directory
+
+        found = denials.of_call(state_directory(dict(os.environb)), session, result.call)
+        if invocation.denials == "text":
+            render.problems(found.text(code))
+        elif invocation.status_fd >= 0:
+            status.say(found.document())
+        else:
+            render.line(found.document())
     return code
 
 

@@ -38,6 +38,14 @@ SESSION: tuple[Option, ...] = (
     Option("chdir", "", "DIR", False, _CALL, "Where the command starts.  [default: the workspace]"),
     Option("accept-suggestion", "", "", False, _START, "Apply the grants that the workspace's remit.toml suggests."),
     Option("status-fd", "", "N", False, ("run", "exec"), "Write JSON lines about the run to descriptor N."),
+    Option(
+        "denials",
+        "",
+        "text|json",
+        False,
+        ("run", "exec"),
+        "When CMD has ended, say on stderr what was denied, as a model should read it; json: to --status-fd if given.",
+    ),
 )
 
 GRANT: tuple[Option, ...] = (
@@ -117,13 +125,14 @@ class Invocation:
 
     ``profile``, ``workspace`` and ``chdir`` are ``""`` when not given; ``status_fd`` is -1. ``grants`` holds the grant
     options as (option name, value), in the table's order and, for one option, in the order given; ``command`` is CMD
-    with its arguments.
+    with its arguments. ``denials`` is ``text``, ``json`` or ``""``.
     """
 
     __slots__ = (
         "accept_suggestion",
         "chdir",
         "command",
+        "denials",
         "grants",
         "json",
         "plan",
@@ -145,6 +154,7 @@ class Invocation:
         accept_suggestion: bool = False,
         json: bool = False,
         plan: bool = False,
+        denials: str = "",
     ) -> None:
         self.verb = verb
         self.command = command
@@ -156,6 +166,7 @@ class Invocation:
         self.accept_suggestion = accept_suggestion
         self.json = json
         self.plan = plan
+        self.denials = denials
 
     def key(self) -> tuple[object, ...]:
         """Everything that the compiled plan can depend on, as plain values (``marshal``, hashing, comparison)."""
@@ -233,6 +244,9 @@ def parse(verb: str, argv: list[str]) -> tuple[Invocation, list[str]]:
     if "status-fd" in given and not (status.isascii() and status.isdigit() and len(status) < 8):
         errors.append(f"--status-fd needs the number of an open descriptor, not {status!r}")
         status = "-1"
+    denials = given.get("denials", "")
+    if denials not in ("", "text", "json"):
+        errors.append(f"--denials takes text or json, not {denials!r}")
     command = tuple(argv[index:])
     if verb in ("run", "exec") and not command:
         errors.append("nothing to run: give a command after the options")
@@ -251,5 +265,6 @@ def parse(verb: str, argv: list[str]) -> tuple[Invocation, list[str]]:
         "accept-suggestion" in flags,
         "json" in flags,
         "plan" in flags,
+        denials,
     )
     return invocation, errors

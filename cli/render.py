@@ -105,6 +105,16 @@ def problems(lines: Iterable[str]) -> None:
         return
 
 
+def line(content: Mapping[str, object]) -> None:
+    """One JSON object on stderr, as its last line."""
+    import json
+
+    try:
+        print(json.dumps(content), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
+
+
 def traceback(error: BaseException) -> None:
     """Where ``error`` came from, on stderr; only for ``REMIT_DEBUG=1``."""
     from traceback import print_exception

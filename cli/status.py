@@ -42,9 +42,12 @@ class Status:
         self._say({"event": "failed", "phase": error.phase, "message": str(error), "hint": error.hint})
 
     def _say(self, event: dict[str, object]) -> None:
-        if self._descriptor < 0:
-            return
-        data = (json.dumps({"schema": SCHEMA, **event}) + "\n").encode()
+        if self._descriptor >= 0:
+            self.say({"schema": SCHEMA, **event})
+
+    def say(self, document: dict[str, object]) -> None:
+        """One line."""
+        data = (json.dumps(document) + "\n").encode()
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]

@@ -14,10 +14,10 @@ import click
 
 from remit.cli import options, render
 from remit.cli.command import HELP_NAMES
-from remit.sandbox.audit import housekeeping, log, message, report, why
-from remit.sandbox.audit.decide import Decider, Decision
+from remit.sandbox.audit import denials, housekeeping, log, message, why
+from remit.sandbox.audit.decide import Decider, Decision, endpoint, target
 from remit.sandbox.audit.record import state_directory
-from remit.sandbox.authority.errors import RemitError, UsageError
+from remit.sandbox.authority.errors import UsageError
 from remit.sandbox.authority.parse import parse_endpoint
 
 if TYPE_CHECKING:
@@ -66,39 +66,13 @@ def command(what: str | None, last: bool, profile: str | None, workspace: str | 
         if not other:
             raise UsageError(f"{what}: no denial has that number", hint=f"remit why {identifier}")
         return _not_denied(found, other, as_json)
-    explained = explanations(found, denied)
+    explained = denials.explanations(found, denied)
     if as_json:
         render.document("why", content(found, explained))
     else:
         _print(found, explained)
     housekeeping.run(state)
     return 0
-
-
-def explanations(found: log.Log, events: list[Event]) -> list[Explanation]:
-    """Each distinct denial among ``events``, explained under the grant that it happened under."""
-    layers = frozenset(str(one.get("layer")) for one in _plan(found)["operations"])
-    session = _decider(found, found.plan)
-    deciders = report.deciders_of(found, session)
-    return [
-        why.explain(equal, deciders.get(equal[0].call, session), layers, os.path.lexists)
-        for equal in why.grouped(events)
-    ]
-
-
-def _plan(found: log.Log) -> dict[str, Any]:
-    try:
-        operations = [dict(one) for one in found.plan["plan"]["operations"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise log.RecordError(f"not a plan: {error!r}", where=f"{found.directory}/plan.json") from None
-    return {"operations": operations}
-
-
-def _decider(found: log.Log, plan: dict[str, Any]) -> Decider:
-    try:
-        return Decider.of_plan(plan)
-    except (AttributeError, KeyError, TypeError, ValueError, RemitError) as error:
-        raise log.RecordError(f"not a plan: {error!r}", where=f"{found.directory}/plan.json") from None
 
 
 def content(session: log.Log, explained: list[Explanation]) -> dict[str, object]:
@@ -143,11 +117,7 @@ def _print(session: log.Log, explained: list[Explanation]) -> None:
     if session.lost:
         render.text(f"{session.lost} actions could not be recorded")
     if not explained:
-        render.text("nothing was denied")
-        if session.ended and session.plan.get("audit") == "off":
-            render.text('this session recorded its start and end only ([audit] level = "off")')
-        elif session.ended:
-            render.text("what failed was not Remit's doing")
+        render.text(denials.nothing_denied(str(session.plan.get("audit", "writes"))))
     for one in explained:
         event, times = one.event, len(one.events)
         tried = event.syscall if event.right == "call" else f"{event.syscall}: {event.right} {event.object}".rstrip()
@@ -185,18 +155,27 @@ def _object(text: str) -> tuple[str, bool]:
     return text, True
 
 
+def _means(event: Event, name: str, spelled: str) -> bool:
+    """Whether it is about that object. A connection is asked about as it was meant, by name or address."""
+    if event.object in (name, spelled):
+        return True
+    try:
+        return event.axis == "network" and target(event.object) == target(name)
+    except ValueError:
+        return False
+
+
 def _happened(state: str, what: str, as_json: bool) -> int:
     found = log.read(state, log.latest(state))
     name, _ = _object(what)
     spelled = os.path.abspath(what) if not _object(what)[1] else name
-    events = [event for event in found.events if event.object in (name, spelled)]
+    events = [event for event in found.events if _means(event, name, spelled)]
     denied = [event for event in events if event.denied]
     if not events:
-        decider = _decider(found, found.plan)
-        return _tell_would(what, decider, f"session {found.identifier}", as_json, nothing=True)
+        return _tell_would(what, log.Deciders(found).session, f"session {found.identifier}", as_json, nothing=True)
     if not denied:
         return _not_denied(found, events, as_json)
-    explained = explanations(found, denied)
+    explained = denials.explanations(found, denied)
     if as_json:
         render.document("why", content(found, explained))
     else:
@@ -229,10 +208,8 @@ def _tell_would(what: str, decider: Decider, whose: str, as_json: bool, *, nothi
     answers: list[tuple[str, str, Decision]] = []
     if network:
         asked = parse_endpoint(what)
-        host, port = asked.name or asked.network.partition("/")[0], asked.port
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        answers.append(("network", "connect", decider.endpoint(address, "connect", asked.name or None)))
-        name = address
+        name = endpoint(asked.name or asked.network.partition("/")[0], asked.port, asked.protocol)
+        answers.append(("network", "connect", decider.endpoint(name)))
     else:
         answers += [
             ("exec" if right == "exec" else "filesystem", right, decider.path(name, right)) for right in _RIGHTS
@@ -271,6 +248,8 @@ def _tell_would(what: str, decider: Decider, whose: str, as_json: bool, *, nothi
         render.text("nothing that was recorded names it; by its authority it would be so:")
     for row in rows:
         line = f"{row['right']}: {'allowed' if row['allowed'] else 'denied'} ({row['rule'] or row['kind']})"
+        if nothing and row["allowed"]:
+            line += "; where that failed, it was not Remit"
         render.text(line)
         more = [("line", row["source"]), ("grant", shlex.join(row["grant"])), ("note", row["note"])]
         render.listing(f"{label:<9}{value}" for label, value in more if value)

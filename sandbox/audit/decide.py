@@ -11,24 +11,27 @@ recorded decision stands wherever auto-executed files are protected.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from remit.sandbox.authority import codec, lattice
+from remit.sandbox.authority.endpoint import matches
 from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, PathRule, Right, Source
 from remit.sandbox.compile import catalogue
 from remit.sandbox.compile.syscalls import TABLE, Action
-from remit.sandbox.events.action import HELD, PRIVATE, UNGRANTED
+from remit.sandbox.events.action import BY_AUTHORITY, HELD, PRIVATE, UNGRANTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from remit.sandbox.authority.model import Endpoint
     from remit.sandbox.events.event import Event
 
 AUTO_EXEC = "auto_exec "
 _OWN = ("/dev/", "/proc/")
 _SCRATCH = ("/tmp/", "/run/", "/var/tmp/")
 _RIGHTS = {"read": Right.READ, "write": Right.WRITE, "remove": Right.WRITE, "setuid": Right.WRITE, "exec": Right.EXEC}
-_LOOPBACK = ("127.", "[0:0:0:0:0:0:0:1]:")
+_LOOPBACK = ("127.", "[0:0:0:0:0:0:0:1]:", "[::1]:", "0.0.0.0:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class Decider:
             own = event.rule.text == PRIVATE
             return Decision(own, "private" if own else "ungranted", PRIVATE if own else UNGRANTED)
         if event.axis == "network":
-            return self.endpoint(event.object, event.right)
+            return self._connection(event)
         if event.axis == "ipc":
             return self.socket(event.object)
         if event.right == "setuid":
@@ -155,22 +158,33 @@ class Decider:
             return f"{AUTO_EXEC}interpreter {parts[-1]}"
         return ""
 
-    def endpoint(self, name: str, right: str, host: str | None = None) -> Decision:
-        """A connection to ``ADDRESS:PORT`` (``[ADDRESS]:PORT``), or to ``host`` on that port; or a bind."""
-        if right == "bind":
+    def _connection(self, event: Event) -> Decision:
+        """Whose loopback was meant, and what a name led to or a program sent, only those knew who were there."""
+        if event.right == "bind":
             return Decision(True, "private", PRIVATE)
-        address, _, port = name.rpartition(":")
-        if name.startswith(_LOOPBACK) and self.authority.loopback:
+        if event.object.startswith(_LOOPBACK) and event.source != "gateway":
+            own = event.rule.text == PRIVATE
+            return Decision(own, "private" if own else "ungranted", PRIVATE if own else UNGRANTED)
+        made = self.endpoint(event.object)
+        if made.allowed and event.denied and event.rule.text not in (UNGRANTED, *BY_AUTHORITY):
+            return Decision(False, "refused", event.rule.text)
+        return made
+
+    def endpoint(self, text: str) -> Decision:
+        """A connection to ``HOST:PORT``, ``[ADDRESS]:PORT``, with ``/udp`` or not; a name alone: to any port of it."""
+        if text.startswith(_LOOPBACK) and self.authority.loopback:
             return Decision(True, "private", PRIVATE)
         try:
-            allowed, line = lattice.allows_connect(
-                self.authority, host, address.strip("[]") if host is None else None, int(port or 0)
-            )
+            host, port, protocol = target(text)
+            if is_name(host):
+                found = next((one for one in self.authority.connect if _names(one, host, port, protocol)), None)
+            else:
+                found = lattice.allows_connect(self.authority, None, host, port, protocol)[1]
         except ValueError:
+            found = None
+        if found is None:
             return Decision(False, "ungranted", UNGRANTED)
-        if line is None:
-            return Decision(allowed, "ungranted", UNGRANTED)
-        return Decision(allowed, "granted", str(line), line.source)
+        return Decision(True, "granted", str(found), found.source)
 
     def socket(self, path: str) -> Decision:
         """A Unix socket, by path or (``@NAME``) abstract name: those are of the session's own network."""
@@ -187,6 +201,50 @@ class Decider:
         if group and group in self.authority.syscalls:
             return Decision(True, "granted", group)
         return Decision(False, "call" if group else "refused", event.rule.text)
+
+
+def target(text: str) -> tuple[str, int, str]:
+    """(host, port or 0, protocol) of an event's ``HOST:PORT/PROTOCOL``; an IPv6 address without its brackets, compressed.
+
+    Raises:
+        ValueError: the port is no number.
+    """
+    place, _, protocol = text.partition("/")
+    host, colon, port = place.rpartition(":")
+    if not colon:
+        return place, 0, protocol or "tcp"
+    return _canonical(host.strip("[]")), int(port), protocol or "tcp"
+
+
+def _canonical(host: str) -> str:
+    try:
+        found = ip_address(host)
+    except ValueError:
+        return host
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def endpoint(host: str, port: int, protocol: str) -> str:
+    """The three as an endpoint is written."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{shown}:{port}" + ("" if protocol == "tcp" else f"/{protocol}")
+
+
+def is_name(host: str) -> bool:
+    """Whether it is no address."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return True
+    return False
+
+
+def _names(endpoint: Endpoint, name: str, port: int, protocol: str) -> bool:
+    """Whether the endpoint is of that name, whatever its address has to be; without a port, on any."""
+    if not endpoint.name:
+        return False
+    wanted = (port, protocol) if port else (endpoint.port or 1, endpoint.protocol)
+    return matches(replace(endpoint, network=""), name, None, *wanted)
 
 
 def group_of(call: str) -> str:

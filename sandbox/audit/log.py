@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from remit.sandbox.audit.chain import MARK, SIZE, chain
+from remit.sandbox.audit.decide import Decider
+from remit.sandbox.audit.joined import joined
 from remit.sandbox.audit.record import SCHEMA
 from remit.sandbox.authority.errors import RemitError, UsageError
 from remit.sandbox.events.event import Event
@@ -196,7 +198,7 @@ def read(state: str, identifier: str) -> Log:
         raise RecordError(f"not an event: {error!r}", where=f"{path}:{number}") from None
     if not calls and "argv" in started:
         calls["1"] = _only(started, identifier)
-    return Log(
+    made = Log(
         identifier,
         directory,
         started,
@@ -209,6 +211,30 @@ def read(state: str, identifier: str) -> Log:
         torn,
         cast("dict[str, Any]", plan),
     )
+    if not any(event.axis == "network" for event in events):
+        return made
+    return replace(made, events=joined(events, Deciders(made).of))
+
+
+class Deciders:
+    """Decisions under the authority of each call of a record, and under the session's (``session``).
+
+    Raises RecordError where the record holds none.
+    """
+
+    def __init__(self, log: Log) -> None:
+        where = f"{log.directory}/plan.json"
+        try:
+            self.session = Decider.of_plan(log.plan)
+            where = f"{log.directory}/events.jsonl"
+            self._made = {policy: Decider.of_call(held, log.plan) for policy, held in log.authorities.items()}
+        except (AttributeError, KeyError, TypeError, ValueError, RemitError) as error:
+            raise RecordError(f"not a plan: {error!r}", where=where) from None
+        self._policies = {call.identifier: call.policy for call in log.calls}
+
+    def of(self, call: str) -> Decider:
+        """That of a call; the session's where it has none of its own."""
+        return self._made.get(self._policies.get(call, ""), self.session)
 
 
 def _only(started: dict[str, Any], identifier: str) -> Call:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from remit.sandbox.audit.why import MAKE
 from remit.sandbox.events.action import UNGRANTED
 
 if TYPE_CHECKING:
@@ -48,8 +49,12 @@ def reason(explanation: Explanation) -> str:
 
 def asking(explanation: Explanation) -> str:
     """Whom to ask for what."""
+    if explanation.entry:
+        return f"If the task needs it, ask the user for an HTTP rule in the profile: {explanation.entry}"
     if explanation.grant:
         return f"If the task needs it, ask the user to grant: {shlex.join(explanation.grant)}"
+    if explanation.note.startswith(MAKE):
+        return f"If the task needs it, ask the user. {explanation.note[0].upper()}{explanation.note[1:]}."
     if explanation.kind in ("deny", "protect") or explanation.source:
         return f"No grant opens it; only the user can change {explanation.source or 'the rule'}. Do without it, or ask."
     return "It cannot be granted. Do without it, or tell the user."
@@ -72,6 +77,8 @@ def document(explanation: Explanation) -> dict[str, object]:
         "source": explanation.source or None,
         "errno": event.errno or None,
         "grant": list(explanation.grant),
+        "toml": explanation.toml or None,
+        "note": explanation.note,
         "message": text(explanation),
     }
 
@@ -80,9 +87,10 @@ def not_remit(event: Event) -> str:
     """A failure that would have been the same without the sandbox, in a line."""
     error = f" with {event.errno}" if event.errno else ""
     if event.verdict == "allowed":
-        return f"Not Remit: {tried(event)} was allowed."
+        return _one_line(f"Not Remit: {tried(event)} was allowed.")
     return _one_line(f"Not Remit: {tried(event)} failed{error}, and would have without the sandbox too.")
 
 
 def _one_line(line: str) -> str:
-    return line.replace("\n", "\\n")
+    """A file name must not be able to say anything in a line of its own, nor to move a cursor."""
+    return "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in line])

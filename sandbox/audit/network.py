@@ -14,6 +14,8 @@ def connection(event: tuple[object, ...]) -> dict[str, object]:
     """
     call, right, thing, verdict, reason, rule, via, sent, received, duration = event
     denied = verdict == "denied"
+    if not thing:
+        return {"kind": "gap", "lost": int(str(reason).partition(" ")[0])}  # denials that the gateway could only count
     if verdict == "ended" or (right != "connect" and not denied):
         fields = {"source": "gateway", "object": thing, "right": right, "verdict": verdict, "via": via}
         fields |= {"sent": sent, "received": received, "duration": duration, "reason": reason, "rule": rule}
@@ -36,6 +38,7 @@ def connection(event: tuple[object, ...]) -> dict[str, object]:
         "rule": {"text": reason if denied else rule, "file": "", "line": 0, "key": ""},
         "errno": None,
         "source": "gateway",
+        **({"missing": rule} if denied and rule else {}),
     }
 
 

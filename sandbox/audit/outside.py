@@ -12,6 +12,8 @@ from errno import ENOENT, ENOTDIR, ESRCH
 
 from remit.sandbox.kernel import network
 
+_LOOPBACK = ("127.", "[0:0:0:0:0:0:0:1]:", "0.0.0.0:", "[0:0:0:0:0:0:0:0]:", "[0:0:0:0:0:ffff:7f")
+
 
 def would_work(right: str, name: str) -> bool:
     """``right`` on the object ``name``, as an event has them, finds something to act on."""
@@ -21,7 +23,7 @@ def would_work(right: str, name: str) -> bool:
         return _there(name) or _there(name.rpartition("/")[0] or "/")
     if right in ("signal", "trace"):
         return _there(name)
-    if right == "connect" and name.startswith(("127.", "[0:0:0:0:0:0:0:1]")):
+    if right == "connect" and name.startswith(_LOOPBACK):
         return network.listens(int(name.rpartition(":")[2]))
     return True
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from remit.sandbox.audit import why
 from remit.sandbox.audit.decide import Decider, Decision
+from remit.sandbox.audit.log import Deciders
 from remit.sandbox.authority.model import Right
 
 if TYPE_CHECKING:
@@ -59,13 +60,12 @@ class GrantLine:
 
 def build(log: Log, checked: dict[str, Any], exists: Callable[[str], bool] = os.path.lexists) -> dict[str, Any]:
     """The report's document. ``checked`` says what became of the chain (``verify``'s document for one session)."""
-    session = Decider.of_plan(log.plan)
-    deciders = deciders_of(log, session)
-    atoms = _atoms(log.events, deciders, session)
+    deciders = Deciders(log)
+    atoms = _atoms(log.events, deciders)
     level = str(log.plan.get("audit", "writes"))
     layers = frozenset(str(one.get("layer")) for one in log.plan["plan"]["operations"])
     lowering = log.plan.get("lowering", {})
-    lines = _lines(session, atoms, level)
+    lines = _lines(deciders.session, atoms, level)
     return {
         "session": log.identifier,
         "command": list(log.command),
@@ -82,9 +82,10 @@ def build(log: Log, checked: dict[str, Any], exists: Callable[[str], bool] = os.
         "degraded": list(log.started.get("degraded", ())),
         "totals": metrics(atoms, lines),
         "calls": [
-            _call(call, atoms, _lines(deciders[call.identifier], atoms, level, call.identifier)) for call in log.calls
+            _call(call, atoms, _lines(deciders.of(call.identifier), atoms, level, call.identifier))
+            for call in log.calls
         ],
-        "atoms": [_atom(atom, deciders.get(atom.call, session), layers, exists) for atom in atoms],
+        "atoms": [_atom(atom, deciders.of(atom.call), layers, exists) for atom in atoms],
         "grant_lines": [
             {"axis": one.axis, "right": one.right, "object": one.object, "source": one.source, "used": one.used}
             for one in lines
@@ -99,13 +100,7 @@ def build(log: Log, checked: dict[str, Any], exists: Callable[[str], bool] = os.
     }
 
 
-def deciders_of(log: Log, session: Decider) -> dict[str, Decider]:
-    """By call, for those that had an authority of their own. Raises as ``Decider.of_plan``."""
-    made = {policy: Decider.of_call(authority, log.plan) for policy, authority in log.authorities.items()}
-    return {call.identifier: made.get(call.policy, session) for call in log.calls}
-
-
-def _atoms(events: Iterable[Event], deciders: dict[str, Decider], session: Decider) -> list[Atom]:
+def _atoms(events: Iterable[Event], deciders: Deciders) -> list[Atom]:
     found: dict[tuple[str, str, str, str], Atom] = {}
     for event in events:
         if event.axis == "syscalls" and event.verdict == "error":
@@ -113,8 +108,7 @@ def _atoms(events: Iterable[Event], deciders: dict[str, Decider], session: Decid
         key = (event.call, event.axis, event.right, event.object)
         atom = found.get(key)
         if atom is None:
-            decider = deciders.get(event.call, session)
-            atom = found[key] = Atom(*key, decider.event(event))
+            atom = found[key] = Atom(*key, deciders.of(event.call).event(event))
         atom.events.append(event)
     return list(found.values())
 

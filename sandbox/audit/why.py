@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from remit.sandbox.audit.decide import AUTO_EXEC, Decider, group_of
+from remit.sandbox.audit.decide import AUTO_EXEC, Decider, endpoint, group_of, is_name, target
 from remit.sandbox.authority import pattern
 from remit.sandbox.authority.model import AutoExec
 from remit.sandbox.compile import catalogue
-from remit.sandbox.events.action import HELD, UNGRANTED
+from remit.sandbox.events.action import BY_AUTHORITY, HELD, UNGRANTED
 from remit.sandbox.events.event import Event, Rule
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ _KEYS = {
     "--unix": ("ipc", "unix"),
     "--allow-syscalls": ("syscalls", "allow"),
 }
-NO_NETWORK = "not grantable in this version: a session has its own loopback only"
+MAKE = "only what is there at start can be granted"
+NO_LOOPBACK = "not grantable: a session has a loopback of its own, and what listens on the host's is not there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,13 @@ class Explanation:
     grant: tuple[str, ...] = ()
     note: str = ""
     events: tuple[Event, ...] = field(default=())
+    entry: str = ""
+    """What a profile's ``[network] http`` would have to hold."""
 
     @property
     def toml(self) -> str:
         """The grant as lines of a profile; empty where there is none."""
-        return toml(self.grant)
+        return f"[network]\nhttp = [{{ {self.entry} }}]" if self.entry else toml(self.grant)
 
 
 def toml(grant: tuple[str, ...]) -> str:
@@ -89,6 +93,10 @@ def explain(
         if group:
             return Explanation(event, "call", ("seccomp",), grant=("--allow-syscalls", group), events=events)
         return Explanation(event, "call", ("seccomp",), note="not grantable", events=events)
+    if event.source == "gateway":
+        return _connection(
+            Explanation(event, "ungranted" if rule in BY_AUTHORITY else "refused", ("gateway",), events=events)
+        )
     if rule == UNGRANTED:
         found = Explanation(
             event, "ungranted", tuple(layer for layer in _KERNEL_LAYERS if layer in layers), events=events
@@ -104,6 +112,23 @@ def explain(
                 source = str(one.source)
                 return Explanation(event, kind, ("mediation",), source, note=_edit(kind, source), events=events)
     return Explanation(event, "refused", ("mediation",), note="not grantable", events=events)
+
+
+def _connection(found: Explanation) -> Explanation:
+    """What would have let a connection out, as the gateway said, which knows what the name led to; or as it was asked for."""
+    event = found.event
+    if event.missing.startswith("host = "):
+        return replace(found, entry=event.missing, note="an HTTP rule of the profile decides, and no option grants one")
+    if event.missing:
+        return replace(found, grant=("--connect", event.missing))
+    if found.kind != "ungranted":
+        return replace(found, note="not grantable")
+    host, port, protocol = target(event.object)
+    if not port:
+        return replace(found, note=f"a name is granted with a port: --connect {event.object}:PORT")
+    if not is_name(host) and ip_address(host).is_loopback:
+        return replace(found, note=NO_LOOPBACK)
+    return replace(found, grant=("--connect", endpoint(host, port, protocol)))
 
 
 def missing(axis: str, right: str, name: str, decider: Decider, exists: Callable[[str], bool]) -> Explanation:
@@ -126,8 +151,10 @@ def _ungranted(found: Explanation, decider: Decider, exists: Callable[[str], boo
     option = _OPTIONS.get(event.right)
     if event.axis == "ipc" and event.right == "connect" and path[:1] == "/":
         option = "--unix"
+    if event.axis == "network":
+        return _connection(found)
     if option is None:
-        return replace(found, note=NO_NETWORK)
+        return replace(found, note="not grantable")
     try:
         components = pattern.parts(path)
     except ValueError:
@@ -149,10 +176,8 @@ def _ungranted(found: Explanation, decider: Decider, exists: Callable[[str], boo
         return replace(found, grant=(option, path))
     parent = path.rpartition("/")[0]
     if option != "--unix" and parent and exists(parent):
-        note = "only what is there at start can be granted, and this is not: its directory"
-        return replace(found, grant=(option, parent), note=note)
-    note = f"only what is there at start can be granted: make it, then {option} {shlex.quote(path)}"
-    return replace(found, note=note)
+        return replace(found, grant=(option, parent), note=f"{MAKE}, and this is not: its directory")
+    return replace(found, note=f"{MAKE}: make it, then {option} {shlex.quote(path)}")
 
 
 _NOWHERE = Rule(UNGRANTED)

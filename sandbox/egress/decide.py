@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from remit.sandbox.authority.model import Endpoint
 from remit.sandbox.authority.parse import ParseError, parse_endpoint
 from remit.sandbox.egress.addresses import LOCAL, Address, Block, Network, canonical, special, within
+from remit.sandbox.events import action
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,9 +29,9 @@ class Reason(StrEnum):
     """Why a decision is what it is."""
 
     GRANTED = "granted"
-    NO_RULE = "no rule grants it"
-    OTHER_PORT = "the host is granted, but not on this port"
-    OTHER_PROTOCOL = "the host is granted, but not with this protocol"
+    NO_RULE = action.NO_RULE
+    OTHER_PORT = action.OTHER_PORT
+    OTHER_PROTOCOL = action.OTHER_PROTOCOL
     OTHER_ADDRESS = "the name is granted only at other addresses"
     SPECIAL_ADDRESS = "the name is granted, but the address behind it is not of the internet"
     TOO_WIDE = "a network this wide does not mean local addresses"

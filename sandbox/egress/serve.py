@@ -29,6 +29,7 @@ from remit.sandbox.egress.policy import Source, Web
 from remit.sandbox.egress.relay import Engine, Meter, reset
 from remit.sandbox.egress.stream import Plain
 from remit.sandbox.egress.tunnel import Tunnel
+from remit.sandbox.events.action import NO_NAME
 from remit.sandbox.kernel.process import set_dumpable
 
 _BATCH = 64
@@ -328,7 +329,7 @@ class Gateway:
             while len(live.told) > _REMEMBERED:
                 live.told.popitem(last=False)
             verdict = "denied" if reply.code is Code.NXDOMAIN else "allowed"
-            reason = "no rule grants the name" if verdict == "denied" else ""
+            reason = NO_NAME if verdict == "denied" else ""
             self.ledger.note(Event(live.source.call, "resolve", reply.name, verdict, reason, "", "dns"))
         return reply
 

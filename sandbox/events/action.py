@@ -25,8 +25,9 @@ FIELDS = (
 """``mono`` is CLOCK_MONOTONIC in seconds, ``pid_start`` clock ticks since boot (``proc_pid_stat(5)``), ``object`` and
 ``exe`` bytes, ``errno`` a number, 0 for none or unknown."""
 
-ALLOWED, DENIED, MOOT, ERROR = "allowed", "denied", "moot", "error"
-"""Verdicts. ``moot``: it failed, or would, without Remit too. ``error``: the mediator failed, and so refused."""
+ALLOWED, DENIED, MOOT, ERROR, ASKED = "allowed", "denied", "moot", "error", "asked"
+"""Verdicts. ``moot``: it failed, or would, without Remit too. ``error``: the mediator failed, and so refused. ``asked``: a
+connection that the gateway decides on, in an event of its own (``audit.joined``)."""
 
 ATTEMPTED, EXERCISED = "attempted", "exercised"
 """Certainties, beside ``denied``. ``attempted``: the kernel was left to decide."""
@@ -36,6 +37,16 @@ UNGRANTED = "nothing grants it"
 
 PRIVATE = "the session's own"
 """The rule of what every session has for itself: its ``/tmp``, ``/dev``, ``/proc``, loopback and processes."""
+
+NO_RULE = "no rule grants it"
+OTHER_PORT = "the host is granted, but not on this port"
+OTHER_PROTOCOL = "the host is granted, but not with this protocol"
+NO_NAME = "no rule grants the name"
+BY_AUTHORITY = (NO_RULE, OTHER_PORT, OTHER_PROTOCOL, NO_NAME)
+"""A gateway's reasons that follow from the authority alone. Its others depend on what a name led to or a program sent."""
+
+RELAYED = "the gateway decides"
+"""The rule of a connection that is the gateway's to judge."""
 
 HELD = "the record cannot be written"
 """The rule of what is refused because it could not be recorded."""

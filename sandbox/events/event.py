@@ -33,7 +33,7 @@ class Event:
     """``verdict`` and ``certainty``: see ``events.action``. ``errno`` is a name, empty where the kernel chose it, or for none.
 
     ``time`` is Unix seconds, ``mono`` CLOCK_MONOTONIC, ``pid`` a number in the session's PID namespace, ``pid_start`` clock
-    ticks since boot.
+    ticks since boot. ``missing``: the endpoint that would have allowed it, as the gateway said.
     """
 
     id: str
@@ -54,6 +54,7 @@ class Event:
     rule: Rule
     errno: str
     source: str
+    missing: str = ""
 
     @property
     def sequence(self) -> int:
@@ -98,6 +99,7 @@ class Event:
             rule=Rule(_text(rule["text"]), _text(rule["file"]), int(rule["line"]), _text(rule["key"])),
             errno=_text(made["errno"] or ""),
             source=_text(made["source"]),
+            missing=_text(made.get("missing", "")),
         )
 
     def to_json(self) -> Document:
@@ -122,6 +124,7 @@ class Event:
             "rule": {"text": rule.text, "file": rule.file, "line": rule.line, "key": rule.key},
             "errno": self.errno or None,
             "source": self.source,
+            **({"missing": self.missing} if self.missing else {}),
         }
 
 

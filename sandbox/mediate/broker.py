@@ -60,7 +60,8 @@ OBSERVED = ("umask", "execve", "execveat", "connect", "bind", "kill", "ptrace")
 _NEVER_PROCEED = frozenset(["chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat"])
 _MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}
 _S_ISUID = 0o4000
-_LOOPBACK = (b"127.", b"[0:0:0:0:0:0:0:1]:")
+_LOOPBACK = (b"127.", b"[0:0:0:0:0:0:0:1]:", b"0.0.0.0:", b"[0:0:0:0:0:0:0:0]:", b"[0:0:0:0:0:ffff:7f")
+"""A connection to no address at all goes to the own host (``ip(7)``)."""
 
 
 class Denied(OSError):
@@ -226,7 +227,9 @@ class Broker:
         ``errno``: what it will say where something does.
         """
         if self._gateway and right == "connect" and not path.startswith((b"/", *_LOOPBACK)):
-            return  # the gateway's to judge, and to count
+            # The gateway's to judge, and to count; but only here it is known who asks.
+            self._observer.relayed(self._source, self._pid, self._nr, path)
+            return
         if right in ("signal", "trace"):
             known = path.startswith(b"own ")
             path = path.removeprefix(b"own ")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posix
 from time import monotonic
 
-from remit.sandbox.events.action import ALLOWED, ATTEMPTED, DENIED, EXERCISED, MOOT, PRIVATE, UNGRANTED
+from remit.sandbox.events.action import ALLOWED, ASKED, ATTEMPTED, DENIED, EXERCISED, MOOT, PRIVATE, RELAYED, UNGRANTED
 from remit.sandbox.kernel import memory
 from remit.sandbox.kernel.call import AT_FDCWD, NR
 
@@ -141,6 +141,11 @@ class Observer:
         """The kernel is about to decide by itself."""
         if self.level != OFF:
             self._tell(source, pid, nr, path, right, ALLOWED if allowed else DENIED, ATTEMPTED, layer, 0, rule)
+
+    def relayed(self, source: Source, pid: int, nr: int, address: bytes) -> None:
+        """A connection that the gateway decides on."""
+        if self.level != OFF:
+            self._tell(source, pid, nr, address, "connect", ASKED, ATTEMPTED, "", 0, RELAYED)
 
     def _tell(
         self,

@@ -428,6 +428,22 @@ def _report(invocation: Invocation, outcome: start.Outcome, status: int, identif
     if status and outcome.denials and posix.isatty(2):
         actions = "1 action was" if outcome.denials == 1 else f"{outcome.denials} actions were"
         _say(f"{actions} outside the grant: remit why {identifier} explains")
+    if invocation.denials:
+        _tell_denials(invocation, status, identifier)
+
+
+def _tell_denials(invocation: Invocation, status: int, identifier: str) -> None:
+    """What a model should read, and nothing of it is on the way of who does not ask."""
+    from remit.sandbox.audit import denials, log
+
+    found = denials.of(log.read(state_directory(posix.environ), identifier))
+    if invocation.denials == "json" and invocation.status_fd >= 0:
+        _status(invocation.status_fd, found.document())
+    elif invocation.denials == "json":
+        posix.write(2, (dumps(found.document()) + "\n").encode())
+    else:
+        for line in found.text(status):
+            _say(line)
 
 
 def _say(line: str) -> None:

@@ -43,7 +43,7 @@ def test_whatever_the_hot_path_accepts_click_parses_identically(argv: list[str])
 def well_formed(draw: st.DrawFn) -> list[str]:
     argv: list[str] = []
     for option in draw(st.lists(st.sampled_from(VALUED), max_size=6)):
-        value = "3" if option.name == "status-fd" else draw(st.sampled_from(["a", "/b", "x=y", "é"]))
+        value = {"status-fd": "3", "denials": "json"}.get(option.name) or draw(st.sampled_from(["a", "/b", "x=y", "é"]))
         names = [f"--{option.name}"] + ([f"-{option.short}"] if option.short else [])
         name = draw(st.sampled_from(names))
         argv += [f"{name}={value}"] if name.startswith("--") and draw(st.booleans()) else [name, value]

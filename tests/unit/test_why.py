@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from remit.cli import main
-from remit.sandbox.audit import log, why
+from remit.sandbox.audit import log, network, why
 from remit.sandbox.audit.decide import Decider
 from remit.sandbox.audit.record import Record, keep_plan
 from remit.sandbox.authority import codec
@@ -149,7 +149,7 @@ def test_what_nothing_grants_can_be_granted(state: str, tmp_path: Path, capsys: 
         ("/w/.github", "write", "protect wins"),
         ("/tmp/x/.vscode/settings.json/x", "write", "a grant would not do"),
         ("/proc/sys/kernel/hostname", "write", "not grantable"),
-        ("192.0.2.1:80", "connect", "not grantable"),
+        ("127.0.0.1:80", "connect", "a loopback of its own"),
         ("/run/x.sock", "connect", "make it, then --unix /run/x.sock"),
         ("//odd", "write", "not grantable by that name"),
         ("/absent", "write", "make it, then --write /absent"),
@@ -161,6 +161,55 @@ def test_no_grant_is_offered_that_would_not_do(
     found = one(state, denial(object_, "nothing grants it", right=right), capsys)
     assert (found["kind"], found["grant"]) == ("ungranted", [])
     assert note in found["note"]
+
+
+@pytest.mark.parametrize(
+    ("object_", "endpoint"),
+    [
+        ("192.0.2.1:80", "192.0.2.1:80"),
+        ("[2001:db8:0:0:0:0:0:1]:443", "[2001:db8::1]:443"),
+        ("[0:0:0:0:0:ffff:c000:201]:443", "192.0.2.1:443"),
+    ],
+)
+def test_a_connection_can_be_granted(
+    state: str, object_: str, endpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = one(state, denial(object_, "nothing grants it", call="connect", right="connect"), capsys)
+    assert (found["kind"], found["grant"]) == ("ungranted", ["--connect", endpoint])
+    assert found["toml"] == f'[network]\nconnect = ["{endpoint}"]'
+
+
+def heard(name: str, verdict: str, reason: str, rule: str, call: str = "") -> tuple[object, ...]:
+    """What a gateway reports."""
+    return (call, "resolve" if ":" not in name else "connect", name, verdict, reason, rule, "transparent", 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "grant", "note"),
+    [
+        (heard("h.example:443/tcp", "denied", "no rule grants it", "h.example:443"), "ungranted", "h.example:443", ""),
+        (heard("h.example", "denied", "no rule grants the name", ""), "ungranted", "", "--connect h.example:PORT"),
+        (
+            heard("h.example:80/tcp", "denied", "not of the internet (10.0.0.5 is private)", "10.0.0.5:80"),
+            "refused",
+            "10.0.0.5:80",
+            "",
+        ),
+        (heard("h.example:443/tcp", "denied", "another SNI", ""), "refused", "", "not grantable"),
+        (heard("h.example:443/tcp", "denied", "no HTTP rule", 'host = "h"'), "refused", "", "HTTP rule"),
+    ],
+)
+def test_what_the_gateway_refused(
+    state: str, event: tuple[object, ...], kind: str, grant: str, note: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Record(state, "d", {"argv": ["x"]})
+    record.event({**network.connection(event), "call": "1", "grant": record.identifier})
+    record.ended({"status": 1})
+    (found,) = json_of([record.identifier], capsys)["denials"]
+    assert (found["kind"], found["layers"]) == (kind, ["gateway"])
+    assert found["grant"] == (["--connect", grant] if grant else [])
+    assert note in found["note"]
+    assert (found["toml"] or "").endswith('http = [{ host = "h" }]') == ("HTTP" in note)
 
 
 def test_protect_does_not_stand_in_the_way_of_exec(state: str) -> None:
