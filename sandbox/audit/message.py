@@ -36,6 +36,8 @@ def tried(event: Event) -> str:
 def reason(explanation: Explanation) -> str:
     """What decided, in words."""
     rule = explanation.event.rule.text
+    if explanation.event.right == "setuid":
+        return "setuid and setgid modes are refused"
     return {
         "deny": f"the rule deny {rule} takes it away",
         "protect": f"the rule protect {rule} keeps it from being written",

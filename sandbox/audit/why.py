@@ -88,6 +88,8 @@ def explain(
     if rule == HELD:
         note = "the disk is full, or the record's directory cannot be written: nothing that would be recorded is done"
         return Explanation(event, "held", ("audit",), note=note, events=events)
+    if event.right == "setuid":
+        return Explanation(event, "refused", ("seccomp",), note="not grantable", events=events)
     if event.right == "call":
         group = group_of(event.syscall) if rule.endswith(" is refused") else ""
         if group:

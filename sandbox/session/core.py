@@ -20,6 +20,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from remit.sandbox.audit.context import Context, event_of
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
 from remit.sandbox.authority.grant import Grant
@@ -33,6 +34,7 @@ from remit.sandbox.session.asked import Identity
 from remit.sandbox.session.grantfile import plain
 from remit.sandbox.session.ledger import Ledger
 from remit.sandbox.session.result import (
+    REPORTED,
     CompletedCall,
     Denial,
     GrantExpired,
@@ -53,6 +55,7 @@ PLANS = 256
 """Grants whose objects and compiled authority are remembered; of the oldest, they are looked up again."""
 Terminal = tuple[bytes, tuple[bool, bool, bool]]
 """A pseudo-terminal for a call: its ``struct winsize``, and which of its three streams it is."""
+_LAYERS = frozenset(["namespaces", "landlock", "seccomp", "mediation"])
 _ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
 _HAS = {"expired": "has expired", "revoked": "was revoked"}
 
@@ -430,23 +433,37 @@ class Core:
         """The result of a call that ran. Raises GrantExpired, GrantRevoked where that ended it."""
         _, status, limit, cpu, memory, denied, events = message
         self.raise_ended(ticket, limit)
-        denials = tuple(
-            Denial(os.fsdecode(path), right, errno or EACCES, rule, pid)
-            for _, pid, _start, _exe, _nr, path, right, _verdict, _certainty, _layer, errno, rule in events
-        )
+        denials = self._denials(ticket, events) if events else ()
         return CompletedCall(
             args=ticket.args,
             returncode=posix.waitstatus_to_exitcode(status),
             stdout=stdout,
             stderr=stderr,
             denials=denials,
-            denied=denied,
+            # The mediator counts without knowing what there is outside: where it told of all, that is looked at.
+            denied=len(denials) if 0 < len(events) < REPORTED else denied,
+            audit=self.ceiling.audit,
             usage=Usage(cpu, time.monotonic() - ticket.started, memory << 10),
             grant=ticket.grant,
             call=ticket.call,
             limit="" if limit in ("killed", "abandoned") else limit,
             stdout_lost=lost[0],
             stderr_lost=lost[1],
+        )
+
+    def _denials(self, ticket: Ticket, events: Sequence[tuple[Any, ...]]) -> tuple[Denial, ...]:
+        """What the mediator told of a call, without what would have failed outside as well."""
+        call, grant = ticket.call, ticket.grant
+        ceiling = self.ceiling
+        with self.shared.lock:
+            canonical = {path: named.canonical for path, named in {**self.shared.names, **ceiling.names}.items()}
+        visible = tuple(canonical.get(rule.path, rule.path) for rule in ceiling.authority.paths)
+        context = Context(grant.authority, canonical, visible, _LAYERS.difference(ceiling.degrade))
+        told = [(event_of(action, call, grant.id), action[10] or EACCES) for action in events]
+        return tuple(
+            Denial(event.object, event.right, errno, event.rule.text, event.pid, event, context)
+            for event, errno in told
+            if not event.moot
         )
 
     def raise_ended(self, ticket: Ticket, why: str, what: str = "the call was ended") -> None:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from remit.sandbox.authority.errors import GrantError, RemitError
 from remit.sandbox.authority.grant import Grant
 
+if TYPE_CHECKING:
+    from remit.sandbox.audit.context import Context
+    from remit.sandbox.audit.why import Explanation
+    from remit.sandbox.events.event import Event
+
 Output = TypeVar("Output", bytes, str)
+REPORTED = 128
+"""So many denials come with a call's answer (``launch.jail``)."""
 CAPTURE_LIMIT = 64 << 20
 """Bytes of each stream that a result keeps: the first half of it and the last half of it. Reading never stops, so that a
 command is not blocked by its own output; ``stdout_lost`` and ``stderr_lost`` say how much is missing in the middle."""
@@ -59,13 +66,41 @@ class GrantRevoked(GrantError):
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """One action outside the grant, as the mediator saw it. ``object`` is canonical; ``rule`` says what refused it."""
+    """One action outside the grant, as the mediator saw it. ``object`` is canonical; ``rule`` says what refused it.
+
+    ``str()`` of it is what a model should read, in at most three lines: what was denied, that trying again is pointless,
+    what is missing and whom to ask.
+    """
 
     object: str
     right: str
     errno: int
     rule: str
     pid: int = 0
+    event: Event | None = field(default=None, repr=False, compare=False)
+    context: Context | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The smallest grant that would have allowed it, as words of the command line; none where nothing would."""
+        found = self._explained()
+        return () if found is None else found.grant
+
+    @property
+    def message(self) -> str:
+        """As ``str()``."""
+        found = self._explained()
+        if found is None:
+            return f"Denied by the sandbox: {self.right} {self.object}: {self.rule}."
+        from remit.sandbox.audit import message
+
+        return message.text(found)
+
+    def _explained(self) -> Explanation | None:
+        return None if self.event is None or self.context is None else self.context.explain(self.event)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +119,8 @@ class CompletedCall(Generic[Output]):
     """As ``subprocess.CompletedProcess``, with what a sandbox knows besides.
 
     ``returncode`` is negative for a signal. ``limit`` names what ended the command where it was not its own doing
-    (``time``, ``memory``), else "". ``denials`` are at most 128 of the ``denied`` actions outside the grant.
+    (``time``, ``memory``), else "". ``denials`` are at most 128 of the ``denied`` actions outside the grant. ``audit`` is
+    how much the session records ([audit] level).
     """
 
     args: Sequence[Any]
@@ -99,6 +135,18 @@ class CompletedCall(Generic[Output]):
     limit: str = ""
     stdout_lost: int = 0
     stderr_lost: int = 0
+    audit: str = field(default="writes", repr=False)
+
+    def explain(self) -> str:
+        """What a model should read: the distinct denials; for a failure without one, that it was not the sandbox's. Empty
+        where the command succeeded and nothing was denied."""
+        if self.denials:
+            return "\n".join(dict.fromkeys(map(str, self.denials)))
+        if not self.returncode or self.denied:
+            return ""
+        from remit.sandbox.audit import denials
+
+        return denials.nothing_denied(self.audit)
 
     def check_returncode(self) -> None:
         """Raises CalledProcessError unless the command returned 0."""

@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.kernel.run_harness import World
 
 pytestmark = pytest.mark.kernel
+SCHEMAS = Path(__file__).resolve().parents[2] / "cli" / "schemas"
 
 
 def profile(world: World, level: str, on_full: str = "deny") -> str:
@@ -251,9 +253,96 @@ def test_why_and_report_by_the_command(world: World) -> None:
 
 
 def test_an_ordinary_eacces_is_not_remits(world: World) -> None:
-    if os.geteuid() == 0 and not world.user:
-        pytest.skip("root is refused nothing by a mode")
     world.shell("echo > locked; chmod 400 locked; echo > locked")
     found = of(world, world.workspace / "locked", errno="EACCES")
     assert [e["verdict"] for e in found] == ["moot"]
     assert "Not Remit" in world.remit("why", str(world.workspace / "locked")).stdout
+
+
+# --- what a model reads
+
+
+def test_a_model_is_told_what_was_denied(world: World) -> None:
+    script = "echo > .envrc; mkdir {0}/new; echo > .envrc; exit 3"
+    elsewhere = world.base / "elsewhere"
+    elsewhere.mkdir()
+    done = world.run("sh", "-c", script.format(elsewhere), options=["--denials", "text"])
+    told = [line for line in done.stderr.splitlines() if line.startswith("remit: ")]
+    assert (done.status, len(told)) == (3, 6)
+    assert told[0].startswith(f"remit: Denied by the sandbox: write {world.workspace}/.envrc by ")
+    assert "(2 times)" in told[0]
+    assert "trying again" in told[1]
+    assert told[2] == f"remit: If the task needs it, ask the user to grant: --write {world.workspace}/.envrc"
+    assert f"{elsewhere}/new" in told[3]
+    assert told[5].endswith(f"--write {elsewhere}")
+    # The option that it names is the one that does.
+    assert world.run("sh", "-c", f"mkdir {elsewhere}/new", options=["--write", str(elsewhere)]).status == 0
+
+
+def test_a_failure_that_was_not_the_sandboxs_is_said_to_be_none(world: World) -> None:
+    # The owner's own mode refuses it; who is root inside the workspace is nobody's superuser.
+    script = "echo > locked; chmod 400 locked; echo > locked"
+    done = world.run("sh", "-c", script, options=["--denials=text"])
+    told = [line for line in done.stderr.splitlines() if line.startswith("remit: ")]
+    assert done.status == 2
+    assert told[0].startswith(f"remit: Not Remit: write {world.workspace}/locked by ")
+    assert "failed with EACCES" in told[0]
+    assert told[1].startswith("remit: Not Remit: nothing was denied")
+    assert len(told) <= 3
+    # A command that did what it should needs no word.
+    assert world.run("true", options=["--denials=text"]).stderr == ""
+    assert "Not Remit" not in world.shell(script).stderr
+
+
+@pytest.mark.parametrize("on_status", [False, True])
+def test_a_program_is_told_in_one_line(world: World, on_status: bool) -> None:
+    reading, writing = os.pipe()
+    options = ["--denials=json", *(["--status-fd", str(writing)] if on_status else [])]
+    done = world.run("sh", "-c", "echo > .envrc; exit 3", options=options, pass_fds=[writing])
+    os.close(writing)
+    with open(reading) as file:
+        status = file.read().splitlines()
+    line = status[-1] if on_status else done.stderr.splitlines()[-1]
+    made = json.loads(line)
+    jsonschema.validate(made, json.loads((SCHEMAS / "denials.schema.json").read_text()))
+    assert [(one["object"], one["grant"]) for one in made["denials"]] == [
+        (f"{world.workspace}/.envrc", ["--write", f"{world.workspace}/.envrc"])
+    ]
+    assert ("remit" in done.stderr) != on_status
+    done = world.run("false", options=["--denials=json"])
+    made = json.loads(done.stderr)
+    jsonschema.validate(made, json.loads((SCHEMAS / "denials.schema.json").read_text()))
+    assert (made["denials"], made["not_remit"][0].startswith("Not Remit")) == ([], True)
+
+
+def test_a_call_is_told_of_its_own_denials(world: World) -> None:
+    session = world.remit("session", "start", "-p", world.profile, "-w", str(world.workspace)).stdout.strip()
+    try:
+        (world.workspace / "data").write_text("x")
+        one = world.remit("exec", session, "--denials=text", "--read", ".", "--", "sh", "-c", "echo y > data")
+        told = [line for line in one.stderr.splitlines() if line.startswith("remit: ")]
+        assert (one.status, len(told)) == (2, 3)
+        assert told[2].endswith(f"--write {world.workspace}/data")
+        other = world.remit("exec", session, "--denials=json", "--", "sh", "-c", "echo y > data; exit 3")
+        made = json.loads(other.stderr.splitlines()[-1])
+        jsonschema.validate(made, json.loads((SCHEMAS / "denials.schema.json").read_text()))
+        assert (other.status, made["denials"], len(made["not_remit"])) == (3, [], 1)
+    finally:
+        world.remit("session", "stop", session)
+
+
+def test_a_profile_is_asked_what_it_would_allow(world: World) -> None:
+    def asked(what: str) -> dict[str, dict[str, Any]]:
+        told = world.remit("why", "-p", "offline", "-w", str(world.workspace), what, "--json")
+        made = json.loads(told.stdout)
+        jsonschema.validate(made, json.loads((SCHEMAS / "would.schema.json").read_text()))
+        return {one["right"]: one for one in made["answers"]}
+
+    (world.home / "notes").write_text("x")
+    mine, theirs = asked(str(world.workspace / "new")), asked(str(world.home / "notes"))
+    assert {right: one["allowed"] for right, one in mine.items()} == {"read": True, "write": True, "exec": True}
+    assert {right: one["allowed"] for right, one in theirs.items()} == {"read": False, "write": False, "exec": False}
+    assert theirs["read"]["grant"] == ["--read", str(world.home / "notes")]
+    assert asked("example.com:443")["connect"]["grant"] == ["--connect", "example.com:443"]
+    assert asked("127.0.0.1:8080")["connect"]["allowed"]
+    assert not (world.state / "sessions").exists()  # nothing ran

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import select
 import signal
 import subprocess
@@ -246,6 +247,30 @@ def test_a_call_is_recorded_with_its_grant_and_its_denials(session: Session, wor
     ]
     assert (first.denied, first.grant.purpose, first.grant.parent) == (1, "look", session.grant.id)
     assert first.grant.id != session.run(["true"], grant=Grant(read=["data"])).grant.id
+
+
+def test_a_denial_says_what_a_model_should_read(session: Session, world: World) -> None:
+    (world.workspace / "data").write_text("x")
+    script = "echo y > data; echo y > data; unshare -U true; mkdir /nonexistent/x"
+    denied = session.run(["sh", "-c", script], grant=Grant(read=["."]))
+
+    # What is not there outside either was not denied.
+    assert [one.right for one in denied.denials] == ["write", "write", "call"]
+    assert denied.denied == 3
+    first, _, last = map(str, denied.denials)
+    assert first.splitlines()[0] == (
+        f"Denied by the sandbox: write {world.workspace}/data by {os.path.realpath('/bin/sh')}: nothing grants it."
+    )
+    assert "trying again" in first.splitlines()[1]
+    assert first.splitlines()[2] == f"If the task needs it, ask the user to grant: --write {world.workspace}/data"
+    assert len(first.splitlines()) == len(last.splitlines()) == 3
+    assert denied.denials[0].missing == ("--write", f"{world.workspace}/data")
+    assert denied.denials[2].missing == ("--allow-syscalls", "nested-userns")
+    assert denied.explain() == f"{first}\n{last}"
+    assert pickle.loads(pickle.dumps(denied.denials)) == denied.denials
+    # The grant that it names is the one that does.
+    assert session.run(["sh", "-c", "echo y > data"], grant=Grant(write=["data"])).explain() == ""
+    assert session.run(["false"], grant=Grant(read=["."])).explain().startswith("Not Remit")
 
 
 # --- a call is alone -----------------------------------------------------------------------------------------------------
