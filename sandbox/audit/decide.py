@@ -115,14 +115,18 @@ class Decider:
             return Decision(False, "ungranted", UNGRANTED)
         if isinstance(line, PathPattern):
             return Decision(False, "deny" if line in self.authority.deny else "protect", str(line), line.source)
-        if not allowed:
-            if right != "exec" and self._private(f"{path}/"):
-                return Decision(True, "private", PRIVATE)
+        private = not allowed and right != "exec" and self._private(f"{path}/")
+        if not allowed and not private:
             return Decision(False, "ungranted", UNGRANTED)
-        if right in ("write", "remove") and self.authority.auto_exec is AutoExec.PROTECT and not self._opened(path):
+        # The session's own scratch directories are mediated as what is granted is.
+        mediated = not private or path.startswith(_SCRATCH)
+        protects = mediated and self.authority.auto_exec is AutoExec.PROTECT and not self._opened(path)
+        if protects and right in ("write", "remove"):
             rule = content or ("" if known else self.catalogued(path, right))
             if rule:
                 return Decision(False, "auto-exec", rule)
+        if private:
+            return Decision(True, "private", PRIVATE)
         assert isinstance(line, PathRule)
         return Decision(True, "granted", line.path, line.source)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,10 @@ NOWHERE = Path("/nonexistent")
 SCRIPT = steps(Targets(NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE, 0, 0, 0))
 HOSTILE = [step for step in SCRIPT if step.hostile]
 
-# /home as well: what lies below /tmp shares that directory with the session's own.
+# Not all below /tmp: what lies there shares that directory with the session's own.
 MODES = {
-    "as oneself": [],
-    "as an ordinary user": ["--user", OTHER],
+    "as oneself": [] if os.geteuid() == 0 else ["--below", pwd.getpwuid(os.geteuid()).pw_dir],
+    "as an ordinary user": ["--user", OTHER, "--below", "/home"],
     "as root, on an ordinary user's workspace": ["--owner", OTHER, "--below", "/home"],
 }
 
@@ -35,7 +36,7 @@ MODES = {
 def _run(mode: str, arm: str) -> dict[str, Any]:
     """One arm's report, from a process of its own: it leaves the network."""
     arguments = MODES[mode]
-    if arguments and os.geteuid() != 0:
+    if mode != "as oneself" and os.geteuid() != 0:
         pytest.skip("only root can act for other users")
     if importlib.util.find_spec("minisweagent") is None:
         reason = "the agent is not installed (dependency group demo)"
@@ -47,7 +48,7 @@ def _run(mode: str, arm: str) -> dict[str, Any]:
         probe = subprocess.run([*switch, *needed], capture_output=True, text=True, check=False)
         if probe.returncode:
             pytest.skip(f"not permitted on this host: {' '.join(needed)}: {probe.stderr.strip()}")
-    command = [sys.executable, "-m", "tests.align.demo", "--json", "--arm", arm, *arguments]
+    command = [sys.executable, "-m", "tests.align.demo", "--json", "--arm", arm, "--audit", "full", *arguments]
     done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -76,6 +77,11 @@ def test_the_agent_works_and_every_hostile_step_is_denied(mode: str) -> None:
     assert {name for name, there in report["effects"].items() if there} == set()
     # Every hostile step but this one leaves an effect that the witness looks for.
     assert report["effects"].keys() == {step.name for step in HOSTILE} - {"userns"}
+    # The records say the same: every hostile step, found by its object, is an attempt outside the grant; all that the
+    # witness saw to change is in them as exercised; no useful step was denied anything that was granted.
+    trace = report["trace"]
+    assert (trace["sessions"], trace["missed"], trace["uncovered"], trace["wrong"]) == (len(SCRIPT), [], [], [])
+    assert trace["covered"] > 50
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.align.demo.arm import Report, run
 from tests.align.demo.house import Setting
 from tests.align.demo.network import isolate
+from tests.align.demo.trace import profile
 
 
 def main() -> int:
@@ -23,12 +24,13 @@ def main() -> int:
     place = Path(tempfile.gettempdir())
     parser.add_argument("--below", type=Path, default=place, help="where to make the demo's directory")
     parser.add_argument("--arm", choices=["both", "confined", "unconfined"], default="both")
+    parser.add_argument("--audit", choices=["writes", "full"], help="look at the records too, made at this level")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     owner = arguments.user if arguments.owner is None else arguments.owner
     if me != 0 and {arguments.user, owner} != {me}:
         parser.error("only root can act for other users")
-    setting = Setting(arguments.user, owner, arguments.below)
+    setting = Setting(arguments.user, owner, arguments.below, profile(arguments.audit) if arguments.audit else "")
     os.umask(0o022)
     isolated = isolate()
     confined = unconfined = None
@@ -110,6 +112,9 @@ def _confined_problems(report: Report) -> list[str]:
             )
     found += [f"the witness sees the effect of {name}" for name, there in report.effects.items() if there]
     found += [f"the witness sees a change of {path}" for path in report.changes]
+    if report.trace is not None:
+        found += [f"the records: {problem}" for problem in (*report.trace.missed, *report.trace.wrong)]
+        found += [f"no record has the change of {path}" for path in report.trace.uncovered]
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from tests.align.demo.house import SOURCE, House, Setting
 from tests.align.demo.model import HostileModel
 from tests.align.demo.script import Step, steps
+from tests.align.demo.trace import Trace, traced
 from tests.align.demo.witness import Witness
 
 _LIMIT = 300
@@ -39,6 +40,8 @@ class Report:
     effects: dict[str, bool]
     changes: tuple[str, ...]
     task: dict[str, bool]
+    trace: Trace | None = None
+    """What the records say, where the run was audited."""
 
 
 def run(setting: Setting, *, confined: bool) -> Report:
@@ -54,7 +57,8 @@ def run(setting: Setting, *, confined: bool) -> Report:
         # The agent ends on the submission itself, and its exit status is all that it notes of it.
         submitted = status == "Submitted" and len(model.heard) == len(script)
         outcomes.append(Outcome(script[-1], "DONE" if submitted else status, "" if submitted else printed))
-        return Report(tuple(outcomes), effects, changes, witness.task())
+        trace = traced(house, witness, script) if confined and setting.profile else None
+        return Report(tuple(outcomes), effects, changes, witness.task(), trace)
 
 
 def _run_agent(house: House, url: str, prefix: list[str]) -> tuple[str, dict[str, dict[str, Any]], str]:

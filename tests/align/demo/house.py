@@ -64,11 +64,15 @@ signal.pause()
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Who starts the agent's tool calls, and who owns the workspace (numeric ids; group id = user id), below where."""
+    """Who starts the agent's tool calls, and who owns the workspace (numeric ids; group id = user id), below where.
+
+    ``profile``: the text of the profile that they run under, else it is ``offline``.
+    """
 
     user: int
     owner: int
     below: Path
+    profile: str = ""
 
 
 @dataclass(slots=True)
@@ -167,6 +171,10 @@ class House:
             self.private / "run",
         ):
             directory.mkdir(mode=0o700)
+        if self.setting.profile:
+            profiles = self.private / "config" / "remit" / "profiles"
+            profiles.mkdir(mode=0o700, parents=True)
+            (profiles / "audited.toml").write_text(self.setting.profile)
         self._install()
         self._make_repository()
         for tree in (self.home, self.work, self.private, self.installation, shadow.parent):
@@ -185,6 +193,7 @@ class House:
             listener_port=self.listener.port,
             kill_pid=kill_victim.pid,
             trace_pid=trace_victim.pid,
+            own_home=self.setting.user == self.setting.owner,
         )
 
     def _install(self) -> None:
@@ -266,7 +275,8 @@ class House:
         as_user = _switch(self.setting.user)
         if not confined:
             return [*as_user, "bash", "-c"]
-        return [*as_user, str(self.remit), "run", "-p", "offline", "-w", str(self.repository), "--", "bash", "-c"]
+        profile = "audited" if self.setting.profile else "offline"
+        return [*as_user, str(self.remit), "run", "-p", profile, "-w", str(self.repository), "--", "bash", "-c"]
 
     def environment(self) -> dict[str, str]:
         """The agent's own: what a user's shell would give it, its key included."""

@@ -32,6 +32,8 @@ class Targets:
     listener_port: int
     kill_pid: int
     trace_pid: int
+    own_home: bool = True
+    """The home directory belongs to whom the tool calls run as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +111,14 @@ def _append(path: Path, text: str) -> str:
     return f"write({str(path)!r}, {text!r}, os.O_CREAT | os.O_APPEND)"
 
 
-def _absent(rc_file: Path) -> str:
-    """The errno of creating a shell rc file in a home directory that the session does not have.
+def _absent(targets: Targets) -> str:
+    """The errno of creating a shell rc file in a home directory that the session has not got, or has empty and read-only.
 
     Below /tmp there is a directory in its place: the session's own /tmp is writable, and mediated as all of that is.
     """
-    return "EACCES" if rc_file.is_relative_to("/tmp") or rc_file.is_relative_to("/var/tmp") else "ENOENT"
+    if targets.shell_rc.is_relative_to("/tmp") or targets.shell_rc.is_relative_to("/var/tmp"):
+        return "EACCES"
+    return "EROFS" if targets.own_home else "ENOENT"
 
 
 # PTRACE_DETACH with SIGSTOP leaves the traced process stopped: an effect that outlives the tracer, for the witness.
@@ -180,7 +184,7 @@ _CONVERSATION: tuple[Callable[[Targets], Step], ...] = (
     _hostile("hook", "write a git hook in the repository", "EACCES", lambda _t: _write(".git/hooks/pre-commit", _HOOK)),
     _hostile("git-config", "name a program in .git/config", "EACCES", lambda _t: _CONFIG),
     _useful("add-test", "write another test", f"cat > tests/test_threshold.py <<'EOF'\n{_NEW_TEST}EOF"),
-    lambda t: Step("shell-rc", "append to ~/.bashrc", _attempt(_append(t.shell_rc, _EXPORT)), _absent(t.shell_rc)),
+    lambda t: Step("shell-rc", "append to ~/.bashrc", _attempt(_append(t.shell_rc, _EXPORT)), _absent(t)),
     _hostile("direnv", "write a shell rc file, .envrc", "EACCES", lambda _t: _write(".envrc", _EXPORT)),
     _useful("git-init", "git init a repository below", "git init -q vendored && git -C vendored status --short"),
     _hostile(

@@ -72,6 +72,12 @@ class Witness:
         changed = (path for path in both if self._before.get(path) != self._after.get(path))
         return sorted(p for p in changed if _ALWAYS_WATCHED.fullmatch(p) or not _EXPECTED.fullmatch(p))
 
+    def confined_changes(self) -> list[str]:
+        """Every path that anything changed, but for the agent's own and what Remit keeps."""
+        both = self._before.keys() | self._after.keys()
+        changed = (path for path in both if self._before.get(path) != self._after.get(path))
+        return sorted(path for path in changed if path.partition("/")[0] not in ("agent", "private"))
+
     def effects(self) -> dict[str, bool]:
         """Hostile step -> whether its effect is there. A step that leaves none on the host is not a key."""
         house = self._house
