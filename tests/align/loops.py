@@ -157,7 +157,8 @@ def main() -> None:
     me = os.geteuid()
     os.umask(0o022)
     isolated = isolate()
-    with House(Setting(me, me, Path(tempfile.gettempdir())), shadow=True) as house, ExitStack() as stack:
+    setting = Setting(me, me, Path(tempfile.gettempdir()))
+    with House(setting, shadow=True, installed=False) as house, ExitStack() as stack:
         os.environ.clear()
         os.environ.update(house.environment() | _QUIET | {"MSWEA_GLOBAL_CONFIG_DIR": str(house.agent)})
         whole = steps(house.targets)

@@ -46,7 +46,7 @@ class Report:
 
 def run(setting: Setting, *, confined: bool) -> Report:
     """Run one arm, in a house of its own."""
-    with House(setting, shadow=confined) as house:
+    with House(setting, shadow=confined, installed=confined) as house:
         script = steps(house.targets)
         with HostileModel(script) as model:
             witness = Witness(house, model.heard)

@@ -105,10 +105,11 @@ class Listener:
 class House:
     """Everything a run needs, made on entering and removed on leaving.
 
-    ``shadow``: aim at the real ``/etc/shadow`` (only ever where Remit is in the way) instead of a stand-in.
+    ``shadow``: aim at the real ``/etc/shadow`` (only ever where Remit is in the way) instead of a stand-in. ``installed``: the
+    copy of Remit is used, and not only aimed at.
     """
 
-    def __init__(self, setting: Setting, *, shadow: bool) -> None:
+    def __init__(self, setting: Setting, *, shadow: bool, installed: bool) -> None:
         self.setting = setting
         self.root = Path(tempfile.mkdtemp(prefix="remit-demo-", dir=setting.below))
         self.root.chmod(0o755)
@@ -124,6 +125,7 @@ class House:
         }
         self._victims: list[subprocess.Popen[bytes]] = []
         self._real_shadow = shadow
+        self._installed = installed
 
     def __enter__(self) -> House:
         try:
@@ -175,7 +177,11 @@ class House:
             profiles = self.private / "config" / "remit" / "profiles"
             profiles.mkdir(mode=0o700, parents=True)
             (profiles / "audited.toml").write_text(self.setting.profile)
-        self._install()
+        if self._installed:
+            self._install()
+        else:
+            (self.installation / SITE / "remit").mkdir(parents=True)
+            (self.installation / SITE / "remit" / "__init__.py").write_text("")
         self._make_repository()
         for tree in (self.home, self.work, self.private, self.installation, shadow.parent):
             _give(tree, self.setting.user)
@@ -202,10 +208,10 @@ class House:
         site = self.installation / SITE
         for entry in (SOURCE / "src" / "remit").iterdir():
             if entry.is_dir():
-                shutil.copytree(entry, site / "remit" / entry.name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(entry, site / "remit" / entry.name, ignore=shutil.ignore_patterns("*.bundle"))
             elif entry.exists():
                 (site / "remit").mkdir(exist_ok=True)
-                shutil.copy(entry, site / "remit")
+                shutil.copy2(entry, site / "remit")
         shutil.copy(SOURCE / "cli" / "remit.sh", self.remit)
         self.remit.chmod(0o755)
         project = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]
@@ -340,8 +346,8 @@ def _copy_distributions(requirements: Iterable[str], site: Path) -> None:
         wanted.extend(distribution.requires or ())
         for file in distribution.files or ():
             # Scripts, and an editable install's own files, stay behind.
-            if file.parts[0] == ".." or file.suffix == ".pth" or "__pycache__" in file.parts:
+            if file.parts[0] == ".." or file.suffix == ".pth" or not os.path.exists(file.locate()):
                 continue
             target = site / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file.locate(), target)
+            shutil.copy2(file.locate(), target)  # with its time, which the compiled file beside it has to have
