@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def traced(house: House, witness: Witness, script: list[Step]) -> Trace:
 
 
 def _problems(
-    found: list[tuple[int, Mapping[str, Any]]], number: int, calls: tuple[str, ...], verdict: str
+    found: Sequence[tuple[int, Mapping[str, Any]]], number: int, calls: tuple[str, ...], verdict: str
 ) -> list[str]:
     if not found:
         return ["nothing has its object"]
