@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from tests.align.reference import differences
-from tests.kernel.conftest import remit_command, world  # noqa: F401  # fixtures
 from tests.kernel.internet import HOSTS
 from tests.kernel.net_harness import Internet, internet
 from tests.kernel.run_harness import PRELUDE, PYTHON, World
@@ -84,7 +83,7 @@ USEFUL = {
 
 
 @pytest.fixture
-def net(world: World) -> Generator[Internet, None, None]:  # noqa: F811
+def net(world: World) -> Generator[Internet, None, None]:
     with internet(world) as made:
         yield made
 
@@ -96,7 +95,7 @@ def _command(action: str) -> list[str]:
     return [PYTHON, "-I", "-S", "-c", code]
 
 
-def _profile(world: World) -> str:  # noqa: F811
+def _profile(world: World) -> str:
     directory = world.home / ".config/remit/profiles"
     directory.mkdir(parents=True)
     (directory / "audited.toml").write_text(
@@ -106,7 +105,7 @@ def _profile(world: World) -> str:  # noqa: F811
     return "audited"
 
 
-def _records(world: World) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # noqa: F811
+def _records(world: World) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The actions of the last session as the command shows them, and its report."""
     shown = json.loads(world.remit("audit", "show", "--last", "--json").stdout)
     report = json.loads(world.remit("report", "--last", "--json").stdout)

@@ -210,6 +210,26 @@ def test_the_other_computation_can_differ(state: str, capsys: pytest.CaptureFixt
     assert any("leaked" in line for line in differences(made))
 
 
+RECORD = Path(__file__).with_name("fixtures") / "report" / "20300317T174640-00c0ffee00"
+"""The record of a session of two calls, one of them under a narrower grant, with at least one event of every kind."""
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_report_of_a_fixed_record(state: str, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(RECORD, f"{state}/sessions/{RECORD.name}", copy_function=shutil.copyfile)
+    assert log.check(f"{state}/sessions/{RECORD.name}").problem is None
+    assert main.run(["report", RECORD.name, "--format", form]) == 0
+    printed = capsys.readouterr().out
+    golden = RECORD.with_name(f"report.{form}")
+    if os.environ.get("REMIT_SNAPSHOTS") == "write":
+        golden.write_text(printed)
+    assert printed == golden.read_text()
+    if form == "json":
+        made = json.loads(printed)
+        jsonschema.validate(made, json.loads((SCHEMAS / "report.schema.json").read_text()))
+        assert differences(made) == []
+
+
 # --- what a model reads
 
 
