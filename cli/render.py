@@ -100,7 +100,7 @@ class Progress:
 def problems(lines: Iterable[str]) -> None:
     """Lines on stderr, each under the program's name. A closed stderr is no reason to fail differently."""
     try:
-        print("\n".join(f"remit: {printable(line)}" for line in lines), file=sys.stderr, flush=True)
+        print(*[f"remit: {printable(line)}\n" for line in lines], sep="", end="", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         return
 

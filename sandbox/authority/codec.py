@@ -8,6 +8,7 @@ enforced.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TypeVar, cast
 
 from remit.sandbox.authority.errors import GrantError
@@ -38,6 +39,9 @@ T = TypeVar("T")
 
 SCHEMA = "remit.authority/1"
 
+NOT_RECORDED = "(not recorded)"
+"""What stands for the value of a variable in a record."""
+
 
 def canonical_json(value: object) -> bytes:
     """The one encoding of a JSON value: sorted keys, no spaces, ASCII. Digests and hash chains are over this."""
@@ -58,6 +62,12 @@ def digest(a: Authority) -> str:
     must not stand for each other in a grant's hash chain or a plan's cache.
     """
     return blake2b(canonical_json(to_json(normal(a), sources=False)))
+
+
+def recorded(a: Authority) -> dict[str, object]:
+    """As ``to_json``, for a record: what variables are set to is nobody's to read there."""
+    hidden = tuple((name, None if value is None else NOT_RECORDED) for name, value in a.environment)
+    return to_json(replace(a, environment=hidden))
 
 
 def to_json(a: Authority, *, sources: bool = True) -> dict[str, object]:

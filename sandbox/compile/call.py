@@ -144,7 +144,7 @@ class CallPlan:
         way = None if self.egress is None else self.egress.wire()
         rest = (rules, self.program, self.mediation, limits, self.private, self.freeze, self.objects, self.own)
         # Through JSON: marshal takes plain values only, and enumerations are not.
-        authority = json.loads(codec.canonical_json(codec.to_json(self.authority)))
+        authority = json.loads(codec.canonical_json(codec.recorded(self.authority)))
         return (FORMAT, self.digest, *rest, authority, way)
 
     @property

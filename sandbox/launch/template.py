@@ -57,6 +57,8 @@ _LOOK = 0.5
 _LAST_WORDS = 5.0
 """Seconds that a session's first process may go on talking when it is told to end."""
 _SILENCE_MS = 1000
+_CONTEXT = "context.json"
+"""What a standing session's calls are measured against (``session.context``)."""
 _UNWRITABLE = "the record cannot be written"
 
 
@@ -409,6 +411,10 @@ class Template:
             running.record.ended({"why": why})
         except OSError:
             why = _UNWRITABLE
+        try:
+            posix.unlink(f"{running.record.path}/{_CONTEXT}")  # with what variables were set to: for calls only
+        except OSError:
+            pass  # it does not stand, or its directory is gone
         self._say(running.client, "closed", running.record.identifier, why)
         return why
 

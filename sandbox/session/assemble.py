@@ -27,6 +27,7 @@ from remit.sandbox.authority.model import Authority, Endpoint
 from remit.sandbox.authority.proof import dump
 from remit.sandbox.compile.call import Ceiling
 from remit.sandbox.compile.compiler import compile_session
+from remit.sandbox.compile.plan import Environment
 from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
 from remit.sandbox.resolve import search
 from remit.sandbox.resolve.names import resolve
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from remit.profiles.model import Profile
     from remit.sandbox.authority.proof import Chain
     from remit.sandbox.authority.web import Credential, HttpRule
-    from remit.sandbox.compile.plan import Lowering, Plan
+    from remit.sandbox.compile.plan import Lowering, Op, Plan
     from remit.sandbox.kernel.facts import HostFacts
     from remit.sandbox.resolve.binding import Named
 
@@ -328,7 +329,16 @@ def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
 
 def describe(assembled: Assembled) -> dict[str, object]:
     """The plan for the record, and what it was made from. No id and no time: the record's own are those of a start."""
-    return {"schema": "remit.plan/1", **_about(assembled), "plan": assembled.plan.json()}
+    plan = assembled.plan
+    operations = [_recorded(operation) for operation in plan.operations]
+    return {"schema": "remit.plan/1", **_about(assembled), "plan": {**plan.json(), "operations": operations}}
+
+
+def _recorded(operation: Op) -> dict[str, object]:
+    made = operation.json()
+    if isinstance(operation, Environment):
+        made["set"] = [[name, codec.NOT_RECORDED] for name, _ in operation.set_]
+    return made
 
 
 def _about(assembled: Assembled) -> dict[str, object]:
@@ -339,7 +349,7 @@ def _about(assembled: Assembled) -> dict[str, object]:
             "grantor": grant.grantor,
             "principal": grant.principal,
             "purpose": grant.purpose,
-            "authority": codec.to_json(grant.authority),
+            "authority": codec.recorded(grant.authority),
             "authority_digest": codec.digest(grant.authority),
         },
         "proofs": [json.loads(dump(chain)) for chain in assembled.chains],

@@ -136,6 +136,7 @@ class Core:
         self.chain = (*chain, grant.id)
         """The ids of the grants that this one came out of (the session's files' first, then the session's), and its own."""
         self._environ = environ
+        self._record = f"{state_directory(dict(environ))}/sessions/{shared.session}"
         self._plans: OrderedDict[object, tuple[str, CallPlan, Authority, tuple[bytes, ...]]] = OrderedDict()
 
     # --- grants --------------------------------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ class Core:
             denials=denials,
             # The mediator counts without knowing what there is outside: where it told of all, that is looked at.
             denied=len(denials) if 0 < len(events) < REPORTED else denied,
-            audit=self.ceiling.audit,
+            record=self._record,
             usage=Usage(cpu, time.monotonic() - ticket.started, memory << 10),
             grant=ticket.grant,
             call=ticket.call,

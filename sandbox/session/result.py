@@ -119,8 +119,8 @@ class CompletedCall(Generic[Output]):
     """As ``subprocess.CompletedProcess``, with what a sandbox knows besides.
 
     ``returncode`` is negative for a signal. ``limit`` names what ended the command where it was not its own doing
-    (``time``, ``memory``), else "". ``denials`` are at most 128 of the ``denied`` actions outside the grant. ``audit`` is
-    how much the session records ([audit] level).
+    (``time``, ``memory``), else "". ``denials`` are at most 128 of the ``denied`` actions outside the grant, as the mediator
+    saw them; what the gateway refused is in the record (``record``, a directory), and ``explain`` has both.
     """
 
     args: Sequence[Any]
@@ -135,18 +135,15 @@ class CompletedCall(Generic[Output]):
     limit: str = ""
     stdout_lost: int = 0
     stderr_lost: int = 0
-    audit: str = field(default="writes", repr=False)
+    record: str = field(default="", repr=False)
 
     def explain(self) -> str:
         """What a model should read: the distinct denials; for a failure without one, that it was not the sandbox's. Empty
-        where the command succeeded and nothing was denied."""
-        if self.denials:
-            return "\n".join(dict.fromkeys(map(str, self.denials)))
-        if not self.returncode or self.denied:
-            return ""
+        where the command succeeded and nothing was denied. Raises RemitError where the record cannot be read."""
         from remit.sandbox.audit import denials
 
-        return denials.nothing_denied(self.audit)
+        state, _, session = self.record.rpartition("/sessions/")
+        return "\n".join(denials.of_call(state, session, self.call).text(self.returncode))
 
     def check_returncode(self) -> None:
         """Raises CalledProcessError unless the command returned 0."""

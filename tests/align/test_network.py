@@ -175,3 +175,29 @@ def test_without_remit_every_hostile_step_reaches_somebody(net: Internet, tmp_pa
         )
         assert done.returncode == 0, (name, done.stderr)
         assert any(kind in ("tcp", "udp") for kind, _ in net.seen()[before:]), name
+
+
+def test_calls_of_a_session_are_told_what_the_gateway_refused(net: Internet) -> None:
+    """A call with a network of its own, and calls that share the session's: each hears of its own denials."""
+    inside = net.world
+    started = inside.remit(
+        "session", "start", "-p", "offline", "-w", str(inside.workspace), "--connect", "203.0.113.20:8080"
+    )
+    session = started.stdout.strip()
+    assert started.status == 0, started.stderr
+    try:
+        narrow = ["--read", str(inside.workspace), "--connect", "203.0.113.20:8080"]
+        for grant, thing in (
+            (narrow, "203.0.113.20:5432"),
+            ([], "203.0.113.30:80"),
+            (narrow[:2], "203.0.113.20:8080"),
+        ):
+            command = _command(f"talk({thing.split(':')[0]!r}, {thing.split(':')[1]})")
+            told = inside.remit("exec", session, "--denials=json", *grant, "--", *command)
+            made = json.loads(told.stderr.splitlines()[-1])
+            denied = [(one["object"].removesuffix("/tcp"), one["program"], one["grant"]) for one in made["denials"]]
+            assert denied == [(thing, os.path.realpath(PYTHON), ["--connect", thing])], (grant, told.stderr)
+        good = inside.remit("exec", session, "--denials=text", "--", *_command("talk('203.0.113.20', 8080)"))
+        assert (good.status, good.stderr) == (0, "")
+    finally:
+        inside.remit("session", "stop", session)

@@ -346,3 +346,39 @@ def test_a_profile_is_asked_what_it_would_allow(world: World) -> None:
     assert asked("example.com:443")["connect"]["grant"] == ["--connect", "example.com:443"]
     assert asked("127.0.0.1:8080")["connect"]["allowed"]
     assert not (world.state / "sessions").exists()  # nothing ran
+
+
+# --- what is not in a record
+
+
+def test_no_record_has_a_value_a_content_or_an_output(world: World) -> None:
+    planted = {name: f"PLANTED-{name}-{os.urandom(6).hex()}" for name in ("set", "passed", "file", "stdin", "output")}
+    (world.workspace / "data").write_text(planted["file"])
+    script = f'cat data; echo "$SET $PASSED"; cat; printf %s-%s {planted["output"][:12]} {planted["output"][12:]}; echo > new'
+    options = ["-p", profile(world, "full"), "--env", f"SET={planted['set']}", "--env", "PASSED"]
+    done = world.run("sh", "-c", script, options=options, stdin=planted["stdin"], env={"PASSED": planted["passed"]})
+    for name in ("set", "passed", "file", "stdin"):
+        assert planted[name] in done.stdout
+    kept = [path for path in world.state.rglob("*") if path.is_file()]
+    assert {path.name for path in kept} >= {"plan.json", "events.jsonl", "head"}
+    assert world.remit("report", "--last").status == 0
+    for path in kept:
+        content = path.read_text(errors="replace")
+        assert [name for name, value in planted.items() if value in content] == [], path
+    for form in ("json", "html", "text"):
+        told = world.remit("report", "--last", "--format", form).stdout
+        assert [name for name, value in planted.items() if value in told] == [], form
+
+
+def test_no_call_has_a_value_in_the_record(world: World) -> None:
+    planted = f"PLANTED-{os.urandom(6).hex()}"
+    start = ["session", "start", "-p", world.profile, "-w", str(world.workspace), "--env", f"SET={planted}"]
+    session = world.remit(*start).stdout.strip()
+    try:
+        options = ["--read", ".", "--env", f"SET={planted}"]
+        assert world.remit("exec", session, *options, "--", "sh", "-c", "echo $SET").stdout == f"{planted}\n"
+    finally:
+        world.remit("session", "stop", session)
+    kept = [path for path in world.state.rglob("*") if path.is_file()]
+    assert len(kept) > 3
+    assert [path for path in kept if planted in path.read_text(errors="replace")] == []
