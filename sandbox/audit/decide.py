@@ -128,7 +128,7 @@ class Decider:
         if private:
             return Decision(True, "private", PRIVATE)
         assert isinstance(line, PathRule)
-        return Decision(True, "granted", line.path, line.source)
+        return Decision(True, "granted", line.path, line.where(_RIGHTS[right]))
 
     def _private(self, slashed: str) -> bool:
         if slashed.startswith("/proc/sys/"):

@@ -163,15 +163,15 @@ def _lines(decider: Decider, atoms: list[Atom], level: str, call: str = "") -> l
             used.add((_right(atom.right), atom.decision.line))
     found: list[GrantLine] = []
     for rule in decider.authority.paths:
-        if rule.source.key.startswith(_FLOOR):
-            continue
         # Reading is implied by the others, and a line of its own only where it is all that was granted.
         rights = sorted(rule.rights - {Right.READ}) or [Right.READ]
         for right in rights:
+            if rule.where(right).key.startswith(_FLOOR):
+                continue
             known = level == "full" or (level == "writes" and right is not Right.READ)
             axis = "exec" if right is Right.EXEC else "filesystem"
             state = (right.value, rule.path) in used if known else None
-            found.append(GrantLine(axis, right.value, rule.path, str(rule.source), state))
+            found.append(GrantLine(axis, right.value, rule.path, str(rule.where(right)), state))
     for endpoint in decider.authority.connect:
         tried = None if level == "off" else ("connect", str(endpoint)) in used
         found.append(GrantLine("network", "connect", str(endpoint), str(endpoint.source), tried))

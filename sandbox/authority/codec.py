@@ -73,9 +73,9 @@ def recorded(a: Authority) -> dict[str, object]:
 def to_json(a: Authority, *, sources: bool = True) -> dict[str, object]:
     """The authority as plain JSON values; ``from_json`` reads them back to an equal value. ``sources`` are optional."""
 
-    def line(made: dict[str, object], source: Source) -> dict[str, object]:
+    def line(made: dict[str, object], source: Source, key: str = "source") -> dict[str, object]:
         if sources and source != NOWHERE:
-            made["source"] = {"file": source.file, "line": source.line, "key": source.key}
+            made[key] = {"file": source.file, "line": source.line, "key": source.key}
         return made
 
     limits: dict[str, int] = {}
@@ -88,7 +88,12 @@ def to_json(a: Authority, *, sources: bool = True) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "paths": [
-            line({"path": r.path, "rights": sorted(r.rights), "optional": r.optional}, r.source) for r in a.paths
+            line(
+                line({"path": r.path, "rights": sorted(r.rights), "optional": r.optional}, r.source),
+                r.exec_source,
+                "exec_source",
+            )
+            for r in a.paths
         ],
         "deny": patterns(a.deny),
         "protect": patterns(a.protect),
@@ -205,19 +210,19 @@ def _path(value: object, where: str) -> str:
     return path
 
 
-def _source(made: dict[str, object], where: str) -> Source:
-    if "source" not in made:
+def _source(made: dict[str, object], where: str, key: str = "source") -> Source:
+    if key not in made:
         return NOWHERE
-    held = object_of(made["source"], f"{where}.source", ("file", "line", "key"))
+    held = object_of(made[key], f"{where}.{key}", ("file", "line", "key"))
     return Source(
-        a_string(held["file"], f"{where}.source.file"),
-        an_int(held["line"], f"{where}.source.line", 0, 1 << 31),
-        a_string(held["key"], f"{where}.source.key"),
+        a_string(held["file"], f"{where}.{key}.file"),
+        an_int(held["line"], f"{where}.{key}.line", 0, 1 << 31),
+        a_string(held["key"], f"{where}.{key}.key"),
     )
 
 
 def _rule(value: object, where: str) -> PathRule:
-    made = object_of(value, where, ("path", "rights", "optional"), ("source",))
+    made = object_of(value, where, ("path", "rights", "optional"), ("source", "exec_source"))
     rights: list[Right] = []
     for at, one in _list(made["rights"], f"{where}.rights"):
         if one not in tuple(Right):
@@ -225,7 +230,9 @@ def _rule(value: object, where: str) -> PathRule:
         rights.append(Right(cast("str", one)))
     held = frozenset(_unique(rights, f"{where}.rights"))
     optional = a_bool(made["optional"], f"{where}.optional")
-    return PathRule(_path(made["path"], f"{where}.path"), held, optional, _source(made, where))
+    return PathRule(
+        _path(made["path"], f"{where}.path"), held, optional, _source(made, where), _source(made, where, "exec_source")
+    )
 
 
 def _pattern(value: object, where: str) -> PathPattern:

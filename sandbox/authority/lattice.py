@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remit.sandbox.authority.endpoint import canonical, intersection, matches, uncovered
-from remit.sandbox.authority.model import Authority, AutoExec, Endpoint, PathPattern, PathRule, Right
+from remit.sandbox.authority.model import NOWHERE, Authority, AutoExec, Endpoint, PathPattern, PathRule, Right
 from remit.sandbox.authority.pattern import (
     Parts,
     Shape,
@@ -61,16 +61,18 @@ def _implied(rights: frozenset[Right]) -> frozenset[Right]:
 
 
 def _rules(rules: Iterable[PathRule]) -> tuple[PathRule, ...]:
-    """One rule a path. It is required if any of the merged ones is; the last source that added a right stands for it."""
+    """One rule a path. It is required if any of the merged ones is; the line that added a right stands for that right."""
     merged: dict[str, PathRule] = {}
     for rule in rules:
         parts(rule.path)
         if not rule.rights:
             continue
         old = merged.get(rule.path, rule)
+        source = rule.source if Right.WRITE in rule.rights - old.rights else old.source
+        executes = (rule if Right.EXEC in rule.rights - old.rights else old).where(Right.EXEC)
         rights = _implied(old.rights | rule.rights)
-        source = old.source if rights == _implied(old.rights) else rule.source
-        merged[rule.path] = PathRule(rule.path, rights, old.optional and rule.optional, source)
+        apart = executes if Right.EXEC in rights and executes != source else NOWHERE
+        merged[rule.path] = PathRule(rule.path, rights, old.optional and rule.optional, source, apart)
     return tuple(merged[path] for path in sorted(merged))
 
 
@@ -279,7 +281,8 @@ def meet(a: Authority, b: Authority) -> Authority:
             deeper, upper = (one, other) if len(first) >= len(second) else (other, one)
             if parts(deeper.path)[: min(len(first), len(second))] == parts(upper.path):
                 optional = deeper.optional or (first == second and upper.optional)
-                rules.append(PathRule(deeper.path, one.rights & other.rights, optional, deeper.source))
+                held = one.rights & other.rights
+                rules.append(PathRule(deeper.path, held, optional, deeper.source, deeper.exec_source))
     if a.auto_exec is b.auto_exec:
         opened = _both(a.opened, b.opened)
     else:

@@ -47,6 +47,12 @@ class PathRule:
     optional: bool = False
     """The path may be absent at start (system directories of only some distributions): then it grants nothing."""
     source: Source = field(default=NOWHERE, compare=False)
+    exec_source: Source = field(default=NOWHERE, compare=False)
+    """Where ``exec`` stands, if not in the line of the other rights: neither of the two implies the other."""
+
+    def where(self, right: Right) -> Source:
+        """The line that grants a right."""
+        return self.exec_source if right is Right.EXEC and self.exec_source != NOWHERE else self.source
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -609,7 +609,7 @@ class Job:
             writes = ("mediation",) if layers.mediation else ()
             for right in sorted((rule.rights | {Right.READ}) & left[named.canonical]):
                 by = (*held, *(writes if right is Right.WRITE else ()))
-                self.says.granted.append(Line("filesystem", rule.path, right.value, note, by, str(rule.source)))
+                self.says.granted.append(Line("filesystem", rule.path, right.value, note, by, str(rule.where(right))))
             if rule not in self.floor.paths and named.kind is Kind.OTHER:
                 self.says.note(f"{rule.path}: neither file, directory, device nor socket")
         for group in sorted(self.authority.syscalls):

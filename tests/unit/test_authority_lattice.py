@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from remit.sandbox.authority import codec
 from remit.sandbox.authority.lattice import (
     Violation,
     allows_connect,
@@ -373,7 +374,14 @@ def test_normal_merges_lines_and_keeps_the_source_that_decides() -> None:
     assert not made.paths[0].optional
     assert made.deny == (PathPattern("/a", ("b",)),)
     assert made.connect == (Endpoint("x"),)
-    assert [made.paths[0].source, made.deny[0].source, made.connect[0].source] == [second, first, first]
+    assert [made.paths[0].source, made.deny[0].source, made.connect[0].source] == [first, first, first]
+    # Neither writing nor executing implies the other: each stands where it was granted.
+    assert [made.paths[0].where(right) for right in (READ, WRITE, EXEC)] == [first, first, second]
+    assert codec.from_json(codec.to_json(made), "a").paths[0].where(EXEC) == second
+    executes = PathRule("/p", frozenset({EXEC}), False, first)
+    for rules in ((executes, PathRule("/p", frozenset({WRITE}), False, second)), made.paths):
+        (one,) = normal(Authority(paths=rules)).paths
+        assert {one.where(WRITE), one.where(EXEC)} == {first, second}
     assert made.environment == (("A", None),)
     assert made.limits == (("pids", 3),)
 
