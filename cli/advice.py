@@ -109,6 +109,14 @@ def findings(facts: HostFacts, host: Host) -> list[Finding]:
             () if facts.fresh_proc or not namespaces else _proc_fixes(host),
         ),
         Finding(
+            "packet filter",
+            facts.nftables,
+            "nftables" if facts.nftables else why.get("nftables", "missing"),
+            "a way out for what `connect` and `publish` grant, and for nothing else",
+            namespaces,  # without them the network is the host's, and given up by name
+            () if facts.nftables or not namespaces else _filter_fixes(host),
+        ),
+        Finding(
             "cgroup limits",
             bool(facts.cgroup),
             f"{facts.cgroup}: {', '.join(facts.cgroup_controllers)}" if facts.cgroup else why.get("cgroup", "none"),
@@ -221,6 +229,16 @@ def _proc_fixes(host: Host) -> tuple[str, ...]:
         )
     return (
         "something is mounted over parts of /proc (see /proc/self/mountinfo): a new proc is refused until it is gone",
+    )
+
+
+def _filter_fixes(host: Host) -> tuple[str, ...]:
+    if host.container:
+        return ("in a container the kernel's modules are the host's: load nf_tables and nft_chain_nat there",)
+    return (
+        "sudo modprobe -a nf_tables nft_chain_nat nft_redir, and the same names in /etc/modules-load.d/remit.conf",
+        "a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT and CONFIG_NFT_REDIR",
+        "or no network: a profile without `connect` and `publish` (`offline`, `build`) starts without it",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,8 @@ import click
 
 from remit.cli import advice, options, render
 from remit.sandbox.authority.errors import RemitError, Unenforceable
-from remit.sandbox.kernel.probe import probe
+from remit.sandbox.compile import packets
+from remit.sandbox.kernel.probe import packet_filter, probe
 
 if TYPE_CHECKING:
     from remit.sandbox.kernel.facts import HostFacts
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help=options.JSON.help)
 def command(as_json: bool) -> int:
     """What this host can enforce and how to fix what it cannot. Exit 1 where `remit run` would refuse to start."""
-    facts = probe()
+    facts = probed()
     found = advice.findings(facts, host())
     refusal = refused(facts)
     status = 1 if refusal or any(not one.present and one.required for one in found) else 0
@@ -29,6 +31,15 @@ def command(as_json: bool) -> int:
     else:
         _print(found, refusal, status)
     return status
+
+
+def probed() -> HostFacts:
+    """What ``probe`` finds, and whether the packet filter of a session with a network can be set."""
+    facts = probe()
+    if not facts.user_namespaces:
+        return replace(facts, nftables=False, missing=(*facts.missing, ("nftables", "needs a user namespace")))
+    why = packet_filter(packets.program((), loopback=True))
+    return replace(facts, nftables=False, missing=(*facts.missing, ("nftables", why))) if why else facts
 
 
 def refused(facts: HostFacts) -> str:
@@ -64,6 +75,7 @@ def content(facts: HostFacts, found: list[advice.Finding], refusal: str, status:
             "cgroup_controllers": list(facts.cgroup_controllers),
             "idmapped_mounts": facts.idmapped_mounts,
             "apparmor_restricts_userns": facts.apparmor_restricts_userns,
+            "nftables": facts.nftables,
             "fuse": facts.fuse,
             "tiocsti": facts.tiocsti,
         },

@@ -148,7 +148,8 @@ class Job:
             if network.egress(self.authority, own_namespace=layers.network) is not None:
                 mounts.write(tree, network.FILES)
             scratch = tuple(p for p in ("/tmp", "/run", "/var/tmp") if isinstance(tree.entries.get(p), Tmpfs))
-            operations += [Unshare(self.kinds(layers), self.authority.loopback), NewRoot(ROOT_SIZE), *tree.operations()]
+            loopback = network.has_loopback(self.authority, own_namespace=layers.network)
+            operations += [Unshare(self.kinds(layers), loopback), NewRoot(ROOT_SIZE), *tree.operations()]
             operations.append(PivotRoot("nested-userns" not in self.authority.syscalls))
         roots = landlock.mediated(roots, scratch)
         for place in scratch:

@@ -59,7 +59,13 @@ def egress(authority: Authority, *, own_namespace: bool) -> Egress | None:
     published = tuple(_published(text) for text in authority.publish)
     if not rules and not published:
         return None
-    return Egress(rules, udp, published, packets.program(udp, loopback=authority.loopback))
+    servers = tuple(sorted({*authority.listen, *[inner for _, _, inner in published]}))
+    return Egress(rules, udp, published, packets.program(udp, loopback=authority.loopback, servers=servers))
+
+
+def has_loopback(authority: Authority, *, own_namespace: bool) -> bool:
+    """Whether ``lo`` is up: it is what everything in the namespace goes over."""
+    return authority.loopback or bool(authority.listen) or egress(authority, own_namespace=own_namespace) is not None
 
 
 def variables(authority: Authority, degrade: Collection[str]) -> dict[str, str]:
@@ -142,6 +148,10 @@ def _fronting(authority: Authority) -> tuple[Line, ...]:
 
 
 def _notes(authority: Authority) -> tuple[str, ...]:
+    if not authority.loopback and egress(authority, own_namespace=True) is not None:
+        return ("network: of its own loopback only TCP at the ports in `listen`",)
+    if not authority.loopback and authority.listen:
+        return ("network: of its own loopback only the ports in `listen`; UDP there is one layer",)
     if not authority.loopback:
         return ("network: no loopback either",)
     ports = "; any port can be listened on there" if authority.listen else ""

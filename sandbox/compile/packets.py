@@ -11,7 +11,8 @@ Output, nat (before routing decides):
     udp to a granted port               -> its mapped socket; the address stays as it is (a port alone is translated)
 
 Output, filter (after that): what goes to the session's own addresses or to a mapped socket may go; all else is dropped,
-which a program sees as EPERM from sendto(2). Without a loopback of its own, only the gateway's ports are left of it.
+which a program sees as EPERM from sendto(2). Without a loopback of its own, only the gateway's ports are left of it, and TCP at
+those that it may listen on.
 
 Sources: ``include/uapi/linux/netfilter/nf_tables.h``, ``nfnetlink.h``.
 """
@@ -39,8 +40,11 @@ _TABLE = b"remit\0"
 _SOURCE_NAT, _DESTINATION_NAT = 0, 1
 
 
-def program(udp: tuple[int, ...], *, loopback: bool) -> bytes:
-    """The batch. It asks for one acknowledgement. ``udp``: granted ports, the n-th one mapped to ``UDP_PORTS[n]``."""
+def program(udp: tuple[int, ...], *, loopback: bool, servers: tuple[int, ...] = ()) -> bytes:
+    """The batch. It asks for one acknowledgement. ``udp``: granted ports, the n-th one mapped to ``UDP_PORTS[n]``.
+
+    ``servers``: ports of the own loopback that are open where the rest of it is not.
+    """
     own_v4, own_v6 = ip_address(OWN_V4).packed, ip_address(OWN_V6).packed
     parts = [_nfnetlink(_BATCH_BEGIN, REQUEST, 0, _SUBSYSTEM >> 8)]
     parts.append(_nfnetlink(_NEW_TABLE, REQUEST | CREATE | EXCL, _INET, 0, attribute(1, _TABLE)))
@@ -62,6 +66,9 @@ def program(udp: tuple[int, ...], *, loopback: bool) -> bytes:
         for offset in (0, 2):
             for protocol in (_TCP, _UDP):
                 parts.append(_rule(b"out\0", _protocol(protocol), _port_at_most(offset, 1023), _verdict(_ACCEPT)))
+            # Any other address's port became the gateway's above: this is the own loopback's.
+            for port in servers:
+                parts.append(_rule(b"out\0", _protocol(_TCP), _port(offset, port), _verdict(_ACCEPT)))
     if udp:
         ports = _destination_ports(UDP_PORTS[0], UDP_PORTS[len(udp) - 1])
         parts.append(_rule(b"out\0", _protocol(_UDP), ports, _verdict(_ACCEPT)))
@@ -134,7 +141,12 @@ def _v6(address: bytes) -> tuple[bytes, ...]:
 
 
 def _destination_port(port: int) -> bytes:
-    return _payload(_TRANSPORT_HEADER, 2, 2) + _compare(_EQUAL, port.to_bytes(2, "big"))
+    return _port(2, port)
+
+
+def _port(offset: int, port: int) -> bytes:
+    """The source's port at offset 0, the destination's at 2."""
+    return _payload(_TRANSPORT_HEADER, offset, 2) + _compare(_EQUAL, port.to_bytes(2, "big"))
 
 
 def _destination_ports(first: int, last: int) -> bytes:

@@ -32,6 +32,9 @@ class HostFacts:
     uid: int = 1000
     gid: int = 1000
     apparmor_restricts_userns: bool = False
+    nftables: bool = True
+    """A packet filter can be set in a new network namespace. Not part of ``probe()``: ``probe.packet_filter`` tries it, for
+    ``doctor``; a start that needs it finds out by itself."""
     fuse: bool = False
     tiocsti: bool = True
     missing: tuple[tuple[str, str], ...] = field(default=(), compare=False)

@@ -12,9 +12,10 @@ from errno import EBUSY, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM
 from errno import errorcode as ERRNO_NAMES
 from select import POLLIN, poll
 
-from remit.sandbox.kernel import files, landlock, mount, notify, process
+from remit.sandbox.kernel import files, landlock, mount, notify, process, sockets
 from remit.sandbox.kernel.call import AT_FDCWD, MACHINE, NR, call
 from remit.sandbox.kernel.facts import HostFacts
+from remit.sandbox.kernel.netlink import NETFILTER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -226,6 +227,39 @@ def _has_mount_setattr() -> bool:
     except OSError as error:
         return error.errno != ENOSYS
     return True
+
+
+def packet_filter(batch: bytes) -> str:
+    """Why ``batch`` (nfnetlink, of one acknowledgement) cannot be set in a new network namespace here, or "".
+
+    Not part of ``probe``: making a network namespace takes longer than all of that.
+    """
+    from_child, to_parent = posix.pipe()
+    try:
+        pid = process.clone3(process.CLONE_NEWUSER | process.CLONE_NEWNET)
+    except OSError as error:
+        posix.close(from_child)
+        posix.close(to_parent)
+        return f"a network namespace: {_errno_name(error.errno or EPERM)}"
+    if pid == 0:
+        try:
+            process.die_with_parent()
+            errno = 0
+            try:
+                sockets.netlink(NETFILTER, batch, 1)
+            except OSError as error:
+                errno = error.errno or EPERM
+            posix.write(to_parent, b"nftables=%d\n" % errno)
+        finally:
+            posix._exit(0)  # pyright: ignore[reportPrivateUsage]
+    posix.close(to_parent)
+    try:
+        errno = _receive(from_child).get("nftables", EPERM)
+    finally:
+        posix.close(from_child)
+        posix.kill(pid, 9)
+        posix.waitpid(pid, 0)
+    return f"nftables: {_errno_name(errno)}" if errno else ""
 
 
 # --- cgroups ----------------------------------------------------------------------------------------------------------

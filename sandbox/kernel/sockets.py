@@ -189,7 +189,7 @@ def netlink(protocol: int, data: bytes, acknowledged: int) -> None:
 
 
 def dump(protocol: int, data: bytes) -> list[bytes]:
-    """Send one request for a dump and return the messages of the answer. Raises OSError."""
+    """Send one request and return the messages of the answer, to its end or acknowledgement. Raises OSError."""
     opened = call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
     found: list[bytes] = []
     try:
@@ -200,10 +200,11 @@ def dump(protocol: int, data: bytes) -> list[bytes]:
             answer = bytes(reply.view[:got])
             while len(answer) >= HEADER:
                 length, kind = int.from_bytes(answer[:4], "little"), int.from_bytes(answer[4:6], "little")
-                if kind == DONE:
+                error = -int.from_bytes(answer[HEADER : HEADER + 4], "little", signed=True) if kind == ERROR else 0
+                if error:
+                    raise failure(error, "netlink dump")
+                if kind in (DONE, ERROR):
                     return found
-                if kind == ERROR:
-                    raise failure(-int.from_bytes(answer[HEADER : HEADER + 4], "little", signed=True), "netlink dump")
                 found.append(answer[:length])
                 answer = answer[(max(length, HEADER) + 3) & ~3 :]
     finally:

@@ -118,7 +118,7 @@ class Ground:
         root.assemble(request.operations)
         self.canary = root.hidden_file()
         root.pivot(forbid_user_namespaces=bool(self.found["pivot"][1]))
-        if self._own_network:
+        if self._own_network and self.found["unshare"][2]:
             loopback.up()
         if "egress" in self.found:
             self._open_way(self.found["egress"]).send(request.control)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.kernel.run_harness import World
+from tests.kernel.run_harness import World, descendants
 
 NAMES = ("granted.example.com", "other.example.com", "deep.sub.example.net", "rebound.example.com")
 
@@ -79,6 +79,18 @@ def internet(world: World) -> Generator[Internet, None, None]:
             assert process.stdin is not None
             process.stdin.close()
             process.wait()
+
+
+def gateway_of(process: subprocess.Popen[str]) -> list[int]:
+    """The gateways of a running session: processes below it."""
+    found: list[int] = []
+    for pid in descendants(process.pid):
+        try:
+            if b"remit.sandbox.egress.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
 
 
 def _certificates(directory: Path) -> tuple[Path, Path, Path]:

@@ -14,13 +14,14 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from tests.kernel.net_harness import Internet
-from tests.kernel.run_harness import World, descendants, ended, first_line, libc_python
+from tests.kernel.net_harness import Internet, gateway_of
+from tests.kernel.run_harness import World, ended, first_line, libc_python
 
 pytestmark = [
     pytest.mark.kernel,
@@ -326,18 +327,74 @@ def test_what_a_program_may_do_on_its_own_loopback(net: Internet) -> None:
     assert result.lines == ["b'HTTP/1.0 200 OK\\r\\n\\r\\n'", "EACCES", "EACCES", "EACCES"], result.stderr
 
 
+def closed_loopback(world: World, *lines: str) -> World:
+    """The world with a profile without a loopback."""
+    path = world.home / "closed.toml"
+    head = ("format = 1", 'name = "closed"', 'extends = ["offline"]', "[network]", "loopback = false")
+    path.write_text("\n".join((*head, *lines)) + "\n")
+    path.chmod(0o644)
+    return replace(world, profile=str(path))
+
+
+SERVERS = """
+def serve(port, host="127.0.0.1"):
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+def meet(port):
+    server = serve(port)
+    with socket.create_connection(("127.0.0.1", port), 20):
+        server.accept()[0].close()
+def bound(port):
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", port))
+"""
+OWN_SERVERS = {
+    "granted port": "meet(3000)",
+    "granted port over IPv6": "serve(3000, '::1')",
+    "another port": "meet(3001)",
+    "bind alone": "bound(3002)",
+    "any port": "bound(0)",
+    "connect alone": "socket.create_connection(('127.0.0.1', 3001), 20)",
+    "udp": "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 3001))",
+}
+
+
+@pytest.mark.needs(landlock=4)
+@pytest.mark.parametrize("way_out", [False, True])
+def test_without_a_loopback_only_the_ports_that_were_granted(net: Internet, way_out: bool) -> None:
+    """``loopback = false``: Landlock holds TCP, and where there is a way out, its packet filter all else."""
+    everything = dict.fromkeys(OWN_SERVERS, "ok") | {"connect alone": "ECONNREFUSED"}
+    assert net.world.probes(OWN_SERVERS, before=SERVERS) == everything
+    world = closed_loopback(net.world, "listen = [3000]", f'connect = ["{GRANTED}:8080"]' if way_out else "")
+    assert world.probes(OWN_SERVERS, before=SERVERS) == {
+        "granted port": "ok",
+        "granted port over IPv6": "ok",
+        "another port": "EACCES",
+        "bind alone": "EACCES",
+        "any port": "EACCES",
+        "connect alone": "EACCES",
+        "udp": "EPERM" if way_out else "ok",  # said: there UDP has one layer
+    }
+    if way_out:
+        tries = {"granted": f"talk({GRANTED!r}, 8080)", "other": "talk('203.0.113.20', 8080)"}
+        assert world.probes(tries, before=HELPERS) == {"granted": "ok", "other": "ECONNRESET"}
+        curl = f"curl -sS -o /dev/null -w '%{{http_code}}\\n' http://{GRANTED}:8080/"
+        assert world.shell(curl).lines == ["200"]
+    else:
+        results = closed_loopback(net.world).probes(OWN_SERVERS, before=SERVERS)
+        assert results.pop("udp") == "ENETUNREACH"
+        assert set(results.values()) == {"EACCES"}
+
+
+@pytest.mark.needs(landlock=4)
+def test_a_published_port_without_a_loopback(net: Internet) -> None:
+    world = closed_loopback(net.world, "listen = [3000]")
+    with world.start(*libc_python(SERVER), options=["--publish", "127.0.0.1:18080:3000"]) as process:
+        assert first_line(process) == "up"
+        assert [visit(net, 18080) for _ in range(3)] == ["from inside: hello"] * 3
+        assert process.wait(60) == 0
+
+
 # --- the gateway's life ------------------------------------------------------------------------------------------------
-
-
-def gateway_of(process: subprocess.Popen[str]) -> list[int]:
-    found: list[int] = []
-    for pid in descendants(process.pid):
-        try:
-            if b"remit.sandbox.egress.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
 
 
 LOOP = (

@@ -102,6 +102,16 @@ def test_a_listener_around_us_is_not_a_kernel_too_old() -> None:
     assert "outside" in lacking(facts, DEBIAN)["seccomp listener"].fixes[0]
 
 
+def test_a_host_without_nftables() -> None:
+    facts = replace(GOOD, nftables=False, missing=(("nftables", "nftables: EOPNOTSUPP"),))
+    one = lacking(facts, DEBIAN)["packet filter"]
+    assert one.required
+    assert one.detail == "nftables: EOPNOTSUPP"
+    assert "modprobe" in one.fixes[0]
+    assert "host's" in lacking(facts, DOCKER)["packet filter"].fixes[0]
+    assert not lacking(replace(facts, user_namespaces=False), DEBIAN)["packet filter"].required
+
+
 @pytest.mark.parametrize("host", [UBUNTU, FEDORA, DEBIAN, ARCH, DOCKER, Host()])
 def test_whatever_run_needs_has_a_fix(host: Host) -> None:
     facts = HostFacts(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from remit.sandbox.compile import packets
 from remit.sandbox.kernel import probe as module
 from remit.sandbox.kernel import process
-from remit.sandbox.kernel.probe import find_cgroup, probe
+from remit.sandbox.kernel.probe import find_cgroup, packet_filter, probe
 
 V1 = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" + "".join(
     f"{n} 31 0:{n} / /sys/fs/cgroup/{name} rw,relatime - cgroup cgroup rw,{name}\n"
@@ -28,6 +29,14 @@ def no(path: str) -> bool:
 
 def nothing(path: str) -> str:
     return ""
+
+
+@pytest.mark.needs(userns=True)
+def test_the_packet_filter_is_tried() -> None:
+    batch = packets.program((53000,), loopback=False, servers=(3000,))
+    assert packet_filter(batch) == ""
+    # As on a kernel without NFT_REDIR.
+    assert packet_filter(batch.replace(b"redir\0", b"redix\0")).startswith("nftables: ENOENT")
 
 
 def test_the_probe_names_what_is_missing() -> None:
