@@ -117,7 +117,7 @@ def test_nothing_is_left_of_connections_that_misbehave(net: Internet) -> None:
         with net.world.start(*command, options=options) as session:
             assert first_line(session) == "up"
             storm(session, 0.1)  # the gateway and everybody's buffers come to be
-            first = over(session, outside)
+            first = last = over(session, outside)
             (gateway,) = gateway_of(session)
             calm = memory(gateway)
             found = [calm]

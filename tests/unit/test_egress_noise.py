@@ -29,23 +29,34 @@ FIELDS = st.builds(
     st.sampled_from([": ", ":", " : ", ""]),
     st.sampled_from([*HOSTS, "0", "5", "-1", "9" * 30, "chunked", "gzip, chunked", "close", "h2c", "\x7f"]),
 )
+
+
+def http(line: str, fields: list[str], end: str, body: bytes) -> bytes:
+    return (line + "".join(fields) + end).encode("latin-1") + body
+
+
+def socks(methods: bytes, command: int, kind: int, host: bytes, port: bytes) -> bytes:
+    size = bytes((len(host),)) if kind == 3 else b""
+    return b"\x05" + bytes((len(methods),)) + methods + bytes((5, command, 0, kind)) + size + host + port
+
+
+def record(kind: int, version: int, length: int, body: bytes) -> bytes:
+    return bytes((kind, 3, version)) + struct.pack(">H", length) + body
+
+
+def counted(length: int | None, body: bytes) -> bytes:
+    return struct.pack(">H", len(body) if length is None else length) + body
+
+
 HTTP = st.builds(
-    lambda line, fields, end, body: (line + "".join(fields) + end).encode("latin-1") + body,
+    http,
     LINES,
     st.lists(FIELDS, max_size=5),
     st.sampled_from(["\r\n", "\n", ""]),
     st.binary(max_size=40) | st.sampled_from([b"5\r\nhello\r\n0\r\n\r\n", b"ffffffffff\r\n", b"0\r\n"]),
 )
 SOCKS = st.builds(
-    lambda methods, command, kind, host, port: (
-        b"\x05"
-        + bytes((len(methods),))
-        + methods
-        + bytes((5, command, 0, kind))
-        + (bytes((len(host),)) if kind == 3 else b"")
-        + host
-        + port
-    ),
+    socks,
     st.binary(max_size=4),
     st.sampled_from([1, 1, 2, 3, 9]),
     st.sampled_from([1, 3, 3, 4, 7]),
@@ -53,17 +64,9 @@ SOCKS = st.builds(
     st.binary(max_size=2),
 )
 TLS = st.builds(
-    lambda kind, version, length, body: bytes((kind, 3, version)) + struct.pack(">H", length) + body,
-    st.sampled_from([22, 22, 21, 23]),
-    st.integers(0, 5),
-    st.integers(0, 65535),
-    st.binary(max_size=200),
+    record, st.sampled_from([22, 22, 21, 23]), st.integers(0, 5), st.integers(0, 65535), st.binary(max_size=200)
 )
-QUERY = st.builds(
-    lambda length, body: struct.pack(">H", len(body) if length is None else length) + body,
-    st.none() | st.integers(0, 65535),
-    st.binary(max_size=80),
-)
+QUERY = st.builds(counted, st.none() | st.integers(0, 65535), st.binary(max_size=80))
 NOISE = st.binary(max_size=200) | HTTP | SOCKS | TLS | QUERY
 VISITS = st.lists(st.tuples(st.sampled_from(DOORS), st.lists(NOISE, max_size=3), st.booleans()), min_size=1, max_size=8)
 
