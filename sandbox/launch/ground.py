@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import marshal
 import posix
-from errno import ENOENT, ENOTDIR
+from errno import EAGAIN, ENOENT, ENOTDIR
 from stat import S_IFREG
 
 from remit.sandbox.kernel import files, landlock, memory, mount, process, sockets
@@ -46,6 +46,10 @@ def told(error: BaseException) -> Failure:
         return (phase, message, hint, status)
     if isinstance(error, Swapped):
         return ("changed", f"{error.args[0]} was replaced while the session started", "start again", 125)
+    if (isinstance(error, OSError) and error.errno == EAGAIN) or isinstance(error, RuntimeError):
+        # A RuntimeError is a thread that could not be started (``_thread``).
+        why = error.strerror if isinstance(error, OSError) else error
+        return ("launch", f"no process could be started: {why}", "raise 'ulimit -u', or end what runs", 125)
     if isinstance(error, OSError):
         what = f"{error.filename}: " if error.filename else ""
         # A name of the plan that is not there: the plan is older than the host's tree.

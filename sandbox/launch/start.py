@@ -75,46 +75,55 @@ class Child:
         _, _, workspace, degraded, _, operations = wire
         who = _identity(workspace, operations)
         self.way: Way | None = None
-        for operation in operations:
-            if operation[0] == "egress" and on_network is not None:
-                from remit.sandbox.launch.way import Way
-
-                self.way = Way(operation, who, on_network)
-        request = Request(
-            operations=operations,
-            idmapped=who.idmapped,
-            control=-1,
-            uid=who.uid,
-            gid=who.gid,
-            self_map=who.self_map,
-            stack_strings=memory.own_strings(),
-            argv=argv or [],
-            environment=environment or [],
-            directory=directory.encode(errors="surrogateescape"),
-            terminal=terminal,
-            degraded=degraded,
-        )
+        self.groups: Groups | None = None
+        self._operations: Sequence[Operation] | None = None
+        """Of a child that is building already: the launcher reads for it what the plan copies."""
         flags = 0
         for operation in operations:
             if operation[0] == "unshare":
                 for kind in operation[1]:
                     flags |= process.NAMESPACES[kind]
-        self.groups: Groups | None = None
-        if any([op[0] == "limit" and op[3] == "cgroup" for op in operations]):
-            from remit.sandbox.launch import cgroups
+        try:
+            for operation in operations:
+                if operation[0] == "egress" and on_network is not None:
+                    from remit.sandbox.launch.way import Way
 
-            self.groups = cgroups.make([op for op in operations if op[0] == "limit"])
-        if waiting is not None and not (who.self_map and flags == early.FLAGS):
-            waiting.give_up()
-            waiting = None
-        self._operations: Sequence[Operation] | None = None
-        """Of a child that is building already: the launcher reads for it what the plan copies."""
-        if waiting is not None and waiting.hand(request.packed()):
-            self.pid, self.control, self._operations = waiting.pid, waiting.control, operations
-        else:
-            self.pid, self.control = _fork(request, flags, body)
-        for descriptor in who.idmapped.values():
-            posix.close(descriptor)
+                    self.way = Way(operation, who, on_network)
+            request = Request(
+                operations=operations,
+                idmapped=who.idmapped,
+                control=-1,
+                uid=who.uid,
+                gid=who.gid,
+                self_map=who.self_map,
+                stack_strings=memory.own_strings(),
+                argv=argv or [],
+                environment=environment or [],
+                directory=directory.encode(errors="surrogateescape"),
+                terminal=terminal,
+                degraded=degraded,
+            )
+            if any([op[0] == "limit" and op[3] == "cgroup" for op in operations]):
+                from remit.sandbox.launch import cgroups
+
+                self.groups = cgroups.make([op for op in operations if op[0] == "limit"])
+            if waiting is not None and not (who.self_map and flags == early.FLAGS):
+                waiting.give_up()
+                waiting = None
+            if waiting is not None and waiting.hand(request.packed()):
+                self.pid, self.control, self._operations = waiting.pid, waiting.control, operations
+            else:
+                self.pid, self.control = _fork(request, flags, body)
+        except BaseException:
+            # A template goes on: it has only so many descriptors.
+            if self.way is not None:
+                self.way.close()
+            if self.groups is not None:
+                self.groups.remove()
+            raise
+        finally:
+            for descriptor in who.idmapped.values():
+                posix.close(descriptor)
         try:
             if not who.self_map and flags & process.CLONE_NEWUSER:
                 who.write_maps(self.pid)
@@ -122,6 +131,7 @@ class Child:
                 self.groups.add(self.pid)
         except OSError as error:
             self.kill()
+            self.close()
             raise LaunchError(
                 f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'"
             ) from None
@@ -384,6 +394,8 @@ def _fork(request: Request, flags: int, body: Callable[[Request], None]) -> tupl
     try:
         pid = process.clone3(flags)
     except OSError as error:
+        posix.close(control)
+        posix.close(request.control)
         raise LaunchError(
             f"no new namespaces: {error.strerror}",
             hint="'remit doctor' says what refuses them and how to allow them",

@@ -21,10 +21,10 @@ import marshal
 import posix
 import select
 import time
-from errno import EAGAIN
+from errno import EAGAIN, EMFILE
 
 from remit.sandbox.audit.record import Record
-from remit.sandbox.authority.errors import RemitError
+from remit.sandbox.authority.errors import LaunchError, RemitError
 from remit.sandbox.kernel import process, sockets
 from remit.sandbox.kernel.call import libc_call
 from remit.sandbox.launch import envelope
@@ -59,6 +59,7 @@ _LAST_WORDS = 5.0
 _SILENCE_MS = 1000
 _CONTEXT = "context.json"
 """What a standing session's calls are measured against (``session.context``)."""
+_MORE = "raise 'ulimit -n', or end what runs: nothing was started"
 _UNWRITABLE = "the record cannot be written"
 
 
@@ -116,6 +117,7 @@ class Template:
         self._owner = client
         self._poll.register(client, select.POLLIN)
         if listener >= 0:
+            self._spare = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
             self._poll.register(listener, select.POLLIN)
 
     def loop(self) -> None:
@@ -138,7 +140,16 @@ class Template:
     # --- clients -------------------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        client = sockets.accept(self._listener)
+        try:
+            client = sockets.accept(self._listener)
+        except OSError:
+            # It would be ready again at once, and so for ever: let go of one descriptor, take it in, and turn it away.
+            posix.close(self._spare)
+            try:
+                posix.close(sockets.accept(self._listener))
+            finally:
+                self._spare = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
+            return
         if sockets.peer(client)[1] not in (posix.geteuid(), 0):
             posix.close(client)
             return
@@ -148,6 +159,10 @@ class Template:
     def _from_client(self, client: int) -> None:
         try:
             data, came = self._mail.receive(client)
+            if data == envelope.MARK and not came:
+                # There was no room for the descriptor that holds it.
+                self._say(client, "failed", 0, "launch", posix.strerror(EMFILE), _MORE, 125)
+                return
             if data == envelope.MARK:
                 data = envelope.content(came.pop())
         except OSError:
@@ -186,26 +201,31 @@ class Template:
                 return  # who does not read is told nothing; the sockets' ends tell the rest
 
     def _open(self, client: int, token: int, wire: Wire, about: dict[str, object], state: str) -> None:
+        audit = next((op for op in wire[5] if op[0] == "record"), ("record", "writes", "deny", ()))
         try:
-            try:
-                audit = next((op for op in wire[5] if op[0] == "record"), ("record", "writes", "deny", ()))
-                record = Record(state, wire[1], {**about, "audit": audit[1]}, audit[3])
-            except OSError as error:
-                self._say(
-                    client,
-                    "failed",
-                    token,
-                    "record",
-                    f"the session's record cannot be written: {error.strerror}",
-                    "a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
-                    125,
-                )
-                return
-            made: list[Running] = []
+            record = Record(state, wire[1], {**about, "audit": audit[1]}, audit[3])
+        except OSError as error:
+            self._say(
+                client,
+                "failed",
+                token,
+                "record",
+                f"the session's record cannot be written: {error.strerror}",
+                "a session without a record is not started: make the directory writable, or set XDG_STATE_HOME",
+                125,
+            )
+            return
+        made: list[Running] = []
+        try:
             child = Child(wire, _become_zygote, on_network=lambda event: made[0].network(event))
             child.go(record.canary)
-        except RemitError as error:
-            self._say(client, "failed", token, error.phase, str(error), error.hint, error.exit_status)
+        except (RemitError, OSError) as error:
+            failure = error if isinstance(error, RemitError) else LaunchError(str(error.strerror), hint=_MORE)
+            try:
+                record.ended({"failed": str(failure), "phase": failure.phase})
+            except OSError:
+                pass  # the failure that there is says more
+            self._say(client, "failed", token, failure.phase, str(failure), failure.hint, failure.exit_status)
             return
         running = Running(record, child, client, token, self._ledger_of(state))
         running.on_full = audit[2]
@@ -215,22 +235,30 @@ class Template:
             child.way.watch(self._poll)
         self._sessions[child.control] = running
         self._poll.register(child.control, select.POLLIN)
-        self._attach(client, token, record.identifier)
+        if not self._attach(client, token, record.identifier):
+            self._close(running, "nobody could reach it")
 
-    def _attach(self, client: int, token: int, session: str) -> None:
+    def _attach(self, client: int, token: int, session: str) -> bool:
+        """A way for the client to the session's first process. False: there is none, and the client has heard why."""
         running = self._find(session)
         if running is None:
             self._say(client, "failed", token, "session", f"no session {session} here", "remit session list", 125)
-            return
-        ours, theirs = sockets.packet_pair()
+            return False
+        try:
+            ours, theirs = sockets.packet_pair()
+        except OSError as error:
+            self._say(client, "failed", token, "launch", str(error.strerror), _MORE, 125)
+            return False
         try:
             sockets.send(running.child.control, b"door", (theirs,))
             self._say(client, "door", token, session, descriptors=(ours,))
         except OSError:
             self._say(client, "failed", token, "session", f"session {session} has ended", "start another", 125)
+            return False
         finally:
             posix.close(ours)
             posix.close(theirs)
+        return True
 
     def _find(self, session: str) -> Running | None:
         for running in self._sessions.values():
@@ -267,14 +295,21 @@ class Template:
     # --- sessions ------------------------------------------------------------------------------------------------------
 
     def _heard(self, control: int) -> tuple[bytes, list[int]]:
+        """One message. Raises OSError: nobody is there, or (EMFILE) it could not be received."""
         data, came = self._mail.receive(control)
-        return (envelope.content(came.pop()), came) if data == envelope.MARK else (data, came)
+        if data != envelope.MARK:
+            return data, came
+        if not came:
+            raise OSError(EMFILE, posix.strerror(EMFILE))
+        return envelope.content(came.pop()), came
 
     def _from_session(self, running: Running) -> None:
         try:
             data, came = self._heard(running.child.control)
-        except OSError:
+        except OSError as error:
             data, came = b"", []
+            if error.errno == EMFILE:
+                running.closing = _UNWRITABLE  # what happened is not known
         if not data:
             self._close(running, running.closing or _DIED)
             return

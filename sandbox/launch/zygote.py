@@ -190,18 +190,21 @@ class Zygote:
             if isinstance(cell, OSError):
                 sockets.send(self._arms, marshal.dumps((number, "broken", *told(cell))))
                 continue
+            jail = None
             try:
                 policy.allow(cell)
                 if cell.sockets is not None and policy.egress is not None:
                     cell.sockets.send(self._request.control, number, policy.egress[1])
                 jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms, self._revoked)
-            except OSError as error:
+                self._jails[number] = jail
+                _thread.start_new_thread(jail.run, ())
+            except (OSError, RuntimeError) as error:  # the latter: a thread too many
                 cell.close()
                 cell.end()
+                if jail is not None:
+                    posix.close(jail.woken)
                 sockets.send(self._arms, marshal.dumps((number, "broken", *told(error))))
                 continue
-            self._jails[number] = jail
-            _thread.start_new_thread(jail.run, ())
             # The thread makes itself a copy of this table and closes there what is not its own; here, what is.
             jail.separated.acquire()
             cell.close()
@@ -443,7 +446,7 @@ class Zygote:
         self._tell("broken", policy.digest, *failure)
         if policy.dropped:
             self._give_up(policy)
-        else:
+        elif not policy.idle:  # nobody is there, or about to be, for who waits
             self._say(policy.door, "refused", policy.identifier, *failure)
             self._drop(policy)
 

@@ -106,7 +106,7 @@ class Link:
             self._send(("open", token, wire, about, state))
             session, door = self._door(token, deadline)
             try:
-                _, _, enforcement = self._await(token, "opened", deadline)
+                enforcement = self._opened(token, session, deadline)
             except TimeoutError:
                 door.close()
                 self._stop(session)
@@ -189,17 +189,22 @@ class Link:
                 os.close(descriptor)
             self._note(message, token)
 
-    def _await(self, token: int, kind: str, deadline: float) -> tuple[Any, ...]:
+    def _opened(self, token: int, session: str, deadline: float) -> dict[str, str]:
         while True:
             message, _ = self._receive(deadline)
-            if message[0] == kind and message[1] == token:
-                return message[1:]
+            if message[0] == "opened" and message[1] == token:
+                found: dict[str, str] = message[3]
+                return found
             self._note(message, token)
+            if session in self.closed:
+                raise LaunchError(
+                    f"the session ended as it started: {self.closed[session]}", hint="'remit doctor' may say why"
+                )
 
     def _note(self, message: tuple[Any, ...], token: int = 0) -> None:
         if message[0] == "closed":
             self.closed[message[1]] = message[2]
-        elif message[0] == "failed" and message[1] == token:
+        elif message[0] == "failed" and message[1] in (token, 0):
             _, _, phase, text, hint, status = message
             error = LaunchError(text, hint=hint) if phase != "session" else SessionClosed(text, hint=hint)
             error.phase, error.exit_status = phase, status
