@@ -24,6 +24,7 @@ from remit.sandbox.kernel import landlock, notify, process, sockets
 from remit.sandbox.launch import envelope, program
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.ground import HINT, Refused, told
+from remit.sandbox.launch.policy import REQUEST_DESCRIPTORS
 from remit.sandbox.mediate.broker import Source
 
 TYPE_CHECKING = False
@@ -100,7 +101,7 @@ class Jail(Source):
         """Held until the thread's descriptor table is its own."""
         self.separated.acquire()
         self.joins: list[tuple[int, int]] = []
-        self._mail = sockets.Receiver(REQUEST_SIZE, 5)
+        self._mail = sockets.Receiver(REQUEST_SIZE, REQUEST_DESCRIPTORS)
         self.busy = False
         self.call = ""
         self.chain: tuple[str, ...] = ()

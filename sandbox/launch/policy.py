@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import marshal
 import posix
 
 from remit.sandbox.kernel import landlock, sockets
-from remit.sandbox.launch import limits
+from remit.sandbox.launch import envelope, limits
 from remit.sandbox.launch.ground import Refused, open_inside
 from remit.sandbox.mediate.broker import Broker
 from remit.sandbox.mediate.metadata import Metadata
 
+REQUEST_DESCRIPTORS = 5
+"""With a request: where its answer goes, three streams, and a file where it is large."""
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from remit.sandbox.launch.cell import Cell
@@ -68,6 +73,21 @@ class Policy:
         """No further call. Whoever waits for a request, or would send one, learns it."""
         self.dropped = True
         sockets.shut_down(self.requests)
+
+    def refuse(self, failure: Sequence[Any]) -> None:
+        """No further call, and none of those that wait: a thread that is busy has the socket too, for as long as it is."""
+        self.end()
+        mail = sockets.Receiver(envelope.LIMIT, REQUEST_DESCRIPTORS)
+        while True:
+            data, came = mail.receive(self.requests)
+            if not data:
+                return
+            try:
+                sockets.send(came[0], marshal.dumps(("failed", *failure)), wait=False)
+            except (OSError, IndexError):
+                pass  # nobody is there to hear it
+            for descriptor in came:
+                posix.close(descriptor)
 
     def close(self) -> None:
         """Give up the descriptors, when no thread that is being armed is about to use their numbers."""

@@ -448,6 +448,7 @@ class Zygote:
             self._give_up(policy)
         elif not policy.idle:  # nobody is there, or about to be, for who waits
             self._say(policy.door, "refused", policy.identifier, *failure)
+            policy.refuse(failure)
             self._drop(policy)
 
     def _from_filter(self, listener: int, events: int) -> None:

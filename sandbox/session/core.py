@@ -253,10 +253,13 @@ class Core:
             ours, theirs = pair()
             identifier = next(self.shared.numbers)
             made = Armed(identifier, plan, ours, held=1)
+            refused = policies.pop(key, None)
             policies[key] = made
             # A request that waits under an authority which is given up would be lost, and look like a dead session.
             idle = [one for one, armed in policies.items() if not armed.held]
             dropped = [policies.pop(one) for one in idle[: max(0, len(policies) - POLICIES)]]
+            if refused is not None:
+                dropped.append(refused)
             return made, (identifier, plan.wire(), theirs), dropped
 
     def ready(self, asked: Asked | None) -> Armed | None:
