@@ -14,8 +14,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ VARIABLES = ("RED", "GREEN", "BLUE", "GREY")
 GROUPS = {"personality": "personality", "numa": "get_mempolicy", "keyring": "keyctl"}
 LIMITS = {"files": (60, 200), "file-size": (1 << 20, 4 << 20)}
 PORTS = (3001, 3002, 3003)
+SOCKETS = ("one", "two", "three")
 LEAST = 0.30
 
 
@@ -59,9 +62,10 @@ class Power:
     groups: frozenset[str]
     limits: tuple[tuple[str, int], ...]
     listen: frozenset[int]
+    unix: frozenset[str]
 
-    def keywords(self, workspace: Path | None = None) -> dict[str, Any]:
-        """As ``Grant`` and ``Session`` take it; absolute paths below ``workspace``."""
+    def keywords(self, sockets: Path, workspace: Path | None = None) -> dict[str, Any]:
+        """As ``Grant`` and ``Session`` take it; absolute paths below ``workspace``. ``sockets``: where those outside are."""
 
         def paths(names: frozenset[str]) -> list[str]:
             return sorted(str(workspace / name) if workspace else name for name in names)
@@ -73,6 +77,8 @@ class Power:
             "env": sorted(self.env),
             "allow_syscalls": sorted(self.groups),
             "limits": dict(self.limits),
+            "listen": sorted(self.listen),
+            "unix": sorted(str(sockets / name) for name in self.unix),
         }
 
     def has(self, path: str, right: str) -> bool:
@@ -101,6 +107,7 @@ class Power:
                 (name, dice.choice([value for value in LIMITS[name] if value <= most])) for name, most in self.limits
             ),
             listen=some(self.listen),
+            unix=some(self.unix),
         )
 
 
@@ -116,6 +123,7 @@ def session_power(dice: random.Random) -> Power:
         groups=some(GROUPS, 0.75),
         limits=tuple((name, dice.choice(values)) for name, values in LIMITS.items()),
         listen=some(PORTS, 0.75),
+        unix=some(SOCKETS, 0.75),
     )
 
 
@@ -129,6 +137,8 @@ class Action:
     variable: str = ""
     group: str = ""
     limit: tuple[str, int] = ("", 0)
+    port: int = 0
+    socket: str = ""
 
     def allowed(self, power: Power, whole: bool) -> bool:
         """The oracle. ``whole``: of a session, which shows the directories on the way to what it grants."""
@@ -140,6 +150,10 @@ class Action:
             return self.variable in power.env
         if self.group:
             return self.group in power.groups
+        if self.port:
+            return self.port in power.listen
+        if self.socket:
+            return self.socket in power.unix
         if self.limit[0]:
             return self.limit[1] <= dict(power.limits)[self.limit[0]]
         return all(power.has(path, right) for path, right in self.needs)
@@ -164,6 +178,8 @@ AXES = (
     "environment",
     "syscalls",
     "limits",
+    "network",
+    "ipc",
 )
 
 
@@ -227,6 +243,12 @@ def action(dice: random.Random, axis: str) -> Action:
     if axis == "syscalls":
         group = dice.choice(tuple(GROUPS))
         return Action(axis, SYSCALLS[group], group=group)
+    if axis == "network":
+        port = dice.choice(PORTS)
+        return Action(axis, dice.choice((f"served({port})", f"reached({port})")), port=port)
+    if axis == "ipc":
+        name = dice.choice(SOCKETS)
+        return Action(axis, f"spoken('{name}')", socket=name)
     what, values = dice.choice(tuple(LIMITS.items()))
     value = dice.choice(values)
     code = f"descriptors({value})" if what == "files" else f"sized({value})"
@@ -235,6 +257,21 @@ def action(dice: random.Random, axis: str) -> Action:
 
 HELPERS = """
 import posix
+def served(port):
+    with socket.socket() as listener, socket.socket() as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(('127.0.0.1', port))
+        listener.listen()
+        client.connect(listener.getsockname())
+def reached(port):
+    with socket.socket() as client:
+        try:
+            client.connect(('127.0.0.1', port))
+        except ConnectionRefusedError:
+            pass  # nobody is there; but it may be tried
+def spoken(name):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f'SOCKETS/{name}')
 def made(path):
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     os.unlink(path)
@@ -283,8 +320,28 @@ def universe(world: World) -> None:
         os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def renew(world: World) -> None:
+@contextmanager
+def servers(world: World) -> Iterator[list[socket.socket]]:
+    """Sockets outside, which everybody may connect to who sees them."""
+    (world.base / "sockets").mkdir(mode=0o755)
+    with ExitStack() as stack:
+        made: list[socket.socket] = []
+        for name in SOCKETS:
+            server = stack.enter_context(socket.socket(socket.AF_UNIX))
+            server.bind(str(world.base / "sockets" / name))
+            (world.base / "sockets" / name).chmod(0o777)
+            server.listen(1000)
+            server.setblocking(False)
+            made.append(server)
+        yield made
+
+
+def renew(world: World, listening: list[socket.socket]) -> None:
     """What actions take away, put back from outside."""
+    for server in listening:
+        with suppress(BlockingIOError):
+            while True:
+                server.accept()[0].close()
     owner = world.workspace.stat()
     for directory in DIRECTORIES:
         path = world.workspace / directory / "spare"
@@ -295,8 +352,8 @@ def renew(world: World) -> None:
         (world.workspace / name).write_text("content")
 
 
-def tried(session: Session, actions: list[Action], grant: Grant | None) -> list[str]:
-    body = [HELPERS, "import json", "results = []"]
+def tried(session: Session, actions: list[Action], grant: Grant | None, sockets: Path) -> list[str]:
+    body = [HELPERS.replace("SOCKETS", str(sockets)), "import json", "results = []"]
     for one in actions:
         body.append(f"results.append(attempt(lambda: {one.code}))")
         # One that was removed is missed by nobody who tries it again.
@@ -313,25 +370,28 @@ def tried(session: Session, actions: list[Action], grant: Grant | None) -> list[
 
 def cases(world: World, dice: random.Random) -> Iterator[tuple[Action, Power, Power, str, str]]:
     """(action, session, grant, how it ended under the session, under the grant)."""
-    while True:
-        ceiling = session_power(dice)
-        environ = dict.fromkeys(VARIABLES, "set")
-        # The universe is there to be seen, and nothing of it granted but what the dice say.
-        with opened(world, profile(world), environ=environ, **ceiling.keywords(world.workspace)) as session:
-            for _ in range(GRANTS_OF_A_SESSION):
-                power = ceiling.part(dice)
-                actions = [wished(dice, power) for _ in range(ACTIONS_OF_A_CALL)]
-                renew(world)
-                wide = tried(session, actions, None)
-                renew(world)
-                narrow = tried(session, actions, Grant(**power.keywords()))
-                yield from zip(actions, [ceiling] * len(actions), [power] * len(actions), wide, narrow, strict=True)
+    sockets, environ = world.base / "sockets", dict.fromkeys(VARIABLES, "set")
+    with servers(world) as listening:
+        while True:
+            ceiling = session_power(dice)
+            # The universe is there to be seen, and nothing of it granted but what the dice say.
+            keywords = ceiling.keywords(sockets, world.workspace)
+            with opened(world, profile(world), environ=environ, **keywords) as session:
+                for _ in range(GRANTS_OF_A_SESSION):
+                    power = ceiling.part(dice)
+                    actions = [wished(dice, power) for _ in range(ACTIONS_OF_A_CALL)]
+                    renew(world, listening)
+                    wide = tried(session, actions, None, sockets)
+                    renew(world, listening)
+                    narrow = tried(session, actions, Grant(**power.keywords(sockets)), sockets)
+                    yield from zip(actions, [ceiling] * len(actions), [power] * len(actions), wide, narrow, strict=True)
 
 
 def profile(world: World) -> str:
     path = world.home / "bare.toml"
     path.write_text(
-        'format = 1\nname = "bare"\nextends = ["base"]\n[limits]\nmemory = "4GiB"\n[enforcement]\ndegrade = ["limits"]\n'
+        'format = 1\nname = "bare"\nextends = ["base"]\n[network]\nloopback = false\n'
+        '[limits]\nmemory = "4GiB"\n[enforcement]\ndegrade = ["limits"]\n'
     )
     path.chmod(0o644)
     return str(path)
