@@ -16,7 +16,7 @@ import os
 import random
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,7 +321,7 @@ def universe(world: World) -> None:
 
 
 @contextmanager
-def servers(world: World) -> Iterator[list[socket.socket]]:
+def servers(world: World) -> Generator[list[socket.socket]]:
     """Sockets outside, which everybody may connect to who sees them."""
     (world.base / "sockets").mkdir(mode=0o755)
     with ExitStack() as stack:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
 
 
 @contextmanager
-def limited(pid: int, what: int, most: int) -> Iterator[None]:
+def limited(pid: int, what: int, most: int) -> Generator[None]:
     """With this soft limit for a process."""
     before = resource.prlimit(pid, what)
     resource.prlimit(pid, what, (most, before[1]))
