@@ -100,7 +100,7 @@ def _current(sources: "tuple[Source, ...]") -> bool:
             status = stat(source)
             if status.st_mtime_ns != modified or status.st_size != size:
                 return False
-    except OSError:
+    except (OSError, ValueError, TypeError):  # the latter two: a bundle of another version
         return False
     return True
 
