@@ -219,7 +219,8 @@ def replayed(session: str | None, last: bool, profile: str, every: bool, as_json
     found = log.read(state, chosen(state, session, last, "remit audit replay --last -p PROFILE"))
     workspace = str(found.started.get("workspace", ""))
     made = assemble(Invocation("explain", (), profile, workspace, "", (), -1, False, True, False))
-    decider = Decider(made.grant.authority, {path: named.canonical for path, named in made.names.items()})
+    names = {path: named.canonical for path, named in made.names.items()}
+    decider = Decider(made.grant.authority, names, http=made.http)
     document = replay.compare(found, decider, made.profile.name, every=every)
     if as_json:
         render.document("audit-replay", document)

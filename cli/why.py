@@ -15,7 +15,7 @@ import click
 from remit.cli import options, render
 from remit.cli.command import HELP_NAMES
 from remit.sandbox.audit import denials, housekeeping, log, message, why
-from remit.sandbox.audit.decide import Decider, Decision, endpoint, target
+from remit.sandbox.audit.decide import Decider, Decision, endpoint, requested, target
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import UsageError
 from remit.sandbox.authority.parse import parse_endpoint
@@ -160,6 +160,8 @@ def _means(event: Event, name: str, spelled: str) -> bool:
     if event.object in (name, spelled):
         return True
     try:
+        if event.right == "request":
+            return (*requested(event.object)[1:3], "tcp") == target(name)
         return event.axis == "network" and target(event.object) == target(name)
     except ValueError:
         return False
@@ -199,7 +201,8 @@ def _would(what: str, profile: str, workspace: str, as_json: bool) -> int:
 
     invocation = Invocation("explain", (), profile, workspace, "", (), -1, False, True, False)
     made = assemble(invocation)
-    decider = Decider(made.grant.authority, {path: named.canonical for path, named in made.names.items()})
+    names = {path: named.canonical for path, named in made.names.items()}
+    decider = Decider(made.grant.authority, names, http=made.http)
     return _tell_would(what, decider, f"profile {made.profile.name}", as_json)
 
 

@@ -103,7 +103,7 @@ def _value(key: Key) -> dict[str, object]:
             }
         case Kind.LIMIT:
             # A bare number has no unit of time; only CPUs come in fractions.
-            if key.name in ("time", "cpu-time"):
+            if key.name in ("time", "cpu-time", "connection-time"):
                 return text
             number = "number" if key.name == "cpu" else "integer"
             return {"anyOf": [{"type": number, "exclusiveMinimum": 0}, text]}

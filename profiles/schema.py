@@ -407,6 +407,9 @@ KEYS: tuple[Key, ...] = (
     _limit("files", "Open files of one process.", "4096", "count"),
     _limit("file-size", "Size of one file that is written.", '"10GiB"', _SIZE),
     _limit("tmp", "Size of the private `/tmp`.", '"2GiB"', _SIZE),
+    _limit("connections", "Connections out of the session at a time; 4096 where it is not named.", "100", "count"),
+    _limit("connection-time", "Wall-clock time of one connection.", '"10m"', _TIME),
+    _limit("traffic", "What all connections carry, both ways together.", '"1GiB"', _SIZE),
     _paths("ipc", "unix", "Unix sockets outside that programs inside may connect to.", '["{runtime}/bus"]'),
     _key(
         "syscalls",

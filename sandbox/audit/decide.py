@@ -13,10 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from remit.sandbox.authority import codec, lattice
 from remit.sandbox.authority.endpoint import matches
 from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, PathRule, Right, Source
+from remit.sandbox.authority.web import HttpRule, parse_http_host
 from remit.sandbox.compile import catalogue
 from remit.sandbox.compile.syscalls import TABLE, Action
 from remit.sandbox.events.action import BY_AUTHORITY, HELD, PRIVATE, UNGRANTED
@@ -51,7 +53,13 @@ class Decider:
     """Decisions under one authority. ``canonical`` maps names of the authority to what they resolved to. ``visible``: what
     is shown besides, in the session around it."""
 
-    def __init__(self, authority: Authority, canonical: Mapping[str, str], visible: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        canonical: Mapping[str, str],
+        visible: tuple[str, ...] = (),
+        http: tuple[HttpRule, ...] = (),
+    ) -> None:
         def resolved(path: str) -> str:
             return canonical.get(path, path)
 
@@ -72,6 +80,8 @@ class Decider:
             protect=tuple(made for one in authority.protect for made in pattern(one)),
             unix=tuple(resolved(path) for path in authority.unix),
         )
+        self.http = http
+        """The HTTP rules of the session, which hold for every call."""
         self._shown = (*(rule.path for rule in self.authority.paths), *visible)
         self._writable = sorted(rule.path for rule in self.authority.paths if Right.WRITE in rule.rights)
 
@@ -80,7 +90,7 @@ class Decider:
         """From the content of a record's ``plan.json``. Raises KeyError, TypeError, ValueError, GrantError."""
         authority = codec.from_json(plan["grant"]["authority"], "plan.grant.authority")
         names = {str(one["path"]): str(one["canonical"]) for one in plan["plan"].get("assumptions", ())}
-        return cls(authority, names)
+        return cls(authority, names, http=_http(plan))
 
     @classmethod
     def of_call(cls, authority: Mapping[str, Any], plan: Mapping[str, Any]) -> Decider:
@@ -88,7 +98,7 @@ class Decider:
         session = cls.of_plan(plan)
         names = {str(one["path"]): str(one["canonical"]) for one in plan["plan"].get("assumptions", ())}
         visible = tuple(rule.path for rule in session.authority.paths)
-        return cls(codec.from_json(authority, "call.authority"), names, visible)
+        return cls(codec.from_json(authority, "call.authority"), names, visible, session.http)
 
     def event(self, event: Event) -> Decision:
         """What this authority says of a recorded action, whatever was decided then."""
@@ -169,7 +179,7 @@ class Decider:
         if event.object.startswith(_LOOPBACK) and event.source != "gateway":
             own = event.rule.text == PRIVATE
             return Decision(own, "private" if own else "ungranted", PRIVATE if own else UNGRANTED)
-        made = self.endpoint(event.object)
+        made = self.request(event.object) if event.right == "request" else self.endpoint(event.object)
         if made.allowed and event.denied and event.rule.text not in (UNGRANTED, *BY_AUTHORITY):
             return Decision(False, "refused", event.rule.text)
         return made
@@ -189,6 +199,18 @@ class Decider:
         if found is None:
             return Decision(False, "ungranted", UNGRANTED)
         return Decision(True, "granted", str(found), found.source)
+
+    def request(self, text: str) -> Decision:
+        """A request, ``METHOD URL``: to a host that is granted and, where that has HTTP rules, by one of them."""
+        method, host, port, path = requested(text)
+        made = self.endpoint(endpoint(host, port, "tcp"))
+        rules = [rule for rule in self.http if rule.holds(host)]
+        if not made.allowed or not rules:
+            return made
+        for rule in rules:
+            if rule.allows(method, path):
+                return Decision(True, "granted", str(rule), rule.source)
+        return Decision(False, "ungranted", UNGRANTED)
 
     def socket(self, path: str) -> Decision:
         """A Unix socket, by path or (``@NAME``) abstract name: those are of the session's own network."""
@@ -249,6 +271,28 @@ def _names(endpoint: Endpoint, name: str, port: int, protocol: str) -> bool:
         return False
     wanted = (port, protocol) if port else (endpoint.port or 1, endpoint.protocol)
     return matches(replace(endpoint, network=""), name, None, *wanted)
+
+
+def requested(text: str) -> tuple[str, str, int, str]:
+    """(method, host, port, decoded path) of an event's ``METHOD URL``."""
+    method, _, url = text.partition(" ")
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    host, colon, port = place.rpartition(":")
+    if not colon or not port.isdecimal():
+        host, port = place, "443" if scheme == "https" else "80"
+    return method, host.strip("[]"), int(port), unquote(slash + path, "latin-1")
+
+
+def _http(plan: Mapping[str, Any]) -> tuple[HttpRule, ...]:
+    """The HTTP rules of a plan (``compile.plan.Web``)."""
+    found: list[HttpRule] = []
+    for operation in plan["plan"].get("operations", ()):
+        if operation.get("op") == "web":
+            for host, methods, paths, where in operation["http"]:
+                name, wildcard = parse_http_host(host)
+                found.append(HttpRule(name, wildcard, tuple(methods), tuple(paths), Source(where)))
+    return tuple(found)
 
 
 def group_of(call: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from remit.sandbox.audit.decide import endpoint, target
+from remit.sandbox.audit.decide import endpoint, requested, target
 from remit.sandbox.events.action import ASKED, DENIED, UNGRANTED
 from remit.sandbox.events.event import Rule
 
@@ -85,7 +85,7 @@ def _refused(event: Event, place: tuple[str, int], decider: Callable[[str], Deci
 
 def _with_program(event: Event, asked: list[tuple[Event, tuple[str, int]]]) -> Event:
     """The one that asked for it: directly, by a name's stand-in, or of the resolver or a proxy."""
-    place = _place(event.object)
+    place = requested(event.object)[1:3] if event.right == "request" else _place(event.object)
     if place is None:
         return event
     port = place[1]

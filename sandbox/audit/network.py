@@ -12,11 +12,11 @@ def connection(event: tuple[object, ...]) -> dict[str, object]:
 
     No process is known: a gateway sees sockets. ``errno`` is none, because what the program sees depends on how it asked.
     """
-    call, right, thing, verdict, reason, rule, via, sent, received, duration = event
+    call, right, thing, verdict, reason, rule, via, sent, received, duration, missing = event
     denied = verdict == "denied"
     if not thing:
         return {"kind": "gap", "lost": int(str(reason).partition(" ")[0])}  # denials that the gateway could only count
-    if verdict == "ended" or (right != "connect" and not denied):
+    if verdict == "ended" or (right not in ("connect", "request") and not denied):
         fields = {"source": "gateway", "object": thing, "right": right, "verdict": verdict, "via": via}
         fields |= {"sent": sent, "received": received, "duration": duration, "reason": reason, "rule": rule}
         return {"kind": "connection", "call": call, **fields}
@@ -30,16 +30,25 @@ def connection(event: tuple[object, ...]) -> dict[str, object]:
         "exe": "",
         "syscall": "connect",
         "axis": "network",
-        "right": "connect",
+        "right": "request" if right == "request" else "connect",
         "object": thing,
         "verdict": DENIED if denied else ALLOWED,
         "certainty": DENIED if denied else EXERCISED,
         "layer": "gateway" if denied else "",
-        "rule": {"text": reason if denied else rule, "file": "", "line": 0, "key": ""},
+        "rule": _rule(str(rule), str(reason) if denied else ""),
         "errno": None,
         "source": "gateway",
-        **({"missing": rule} if denied and rule else {}),
+        **({"missing": missing} if missing else {}),
     }
+
+
+def _rule(where: str, reason: str) -> dict[str, object]:
+    """``FILE:LINE KEY`` as its parts (``authority.model.Source``). ``reason``: what a denial is called."""
+    place, _, key = where.rpartition(" ")
+    file, _, line = place.rpartition(":")
+    if not line.isdecimal():
+        file, line = place, "0"
+    return {"text": reason or where, "file": file, "line": int(line), "key": key}
 
 
 def gone(problem: str) -> dict[str, object]:

@@ -175,6 +175,9 @@ def _lines(decider: Decider, atoms: list[Atom], level: str, call: str = "") -> l
     for endpoint in decider.authority.connect:
         tried = None if level == "off" else ("connect", str(endpoint)) in used
         found.append(GrantLine("network", "connect", str(endpoint), str(endpoint.source), tried))
+    for http in decider.http:
+        tried = None if level == "off" else ("request", str(http)) in used
+        found.append(GrantLine("network", "request", str(http), str(http.source), tried))
     for path in decider.authority.unix:
         tried = None if level == "off" else ("connect", path) in used
         found.append(GrantLine("ipc", "connect", path, "", tried))

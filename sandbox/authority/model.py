@@ -106,9 +106,21 @@ class AutoExec(StrEnum):
     ALLOW = "allow"
 
 
-LIMIT_NAMES = ("memory", "pids", "cpu", "cpu-time", "time", "files", "file-size", "tmp")
-"""Limit names. Units: ``memory``, ``file-size``, ``tmp`` bytes; ``cpu-time``, ``time`` milliseconds; ``cpu``
-thousandths of one CPU; ``pids``, ``files`` a count."""
+LIMIT_NAMES = (
+    "memory",
+    "pids",
+    "cpu",
+    "cpu-time",
+    "time",
+    "files",
+    "file-size",
+    "tmp",
+    "connections",
+    "connection-time",
+    "traffic",
+)
+"""Limit names. Units: ``memory``, ``file-size``, ``tmp``, ``traffic`` bytes; ``cpu-time``, ``time``, ``connection-time``
+milliseconds; ``cpu`` thousandths of one CPU; ``pids``, ``files``, ``connections`` a count."""
 
 SYSCALL_GROUPS = (
     "ptrace-any",

@@ -454,8 +454,8 @@ def parse_limit(name: str, value: str | int | float) -> int:
     """The maximum for a limit, in the units of ``model.LIMIT_NAMES``.
 
     ``value`` is text from the command line, or what a profile holds. A bare number is bytes for ``memory``,
-    ``file-size`` and ``tmp``, a count for ``pids`` and ``files``, CPUs for ``cpu``; ``time`` and ``cpu-time`` need a
-    unit.
+    ``file-size``, ``tmp`` and ``traffic``, a count for ``pids``, ``files`` and ``connections``, CPUs for ``cpu``; ``time``,
+    ``cpu-time`` and ``connection-time`` need a unit.
 
     Raises:
         ParseError: unknown name, malformed or zero value.
@@ -466,9 +466,9 @@ def parse_limit(name: str, value: str | int | float) -> int:
         raise ParseError(f"limit {name}: {value!r} is not a whole number")
     text = str(value)
     try:
-        if name in ("memory", "file-size", "tmp"):
+        if name in ("memory", "file-size", "tmp", "traffic"):
             number = parse_size(text)
-        elif name in ("time", "cpu-time"):
+        elif name in ("time", "cpu-time", "connection-time"):
             number = parse_duration(text)
         elif name == "cpu":
             number = _thousandths(text)

@@ -17,6 +17,28 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 ORIGINS = ("env", "file", "keyring", "command")
 """Where a credential can come from."""
 
+CERTIFICATE_VARIABLES = (
+    "SSL_CERT_FILE",  # OpenSSL, Python's ssl, Go, Ruby
+    "REQUESTS_CA_BUNDLE",  # Python's requests
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "NPM_CONFIG_CAFILE",
+    "CARGO_HTTP_CAINFO",
+    "AWS_CA_BUNDLE",
+    "DENO_CERT",
+)
+"""Variables that name a file of certificates, for the programs that read one."""
+
+SYSTEM_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Arch, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # openSUSE
+    "/etc/ssl/cert.pem",
+)
+"""Where distributions keep the certificates that they trust, as one file."""
+
 _TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _PATH = frozenset("!$&'()*+,-./0123456789:;=@ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz~")
 _FRAMING = frozenset(
@@ -56,9 +78,13 @@ class HttpRule:
             not self.paths or any([below(path, one) for one in self.paths])
         )
 
+    @property
+    def pattern(self) -> str:
+        """The host as it is written."""
+        return f"*.{self.host}" if self.wildcard else self.host
+
     def __str__(self) -> str:
-        host = f"*.{self.host}" if self.wildcard else self.host
-        return f"{'|'.join(self.methods) or 'any method'} {host}{' '.join(self.paths) or '/'}"
+        return f"{'|'.join(self.methods) or 'any method'} {self.pattern}{' '.join(self.paths) or '/'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +104,55 @@ class Credential:
     template: str = ""
     source: Source = field(default=NOWHERE, compare=False)
 
+    def path(self, home: str) -> str:
+        """Of ``file:``, the file's absolute path."""
+        for prefix in ("~/", "{home}/"):
+            if self.place.startswith(prefix):
+                return f"{home.rstrip('/')}/{self.place.removeprefix(prefix)}"
+        return self.place
+
+    @property
+    def put(self) -> str:
+        """Where in a request it goes."""
+        if self.query:
+            return f"query {self.query}"
+        return f"header {self.header}: {self.template}" if self.template else f"header {self.header}"
+
+    @property
+    def shown(self) -> str:
+        """Where it comes from, for people and records. A command line may hold what nobody should read."""
+        return self.origin if self.origin == "command" else f"{self.origin}:{self.place}"
+
     def __str__(self) -> str:
-        where = f"header {self.header}" if self.header else f"query {self.query}"
-        shown = self.origin if self.origin == "command" else f"{self.origin}:{self.place}"
-        return f"{self.host} {where} from {shown}"
+        return f"{self.host} {self.put} from {self.shown}"
+
+
+@dataclass(frozen=True, slots=True)
+class WebRules:
+    """Everything that a profile says beyond names and ports. False where it says nothing."""
+
+    http: tuple[HttpRule, ...] = ()
+    credentials: tuple[Credential, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.http or self.credentials)
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables that hold placeholders inside."""
+        return frozenset(one.variable for one in self.credentials if one.variable)
+
+    @property
+    def secret_variables(self) -> frozenset[str]:
+        """The caller's variables that hold secrets: never passed inside."""
+        return frozenset(one.place for one in self.credentials if one.origin == "env")
+
+    def read(self, name: str, *, wildcard: bool = False) -> bool:
+        """Whether every request to the host (``wildcard``: to everything below it) is read."""
+        for rule in self.http:
+            if rule.holds(name) if not wildcard else rule.wildcard and f".{name}".endswith(f".{rule.host}"):
+                return True
+        return not wildcard and any([one.host == name for one in self.credentials])
 
 
 def below(path: str, rule: str) -> bool:

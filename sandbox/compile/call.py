@@ -84,6 +84,12 @@ class Ceiling:
     freeze: bool = False
     audit: str = "writes"
     audit_on_full: str = "deny"
+    certificates: str = ""
+    """Where the session's own certificates are inside, if it has any."""
+    placeholders: tuple[str, ...] = ()
+    """Variables that hold a credential's placeholder: a call that is granted one may use it."""
+    withheld: tuple[str, ...] = ()
+    """Variables of the caller's that hold a credential's secret: passed to no call, whatever is granted."""
     _standing: list[Standing] = field(init=False, default_factory=list["Standing"], compare=False, repr=False)
 
     def standing(self) -> Standing:
@@ -117,6 +123,7 @@ class Ceiling:
             self.audit,
             self.audit_on_full,
             Report(frozenset(self.degrade)),
+            certificates=self.certificates,
         )
 
 
@@ -243,7 +250,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     roots = landlock.mediated(_roots(grants), scratch)
     uncovered = [path for path in denied if not any(below(path, cover) for cover in session.covered)]
     brokered = job.unheld_reads(grants, denied, layers, uncovered)
-    private = _narrower_network(authority, ceiling.authority)
+    private = _narrower_network(authority, ceiling)
     whole = normal(authority) == normal(ceiling.authority)
     if whole:
         domain = job.domains(grants, tree, roots, brokered, layers)[-1]
@@ -291,8 +298,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
         freeze=ceiling.freeze,
         objects=tuple(sorted(set(objects))),
         own=tuple((path, bits & handled) for path, bits in own),
-        # Published ports are the session's: a call's own network has none.
-        egress=network.egress(replace(authority, publish=()), own_namespace=layers.network) if private else None,
+        egress=_way_out(authority, ceiling, own_namespace=layers.network) if private else None,
         authority=authority,
         lowering=job.says.lowering(),
     )
@@ -328,6 +334,8 @@ def _domain(
         if not any(below(grant.path, own) for own in mounts.OWN)
     ]
     rules += [Rule("/dev", landlock.DEVICES), Rule("/dev/shm", landlock.SCRATCH)]
+    if job.certificates:
+        rules.append(Rule(job.certificates, landlock.READ_FILE, False))
     for place in scratch:
         rules.append(Rule(place, landlock.SCRATCH | _executable(tree, place)))
     abi = landlock.abi(job.facts.landlock_abi)
@@ -354,8 +362,23 @@ def _narrower_writes(own: Authority, held: Authority, roots: tuple[str, ...], se
     return {*own.deny, *own.protect} != {*held.deny, *held.protect}
 
 
-def _narrower_network(own: Authority, held: Authority) -> bool:
-    return (set(own.connect), set(own.listen), set(own.unix)) != (set(held.connect), set(held.listen), set(held.unix))
+def _narrower_network(own: Authority, ceiling: Ceiling) -> bool:
+    held = ceiling.authority
+    if (set(own.connect), set(own.listen), set(own.unix)) != (set(held.connect), set(held.listen), set(held.unix)):
+        return True
+    # In the session's own network, every credential of the session's would be the call's.
+    return bool(own.connect) and _placeholders(own, ceiling) != ceiling.placeholders
+
+
+def _placeholders(own: Authority, ceiling: Ceiling) -> tuple[str, ...]:
+    granted = {name for name, _ in own.environment}
+    return tuple(name for name in ceiling.placeholders if name in granted)
+
+
+def _way_out(own: Authority, ceiling: Ceiling, *, own_namespace: bool) -> Egress | None:
+    """Published ports are the session's: a call's own network has none."""
+    made = network.egress(replace(own, publish=()), own_namespace=own_namespace)
+    return None if made is None else replace(made, variables=_placeholders(own, ceiling))
 
 
 def _limits(job: Job, authority: Authority, ceiling: Ceiling, namespaces: bool) -> tuple[Limit, ...]:

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, Right, Source
-from remit.sandbox.compile import landlock, limits, lowering, mounts, network
+from remit.sandbox.authority.web import SYSTEM_BUNDLES, WebRules
+from remit.sandbox.compile import landlock, limits, lowering, mounts, network, web
 from remit.sandbox.compile.catalogue import WIRE as CATALOGUE
 from remit.sandbox.compile.landlock import Rule
 from remit.sandbox.compile.lowering import Layers, Report
@@ -66,6 +67,7 @@ def compile_session(
     matches: Mapping[str, tuple[Named, ...]] | None = None,
     audit: str = "writes",
     audit_on_full: str = "deny",
+    rules: WebRules = network.NO_RULES,
 ) -> Compiled:
     """Compile ``authority`` (which includes ``floor``) for the host that ``facts`` describe.
 
@@ -77,6 +79,7 @@ def compile_session(
     ``matches``: for a ``**/NAME`` deny (by its text), every object of that name that exists below a grant; a pattern
     that is missing here could not be searched.
     ``audit`` and ``audit_on_full``: what is recorded, and what happens when it cannot be.
+    ``rules``: HTTP rules and credentials. (With any, ``names`` has ``SYSTEM_BUNDLES`` too.)
 
     Unenforceable: with every reason, each with its fix.
     """
@@ -97,6 +100,7 @@ def compile_session(
         audit,
         audit_on_full,
         Report(frozenset(degrade)),
+        rules,
     )
     return job.run()
 
@@ -121,6 +125,9 @@ class Job:
     audit: str
     audit_on_full: str
     says: Report
+    rules: WebRules = network.NO_RULES
+    certificates: str = ""
+    """Where the session's certificates are inside, if it has any."""
     used: dict[str, Named] = field(default_factory=dict[str, Named])
 
     def name(self, path: str) -> Named:
@@ -141,12 +148,16 @@ class Job:
         brokered = self.unheld_reads(grants, denied, layers)
 
         operations: list[Op] = []
+        way_out = network.egress(self.authority, own_namespace=layers.network)
         tree: Tree | None = None
         scratch: tuple[str, ...] = ()
         if layers.namespaces:
             tree = self.tree(grants, denied, protected)
-            if network.egress(self.authority, own_namespace=layers.network) is not None:
+            if way_out is not None:
                 mounts.write(tree, network.FILES)
+                if self.rules:
+                    self.certificates = web.BUNDLE
+                    web.place(tree, {path: self.name(path) for path in SYSTEM_BUNDLES})
             scratch = tuple(p for p in ("/tmp", "/run", "/var/tmp") if isinstance(tree.entries.get(p), Tmpfs))
             loopback = network.has_loopback(self.authority, own_namespace=layers.network)
             operations += [Unshare(self.kinds(layers), loopback), NewRoot(ROOT_SIZE), *tree.operations()]
@@ -157,9 +168,10 @@ class Job:
                 self.says.note(
                     f"{place} is mediated too: a granted path lies below it (creating files there costs more)"
                 )
-        way_out = network.egress(self.authority, own_namespace=layers.network)
         if way_out is not None:
             operations.append(way_out)
+            if self.rules:
+                operations.append(web.operation(self.rules))
         operations += self.limits(layers)
         operations.append(self.environment(way_out is not None))
         operations.append(Record(self.audit, self.audit_on_full, self.lines()))
@@ -470,7 +482,7 @@ class Job:
         asked = {name for name, _ in self.explicit.limits}
         out: list[Op] = []
         for what, value in sorted(self.authority.limits):
-            how = limits.mechanism(what, self.facts, user_namespace=layers.namespaces)
+            how = limits.mechanism(what, self.facts, user_namespace=layers.namespaces, network=layers.network)
             out.append(Limit(what, value, how))
             if how == "none":
                 line = Line("limits", what, str(value), "nothing on this host holds it")
@@ -485,8 +497,14 @@ class Job:
 
     def environment(self, way_out: bool) -> Environment:
         own = dict(network.VARIABLES) if way_out else {}
-        passed = tuple(sorted(n for n, value in self.authority.environment if value is None and n not in own))
+        if self.certificates:
+            own |= web.variables()
+        # A placeholder's value is made at each start.
+        outside = self.rules.variables | self.rules.secret_variables | own.keys()
+        passed = tuple(sorted(n for n, value in self.authority.environment if value is None and n not in outside))
         kept = {name: value for name, value in self.authority.environment if value is not None}
+        if way_out:
+            kept = {name: value for name, value in kept.items() if name not in self.rules.variables}
         return Environment(passed, tuple(sorted({**kept, **own}.items())))
 
     def domains(
@@ -502,6 +520,8 @@ class Job:
         rules = [Rule(g.path, landlock.mask(g.rights), g.directory) for g in grants if not _own(g.path)]
         rules += [Rule("/proc", landlock.PROC)]
         rules += [Rule(path, landlock.RESOLVE_UNIX, False) for path in self.sockets()]
+        if self.certificates:
+            rules.append(Rule(self.certificates, landlock.READ_FILE, False))
         if tree is None:
             rules += [Rule(f"/dev/{name}", landlock.DEVICE, False) for name in self.devices()]
         else:
@@ -585,7 +605,7 @@ class Job:
         return Seccomp(program, layers.mediation)
 
     def network(self, layers: Layers) -> None:
-        found = network.lower(self.authority, self.explicit, own_namespace=layers.network)
+        found = network.lower(self.authority, self.explicit, self.rules, own_namespace=layers.network)
         self.says.reasons += found.reasons
         self.says.granted += found.granted
         self.says.deficit += found.deficit

@@ -13,7 +13,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from remit.sandbox.authority.model import Authority, Endpoint
-from remit.sandbox.compile import packets
+from remit.sandbox.authority.web import WebRules
+from remit.sandbox.compile import packets, web
 from remit.sandbox.compile.landlock import BIND_TCP, CONNECT_TCP
 from remit.sandbox.compile.plan import Egress, Line
 from remit.sandbox.egress.wire import DNS_PORT, PROXY_PORT, RESOLVER, UDP_PORTS
@@ -38,6 +39,9 @@ FILES: tuple[tuple[str, str], ...] = (
     # The host's own would say addresses for names, and an address is not what was granted.
     ("/etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {hostname}\n"),
 )
+
+
+NO_RULES = WebRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +117,16 @@ def landlock_tcp(authority: Authority, *, own_namespace: bool) -> tuple[int, tup
     return BIND_TCP | CONNECT_TCP, tuple(sorted(ports.items()))
 
 
-def lower(authority: Authority, explicit: Authority, *, own_namespace: bool) -> Report:
-    """What becomes of connect, listen, publish and loopback. ``explicit``: the part that the command line asked for."""
+def lower(authority: Authority, explicit: Authority, rules: WebRules = NO_RULES, *, own_namespace: bool) -> Report:
+    """What becomes of connect, listen, publish and loopback, and of HTTP rules and credentials. ``explicit``: the part that
+    the command line asked for."""
     if not own_namespace:
         slack = Line("network", "the host's network", "use", "no network namespace: UDP and the host's loopback")
+        unread, unused = web.unheld(rules)
         lines = [
             Line("network", text, "publish", "the host's network is the session's own") for text in authority.publish
         ]
-        return Report(deficit=tuple(lines), slack=(slack,))
+        return Report(deficit=(*lines, *unused), slack=(slack, *unread))
     reasons: list[tuple[str, str]] = []
     granted: list[Line] = []
     deficit: list[Line] = []
@@ -137,11 +143,19 @@ def lower(authority: Authority, explicit: Authority, *, own_namespace: bool) -> 
     bound = ("namespaces",) if authority.loopback else ("namespaces", "landlock")
     granted += [Line("network", str(port), "listen", "inside the session only", bound) for port in authority.listen]
     granted += [Line("network", text, "publish", "", ("gateway",)) for text in authority.publish]
-    return Report(tuple(reasons), tuple(granted), tuple(deficit), _fronting(authority), _notes(authority))
+    slack_lines = _fronting(authority, rules)
+    notes = _notes(authority)
+    if rules:
+        granted += web.granted(rules)
+        deficit += web.deficit(rules, authority)
+        slack_lines += web.slack(rules, authority)
+        notes += web.notes(rules, authority)
+    return Report(tuple(reasons), tuple(granted), tuple(deficit), slack_lines, notes)
 
 
-def _fronting(authority: Authority) -> tuple[Line, ...]:
-    if not any(one.name and one.protocol == "tcp" and not _unheld(one, authority) for one in authority.connect):
+def _fronting(authority: Authority, rules: WebRules) -> tuple[Line, ...]:
+    named = (one for one in authority.connect if one.name and one.protocol == "tcp" and not _unheld(one, authority))
+    if all([rules.read(one.name, wildcard=one.wildcard) for one in named]):
         return ()
     note = "inside TLS another host of the same server can be asked for (fronting): only the outer name is seen"
     return (Line("network", "granted names", "connect", note),)

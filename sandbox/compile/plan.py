@@ -63,6 +63,7 @@ _MECHANISMS = {
     "tmpfs": "the size of the tmpfs",
     "timer": "the supervisor's clock",
     "watch": "the supervisor samples the sum",
+    "gateway": "the gateway counts",
     "none": "not enforced: degraded",
 }
 
@@ -75,9 +76,9 @@ def _bytes(size: int) -> str:
 
 
 def _quantity(what: str, value: int) -> str:
-    if what in ("memory", "file-size", "tmp"):
+    if what in ("memory", "file-size", "tmp", "traffic"):
         return _bytes(value)
-    if what in ("time", "cpu-time"):
+    if what in ("time", "cpu-time", "connection-time"):
         return f"{value / 1000:g} s"
     if what == "cpu":
         return f"{value / 1000:g} CPUs"
@@ -193,6 +194,20 @@ class Text(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Certificates(Op):
+    """A read-only file of the certificates that programs inside are to trust: the host's, read from ``source`` ("" for
+    none), and the one that the session's gateway makes for itself at each start. Mounted at ``target``."""
+
+    name: ClassVar[str] = "certificates"
+    layer: ClassVar[str] = "gateway"
+    source: str
+    target: str
+
+    def describe(self) -> str:
+        return f"show as {self.target} the session's own certificate{' behind those of ' + self.source if self.source else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Tmpfs(Op):
     name: ClassVar[str] = "tmpfs"
     layer: ClassVar[str] = "namespaces"
@@ -286,7 +301,8 @@ class Egress(Op):
     """The way out of the network namespace: routes, packet filter and sockets inside, and a gateway that decides.
 
     ``rules`` are (endpoint, where it stands), ``udp`` the granted UDP ports, ``published`` (address, port, port inside).
-    ``filter`` is the packet filter (``compile.packets``), a netlink batch in native order.
+    ``filter`` is the packet filter (``compile.packets``), a netlink batch in native order. ``variables``: those whose
+    placeholders a call was given (``Web``).
     """
 
     name: ClassVar[str] = "egress"
@@ -295,11 +311,32 @@ class Egress(Op):
     udp: tuple[int, ...] = ()
     published: tuple[tuple[str, int, int], ...] = ()
     filter: bytes = b""
+    variables: tuple[str, ...] = ()
 
     def describe(self) -> str:
         udp = f", UDP to port {', '.join(map(str, self.udp))}" if self.udp else ""
         published = "".join(f", {host}:{port} of the host to {inner}" for host, port, inner in self.published)
         return f"a gateway for everything that leaves ({len(self.rules)} rules{udp}){published}"
+
+
+@dataclass(frozen=True, slots=True)
+class Web(Op):
+    """What the gateway reads of some hosts' requests, and which secrets it puts in.
+
+    ``http``: (host, methods, paths, where it stands). ``credentials``: (host, what is put in where, where the secret comes
+    from, the variable that holds a placeholder inside, where it stands); never a secret, and no command.
+    """
+
+    name: ClassVar[str] = "web"
+    layer: ClassVar[str] = "gateway"
+    http: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = ()
+    credentials: tuple[tuple[str, str, str, str, str], ...] = ()
+
+    def describe(self) -> str:
+        secrets = (
+            f"; credentials for {', '.join(sorted({one[0] for one in self.credentials}))}" if self.credentials else ""
+        )
+        return f"requests are read, {len(self.http)} HTTP rules{secrets}: a certificate authority of the session's own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +427,7 @@ class Record(Op):
 @dataclass(frozen=True, slots=True)
 class Limit(Op):
     """One limit. ``mechanism``: ``cgroup``, ``rlimit`` (per process), ``nproc`` (sum, by user namespace), ``tmpfs``,
-    ``timer`` (the supervisor's clock), ``watch`` (the supervisor samples), ``none`` (degraded)."""
+    ``timer`` (the supervisor's clock), ``watch`` (the supervisor samples), ``gateway``, ``none`` (degraded)."""
 
     name: ClassVar[str] = "limit"
     layer: ClassVar[str] = "limits"

@@ -15,52 +15,16 @@ import ssl
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from remit.sandbox.authority.web import SYSTEM_BUNDLES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
-VARIABLES = (
-    "SSL_CERT_FILE",  # OpenSSL, Python's ssl, Go, Ruby
-    "REQUESTS_CA_BUNDLE",  # Python's requests
-    "CURL_CA_BUNDLE",
-    "GIT_SSL_CAINFO",
-    "PIP_CERT",
-    "NODE_EXTRA_CA_CERTS",
-    "NPM_CONFIG_CAFILE",
-    "CARGO_HTTP_CAINFO",
-    "AWS_CA_BUNDLE",
-    "DENO_CERT",
-)
-"""Variables that name a file of certificates, for the programs that read one. Java reads none: it wants a keystore, which
-``keytool -importcert -cacerts`` makes from the same file, or ``-Djavax.net.ssl.trustStoreType``."""
-
-SYSTEM_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Arch, Alpine
-    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
-    "/etc/ssl/ca-bundle.pem",  # openSUSE
-    "/etc/ssl/cert.pem",
-)
-"""Where distributions keep the certificates that they trust, as one file."""
-
 _DAYS = 7
 _LEAVES = 256
-
-
-def bundle(certificate: bytes, system: Iterable[str] = SYSTEM_BUNDLES) -> bytes:
-    """What the file that ``VARIABLES`` name has to hold: the session's certificate, and those the host trusts.
-
-    Both, because the hosts that are not read are reached with their own certificates, and most of these variables
-    replace the system's list.
-    """
-    for path in system:
-        try:
-            with open(path, "rb") as file:
-                return file.read().rstrip() + b"\n" + certificate
-        except OSError:
-            continue
-    return certificate
 
 
 def make(session: str, names: Iterable[str]) -> tuple[bytes, bytes]:
@@ -77,7 +41,7 @@ def make(session: str, names: Iterable[str]) -> tuple[bytes, bytes]:
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Remit"),
-            x509.NameAttribute(NameOID.COMMON_NAME, f"Remit session {session}"[:64]),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"Remit session {session}".strip()[:64]),
         ]
     )
     made = (

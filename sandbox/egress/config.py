@@ -64,16 +64,16 @@ def web(options: Mapping[str, Any]) -> Web:
         )
     exchanges: list[Exchange] = []
     credentials: tuple[wire.Credential, ...] = options.get("credentials", ())
-    for host, kind, name, placeholder, secret, _ in credentials:
+    for host, kind, name, placeholder, secret, _, variable in credentials:
         target, wildcard = parse_http_host(host)
         if wildcard:
             raise ParseError(f"a credential for {host!r}: a secret goes to one host")
         hidden = Secret(secret.encode("utf-8", "surrogateescape"))
         if kind == "query":
-            exchanges.append(Exchange(target, "", parse_query_name(name), "", placeholder, hidden))
+            exchanges.append(Exchange(target, "", parse_query_name(name), "", placeholder, hidden, variable))
         else:
             header, template = parse_header(name)
-            exchanges.append(Exchange(target, header, "", template, placeholder, hidden))
+            exchanges.append(Exchange(target, header, "", template, placeholder, hidden, variable))
     return Web(tuple(rules), tuple(exchanges))
 
 

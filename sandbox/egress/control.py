@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import marshal
+import os
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Control:
-    """``received`` gets each message and its sockets; ``ended`` is called when the launcher is gone."""
+    """``received`` gets each message and its descriptors, to keep; ``ended`` is called when the launcher is gone."""
 
     def __init__(
         self,
         sock: socket.socket,
-        received: Callable[[tuple[Any, ...], list[socket.socket]], None],
+        received: Callable[[tuple[Any, ...], list[int]], None],
         ended: Callable[[], None],
         written: Callable[[], None],
     ) -> None:
@@ -66,16 +67,15 @@ class Control:
         for level, kind, body in control:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers.frombytes(body[: len(body) - len(body) % numbers.itemsize])
-        sockets = [socket.socket(fileno=number) for number in numbers]
         if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             # The end; or a message without all that belongs to it, which must not be half obeyed.
-            for one in sockets:
-                one.close()
+            for number in numbers:
+                os.close(number)
             self._loop.remove_reader(self._sock)
             self._ended()
             return
         message: Any = marshal.loads(data)
-        self._received(message, sockets)
+        self._received(message, numbers.tolist())
 
     def _writable(self) -> None:
         while self._queue:

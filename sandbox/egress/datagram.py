@@ -122,6 +122,11 @@ class Datagrams:
         try:
             wanted = self.gate.meant(address, self.port, "udp")
             flow.text = f"{wanted}/udp"
+            if wanted.name and self.source.web.reads(wanted.name):
+                self._refuse(
+                    flow, Denial(403, flow.text, "requests to this host are read: it is reached by HTTP over TCP only")
+                )
+                return
             place, decision = (await self.gate.connector.allowed(self.source.rules, wanted))[0]
             rule = str(decision.rule.source) if decision.rule is not None else ""
             event = Event(self.source.call, "connect", flow.text, "allowed", place.address, rule, "udp")

@@ -29,7 +29,7 @@ class Denial:
         }
         if key:
             document["missing"] = {"key": key, "value": value}
-            steps = [f"Ask the person who started this session to grant it: {option or f'{key} = {value}'}."]
+            steps = [f"Ask the person who started this session to grant it: {option or _entry(key, value)}."]
             document["next_steps"] = [*steps, "Trying again, or another way to the same place, will not help."]
         return json.dumps(document).encode() + b"\n"
 
@@ -48,6 +48,11 @@ class Denial:
         lines = [b"HTTP/1.1 %d %s" % (self.status, _PHRASES.get(self.status, b"Error"))]
         lines += [name + b": " + value for name, value in self.headers()]
         return b"\r\n".join(lines) + b"\r\n\r\n" + self.body()
+
+
+def _entry(key: str, value: str) -> str:
+    """A value as it stands in a profile."""
+    return f"{key} = [{{ {value} }}]" if key == "network.http" else f"{key} = {value}"
 
 
 _PHRASES = {400: b"Bad Request", 403: b"Forbidden", 502: b"Bad Gateway", 504: b"Gateway Timeout"}

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 import h11
 
+from remit.sandbox.authority.parse import ParseError
+from remit.sandbox.authority.web import parse_http_path
 from remit.sandbox.egress.connect import Refused, Unreachable
 from remit.sandbox.egress.decide import Destination
 from remit.sandbox.egress.denial import Denial
@@ -23,6 +25,7 @@ from remit.sandbox.egress.gate import Event, Gate, denied, refusal
 from remit.sandbox.egress.request import BadRequest, Request, check
 from remit.sandbox.egress.secrets import put_in
 from remit.sandbox.egress.stream import Plain, Stream, Tls, linger
+from remit.sandbox.events.action import NO_HTTP_RULE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 HEAD = 1 << 16
 """Bytes that a request's or an answer's head may have."""
+
+_SHOWN = 2048
+"""Characters of a request's line that the record keeps."""
 
 _DROPPED = frozenset(
     {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"upgrade", b"alt-svc", b"trailer"}
@@ -124,7 +130,8 @@ class Exchange:
             return await self._refuse(Denial(error.status, self._about(), str(error)))
         problem = self._problem(request)
         if problem is not None:
-            return await self._refuse(problem)
+            rules = self.source.web.rules_of(request.wanted.name)
+            return await self._refuse(problem, right="request", rule=str(rules[0].source) if rules else "")
         try:
             server = await self._reach(request.wanted)
         except Refused as error:
@@ -150,13 +157,19 @@ class Exchange:
         web, host = self.source.web, request.wanted.name
         if not host or not web.reads(host):
             return None
-        shown = f"{request.method} {request.path}"
+        shown = self._shown(request)
         if web.allows(host, request.method, request.path) is None:
-            value = f'host = "{host}", methods = ["{request.method}"], paths = ["{request.path}"]'
-            return Denial(403, f"{request.wanted}/tcp", f"no HTTP rule allows {shown}", ("network.http", value, ""))
+            value = f'host = "{host}", methods = ["{request.method}"], paths = ["{_writable(request.path)}"]'
+            return Denial(403, shown, NO_HTTP_RULE, ("network.http", value, ""))
         if web.exchanges_of(host) and not self.secure:
-            return Denial(403, f"{request.wanted}/tcp", "a host with a credential is reached by TLS only")
+            return Denial(403, shown, "a host with a credential is reached by TLS only")
         return None
+
+    def _shown(self, request: Request) -> str:
+        """A request as the record has it: no query, which is where keys are."""
+        host = _host(request.wanted, secure=self.secure).decode()
+        path = request.target.partition(b"?")[0].decode("latin-1")
+        return f"{request.method} {'https' if self.secure else 'http'}://{host}{path}"[:_SHOWN]
 
     async def _reach(self, wanted: Destination) -> Server:
         """A connection to ``wanted``, the last one where that still stands."""
@@ -217,16 +230,8 @@ class Exchange:
         if web.reads(host):
             rule = web.allows(host, request.method, request.path)
             stands = str(rule.source) if not isinstance(rule, bool) and rule is not None else server.rule
-            told = Event(
-                self.source.call,
-                "connect",
-                f"{request.wanted}/tcp",
-                "allowed",
-                f"{request.method} {request.path}",
-                stands,
-                self.via,
-            )
-            await self.gate.ledger.allowed(told)
+            event = Event(self.source.call, "request", self._shown(request), "allowed", "", stands, self.via)
+            await self.gate.ledger.allowed(event)
         body: asyncio.Task[None] | None = None
         answer: asyncio.Task[Upgraded | None] | None = None
         try:
@@ -379,9 +384,9 @@ class Exchange:
         if not self.gate.meter.passed(count):
             raise Gone
 
-    async def _refuse(self, denial: Denial, verdict: str = "denied") -> bool:
+    async def _refuse(self, denial: Denial, verdict: str = "denied", *, right: str = "connect", rule: str = "") -> bool:
         """Answer with ``denial``, record it, end the connection."""
-        event = denied(self.source.call, "connect", self.via, denial)
+        event = denied(self.source.call, right, self.via, denial, rule)
         self.gate.ledger.note(event._replace(verdict=verdict))
         try:
             head = h11.Response(status_code=denial.status, headers=denial.headers())
@@ -400,6 +405,16 @@ class Exchange:
 
 def _bytes(data: bytes | None) -> bytes:
     return data or b""
+
+
+def _writable(path: str) -> str:
+    """``path``, or the part of it from the left that a rule can be about."""
+    while path:
+        try:
+            return parse_http_path(path)
+        except ParseError:
+            path = path.rpartition("/")[0]
+    return "/"
 
 
 def _host(wanted: Destination, *, secure: bool) -> bytes:

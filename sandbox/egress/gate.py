@@ -48,6 +48,7 @@ class Event(NamedTuple):
     sent: int = 0
     received: int = 0
     duration: int = 0
+    grant: str = ""
 
 
 class Ledger:
@@ -131,7 +132,7 @@ def refusal(decision: Decision, wanted: Destination) -> Denial:
     return denial
 
 
-def denied(call: str, right: str, via: str, denial: Denial) -> Event:
-    """The event of a denial; its ``rule`` is the smallest grant that would change it."""
-    missing = denial.missing[2] or denial.missing[1]
-    return Event(call, right, denial.object, "denied", denial.reason, missing.removeprefix("--connect "), via)
+def denied(call: str, right: str, via: str, denial: Denial, rule: str = "") -> Event:
+    """The event of a denial. ``rule``: where the nearest one stands."""
+    grant = (denial.missing[2] or denial.missing[1]).removeprefix("--connect ")
+    return Event(call, right, denial.object, "denied", denial.reason, rule, via, grant=grant)

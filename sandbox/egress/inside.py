@@ -74,7 +74,7 @@ class Sockets:
 
 def open_way(operation: tuple[Any, ...]) -> Sockets:
     """Do what a plan's ``Egress`` says, in the network namespace of the calling thread. Raises OSError."""
-    _, _rules, udp, published, packet_filter = operation
+    _, _rules, udp, published, packet_filter, _variables = operation
     try:
         return make(udp, packet_filter, publish=bool(published))
     except OSError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 from remit.sandbox.authority.web import HttpRule
 from remit.sandbox.egress.decide import Rules
@@ -16,6 +17,16 @@ class Web:
 
     rules: tuple[HttpRule, ...] = ()
     exchanges: tuple[Exchange, ...] = ()
+
+    def names(self) -> list[str]:
+        """The hosts whose requests may have to be read; ``*.`` before those with all that is below them."""
+        found = [rule.pattern for rule in self.rules]
+        return list(dict.fromkeys([*found, *[one.host for one in self.exchanges]]))
+
+    def given(self, variables: Collection[str]) -> Web:
+        """What is left for a call that was given the placeholders in these variables. No call can do without the rules."""
+        kept = tuple([one for one in self.exchanges if not one.variable or one.variable in variables])
+        return replace(self, exchanges=kept) if len(kept) < len(self.exchanges) else self
 
     def reads(self, host: str) -> bool:
         """Whether requests to ``host`` have to be read: something is said about it beyond names and ports."""

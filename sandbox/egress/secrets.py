@@ -57,6 +57,7 @@ class Exchange:
     template: str
     placeholder: str
     secret: Secret
+    variable: str = ""
 
 
 def placeholder() -> str:
@@ -70,9 +71,9 @@ def obtain(credential: Credential, environ: Mapping[str, str], home: str) -> Sec
     Raises:
         SecretError: it is not there, is empty, or holds what no header can.
     """
-    where = f"{credential.origin}:{credential.place}" if credential.origin != "command" else "command"
+    where = credential.shown
     try:
-        value = _fetch(credential.origin, credential.place, environ, home)
+        value = _fetch(credential, environ, home)
     except SecretError as error:
         raise SecretError(f"{where}: {error}") from None
     value = value.removesuffix(b"\n").removesuffix(b"\r")
@@ -85,18 +86,15 @@ def obtain(credential: Credential, environ: Mapping[str, str], home: str) -> Sec
     return Secret(value)
 
 
-def _fetch(origin: str, place: str, environ: Mapping[str, str], home: str) -> bytes:
+def _fetch(credential: Credential, environ: Mapping[str, str], home: str) -> bytes:
+    origin, place = credential.origin, credential.place
     if origin == "env":
         if place not in environ:
             raise SecretError("is not set")
         return environ[place].encode("utf-8", "surrogateescape")
     if origin == "file":
-        path = place
-        for prefix in ("~/", "{home}/"):
-            if place.startswith(prefix):
-                path = f"{home}/{place.removeprefix(prefix)}"
         try:
-            with open(path, "rb") as file:
+            with open(credential.path(home), "rb") as file:
                 return file.read(LONGEST + 3)
         except OSError as error:
             raise SecretError(error.strerror or "cannot be read") from None

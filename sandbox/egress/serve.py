@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import marshal
 import os
 import resource
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 
 from remit.sandbox.authority.parse import ParseError
 from remit.sandbox.egress import config, proxy, publish, wire
-from remit.sandbox.egress.ca import Authority, upstream_context
+from remit.sandbox.egress.ca import Authority, make, upstream_context
 from remit.sandbox.egress.connect import Connector
 from remit.sandbox.egress.control import Control
 from remit.sandbox.egress.datagram import Datagrams
@@ -30,6 +31,7 @@ from remit.sandbox.egress.relay import Engine, Meter, reset
 from remit.sandbox.egress.stream import Plain
 from remit.sandbox.egress.tunnel import Tunnel
 from remit.sandbox.events.action import NO_NAME
+from remit.sandbox.kernel import memfd
 from remit.sandbox.kernel.process import set_dumpable
 
 _BATCH = 64
@@ -40,6 +42,12 @@ _PAUSE = 0.5
 
 _LAST_WORDS = 2.0
 """Seconds that the launcher has for what the gateway still has to say when it is ended."""
+
+_SECRETS = 1 << 22
+"""Bytes of the file that comes with a config."""
+
+_PERIODS, _FINEST = (1.0, 5.0), 0.1
+"""Seconds between looks at connections: with any, without; and at least, where their time is limited."""
 
 _REMEMBERED = 1024
 _QUERIES = 256
@@ -72,7 +80,7 @@ class Gateway:
         original: Callable[[socket.socket], tuple[str, int]] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._over = asyncio.Event()
+        self._over, self._configured = asyncio.Event(), asyncio.Event()
         self._original = original or original_destination
         self._live: dict[str, _Live] = {}
         self._web = Web()
@@ -107,13 +115,16 @@ class Gateway:
 
     # --- what the launcher says ---------------------------------------------------------------------------------------
 
-    def _message(self, message: tuple[Any, ...], sockets: list[socket.socket]) -> None:
+    def _message(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
         try:
             if message[0] == wire.CONFIG:
-                self._configure(message[2])
-                self.control.send((wire.READY,))
+                options = dict(message[2])
+                for descriptor in descriptors:
+                    options |= marshal.loads(memfd.content(descriptor, _SECRETS))
+                self._configure(message[1], options)
             elif message[0] == wire.LISTEN:
-                self._listen(message[1], message[2], message[3], sockets)
+                sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+                self._listen(message[1], message[2], message[3], message[4], sockets)
             elif message[0] == wire.CLOSE:
                 self._close(message[1])
             else:
@@ -122,18 +133,27 @@ class Gateway:
             # A config that is not understood is no config. The text of these errors shows hosts and paths, no secret.
             self._fail(f"{type(error).__name__}: {error}", "")
 
-    def _configure(self, options: dict[str, Any]) -> None:
+    def _configure(self, session: str, options: dict[str, Any]) -> None:
         self._rules = Rules(config.endpoints(options.get("rules", ())))
         self._web = config.web(options)
         gate = self.gate
         gate.limits = config.limits(options)
         gate.meter = Meter(gate.limits.bytes)
-        if "authority" in options:
-            certificate, key = options["authority"]
-            gate.authority = Authority(_as_bytes(certificate), _as_bytes(key))
+        certificate = b""
+        names = self._web.names()
+        if names:
+            certificate, key = make(session, names)
+            gate.authority = Authority(certificate, key)
+        self._configured.set()
+        self.control.send((wire.READY, certificate))
 
     def _listen(
-        self, call: str, rules: tuple[wire.Rule, ...], roles: tuple[wire.Role, ...], sockets: list[socket.socket]
+        self,
+        call: str,
+        rules: tuple[wire.Rule, ...],
+        roles: tuple[wire.Role, ...],
+        variables: tuple[str, ...],
+        sockets: list[socket.socket],
     ) -> None:
         if self._rules is None or len(roles) != len(sockets):
             for one in sockets:
@@ -142,7 +162,7 @@ class Gateway:
         live = self._live.get(call)
         if live is None:
             own = Rules(config.endpoints(rules), self._rules) if call else self._rules
-            live = self._live[call] = _Live(Source(call, own, self._web))
+            live = self._live[call] = _Live(Source(call, own, self._web.given(variables) if call else self._web))
         for (role, number), sock in zip(roles, sockets, strict=True):
             sock.setblocking(False)
             self._take(live, role, number, sock)
@@ -196,11 +216,12 @@ class Gateway:
         return self._trust
 
     async def _sweep(self) -> None:
-        """Look at what has been silent or open for too long."""
+        """Look at what has been silent or open for too long, at moments that are near enough to the limit on time."""
+        await self._configured.wait()
         limits = self.gate.limits
+        finest = max(_FINEST, limits.time / 4) if limits.time else _PERIODS[1]
         while True:
-            await asyncio.sleep(1.0 if self.gate.open else 5.0)
-            limits = self.gate.limits
+            await asyncio.sleep(min(finest, _PERIODS[0] if self.gate.open else _PERIODS[1]))
             self.gate.engine.sweep(limits.idle, limits.time)
             for live in self._live.values():
                 for datagrams in live.datagrams:
@@ -345,10 +366,6 @@ def original_destination(sock: socket.socket) -> tuple[str, int]:
         return socket.inet_ntoa(data[4:8]), int(struct.unpack_from("!H", data, 2)[0])
     data = sock.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL_DESTINATION, 28)
     return socket.inet_ntop(socket.AF_INET6, data[8:24]), int(struct.unpack_from("!H", data, 2)[0])
-
-
-def _as_bytes(text: str | bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text
 
 
 def run(control: int) -> None:

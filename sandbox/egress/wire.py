@@ -5,12 +5,19 @@ The gateway is one process on the host's side, ``python -I -S -c ...`` with an e
 bytes: ``marshal`` of a tuple whose first item is the kind. Both ends are the same interpreter's, started by the same
 launcher, so ``marshal`` is one format here; nothing that a confined process wrote is ever unmarshalled.
 
-    launcher -> gateway     ("config", session, options)                    once, first
-                            ("listen", call, rules, sockets) + descriptors  a source: what may leave through these sockets
+    launcher -> gateway     ("config", session, options) [+ descriptor]     once, first
+                            ("listen", call, rules, roles, variables) + descriptors
+                                                                            a source: what may leave through these sockets
                             ("close", call)                                 the call is over: its sockets and connections end
-    gateway -> launcher     ("ready",)                                      once, when the config has been read
+    gateway -> launcher     ("ready", certificate)                          once, when the config has been read: the
+                                                                            certificate (PEM) of the authority by which the
+                                                                            requests of some hosts are read, or b""
                             ("event", ...EVENT fields)                      see EVENT
                             ("failed", message, hint)                       the gateway ends itself
+
+A config's descriptor is of a file in memory (``kernel.memfd``) with more options, ``marshal``led: the secrets. Whoever
+passes it on need not read it, and nothing of it is in the memory of what the session is forked from. The key of the
+certificates is made in the gateway and never leaves it.
 
 The gateway ends when its control socket reads end-of-file. The launcher takes the end of the socket as the gateway's
 death: no network from then on, which the record says. Connections that a program makes before the gateway is up wait in
@@ -18,7 +25,9 @@ the listening sockets' backlogs; once it is dead they are reset, because nobody 
 
 **Sources.** A source is a (session, call) pair with its own network namespace, or the session's own (call ""). Every
 socket belongs to exactly one, so a decision always knows whose connection it is. A call's rules are decided on together
-with the session's (``options["rules"]``): what a call may reach, the session must allow as well.
+with the session's (``options["rules"]``): what a call may reach, the session must allow as well. HTTP rules are the
+session's, for every call. ``variables`` are the placeholders (by the variable that holds them) which a call was given:
+credentials that have a variable are put in for no other.
 
 Imported by the launcher and by the stage, so: no imports of its own.
 """
@@ -35,14 +44,15 @@ if TYPE_CHECKING:
     HttpRule: TypeAlias = tuple[str, tuple[str, ...], tuple[str, ...], str]
     """(host, methods, path patterns, where it stands). A host with an HTTP rule is reached by HTTP only."""
 
-    Credential: TypeAlias = tuple[str, str, str, str, str, str]
-    """(host, "header" or "query", its name, the placeholder that programs inside see, the secret, where it stands)."""
+    Credential: TypeAlias = tuple[str, str, str, str, str, str, str]
+    """(host, "header" or "query", its name, the placeholder that programs inside see, the secret, where it stands, the
+    variable that holds the placeholder or "")."""
 
     Role: TypeAlias = tuple[str, int]
     """(what the socket is for, a number that goes with it): see ROLES."""
 
     Config: TypeAlias = tuple[str, str, dict[str, Any]]
-    Listen: TypeAlias = tuple[str, str, tuple[Rule, ...], tuple[Role, ...]]
+    Listen: TypeAlias = tuple[str, str, tuple[Rule, ...], tuple[Role, ...], tuple[str, ...]]
 
 MESSAGE_SIZE = 1 << 17
 """The greatest packet. (``net.core.wmem_max`` is 208 KiB where nobody changed it, and a packet has to fit in it.)"""
@@ -53,12 +63,12 @@ MOST_DESCRIPTORS = 253
 CONFIG, LISTEN, CLOSE = "config", "listen", "close"
 READY, EVENT_KIND, FAILED = "ready", "event", "failed"
 
-OPTIONS = ("rules", "http", "credentials", "limits", "authority")
+OPTIONS = ("rules", "http", "credentials", "limits")
 """Keys of a config's options, each of which may be missing:
 
 ``rules``: tuple of Rule, the session's endpoints. ``http``: tuple of HttpRule. ``credentials``: tuple of Credential.
 ``limits``: dict of ``connections`` (at a time), ``bytes`` (both ways, in all), ``time`` (milliseconds of one connection).
-``authority``: (certificate, key) of the session's own CA as PEM bytes, where TLS is terminated for a host.
+Only ``credentials`` are in the file that comes with a config.
 """
 
 TCP, DNS_UDP, DNS_TCP, PROXY, UDP, PUBLISH, PUBLISHED = (
@@ -93,15 +103,17 @@ itself says which (``SO_DOMAIN``). All are non-blocking. All but ``published`` b
 ``published``: listening *on the host*; the number is the port inside to which its connections are relayed.
 """
 
-EVENT = ("call", "right", "object", "verdict", "reason", "rule", "via", "sent", "received", "duration")
+EVENT = ("call", "right", "object", "verdict", "reason", "rule", "via", "sent", "received", "duration", "grant")
 """Fields of an ``event`` message, in order, after the kind:
 
-``call`` (str, "" for the session's own), ``right`` (``connect``, ``resolve``, ``publish``), ``object`` (HOST:PORT/PROTOCOL
-as the program meant it, canonical; for ``resolve`` the name asked for), ``verdict`` (``allowed`` when a connection is made
-and again as ``ended`` when it is over, ``denied``, ``failed`` where it was allowed and the network said no), ``reason``
-(one line for people, no secret in it), ``rule`` (where the rule stands that allowed it, or ""; for a denial, the smallest
-grant that would), ``via`` (``transparent``, ``connect``, ``http``, ``socks``, ``dns``, ``udp``, ``published``), ``sent`` and
-``received`` (bytes from and to the session), ``duration`` (milliseconds).
+``call`` (str, "" for the session's own), ``right`` (``connect``, ``request``, ``resolve``, ``publish``), ``object``
+(HOST:PORT/PROTOCOL as the program meant it, canonical; for ``request`` METHOD URL, without a query; for ``resolve`` the name
+asked for), ``verdict`` (``allowed`` when a connection is made and again as ``ended`` when it is over, ``denied``, ``failed``
+where it was allowed and the network said no), ``reason`` (one line for people, no secret in it), ``rule`` (where the rule
+stands that allowed it or, for a denied request, the first one about its host; or ""), ``via`` (``transparent``, ``connect``,
+``http``, ``socks``, ``dns``, ``udp``, ``published``), ``sent`` and ``received`` (bytes from and to the session), ``duration``
+(milliseconds), ``grant`` (of a denial, the smallest grant that would have allowed it: an endpoint, or the lines of an
+``[[network.http]]`` entry; or "").
 """
 
 # --- addresses inside, which both halves have to know -----------------------------------------------------------------

@@ -42,7 +42,8 @@ NO_RULE = "no rule grants it"
 OTHER_PORT = "the host is granted, but not on this port"
 OTHER_PROTOCOL = "the host is granted, but not with this protocol"
 NO_NAME = "no rule grants the name"
-BY_AUTHORITY = (NO_RULE, OTHER_PORT, OTHER_PROTOCOL, NO_NAME)
+NO_HTTP_RULE = "no HTTP rule allows it"
+BY_AUTHORITY = (NO_RULE, OTHER_PORT, OTHER_PROTOCOL, NO_NAME, NO_HTTP_RULE)
 """A gateway's reasons that follow from the authority alone. Its others depend on what a name led to or a program sent."""
 
 RELAYED = "the gateway decides"
@@ -58,6 +59,7 @@ AXES = {
     "setuid": "filesystem",
     "exec": "exec",
     "connect": "network",
+    "request": "network",
     "bind": "network",
     "signal": "ipc",
     "trace": "ipc",

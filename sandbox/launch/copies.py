@@ -1,4 +1,4 @@
-"""Files of the host's that a session gets as copies: read through no link, while the session starts."""
+"""Files of the host's that a session gets as copies, or in them: read through no link, while the session starts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(operations: Iterable[Operation]) -> dict[str, bytes]:
     """The content of what ``operations`` copy, by the name inside. Raises OSError with a path; Swapped."""
     found: dict[str, bytes] = {}
     for operation in operations:
-        if operation[0] == "copy":
+        if operation[0] in ("copy", "certificates") and operation[1]:
             _, source, target = operation
             # A FIFO in its place must not be waited for.
             opened = open_source(source, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)

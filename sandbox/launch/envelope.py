@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import posix
-from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+from remit.sandbox.kernel import memfd
 
 LIMIT = 1 << 13
 """Bytes that go as they are. Whoever receives keeps a buffer of that size."""
@@ -14,26 +13,9 @@ MARK = b"large"
 
 def enclosed(data: bytes) -> tuple[bytes, list[int]]:
     """(what to send, descriptors to send with it, last, and to close). Raises OSError."""
-    if len(data) <= LIMIT:
-        return data, []
-    copy = posix.memfd_create("message", posix.MFD_CLOEXEC | posix.MFD_ALLOW_SEALING)
-    view = memoryview(data)
-    while view:
-        view = view[posix.write(copy, view) :]
-    # What is read is what was sent, whoever else has the file.
-    fcntl(copy, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
-    return MARK, [copy]
+    return (data, []) if len(data) <= LIMIT else (MARK, [memfd.sealed(data, "message")])
 
 
 def content(descriptor: int) -> bytes:
     """What the file holds. Closes it. Raises OSError."""
-    try:
-        size = posix.fstat(descriptor).st_size
-        if size > LARGEST:
-            raise OSError(90, posix.strerror(90))
-        data = b""
-        while len(data) < size and (piece := posix.pread(descriptor, size - len(data), len(data))):
-            data += piece
-        return data
-    finally:
-        posix.close(descriptor)
+    return memfd.content(descriptor, LARGEST)

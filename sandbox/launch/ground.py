@@ -67,6 +67,7 @@ class Ground:
         self._own_network = "unshare" in self.found and "net" in self.found["unshare"][1]
         self.descriptors = [0, 1, 2]
         self.terminal = -1
+        self._certificate: bytes | str = b""
         self._seen: tuple[str, bytes] = ("", b"")
         """The session's canary: a file of the host's, and what it begins with."""
         self.canary = -1
@@ -119,6 +120,7 @@ class Ground:
         if request.begun:
             root.have_copies(self._wait_for_launcher(), request.operations)
             self._see_canary()
+        root.certificate = self._certified()
         root.assemble(request.operations)
         self.canary = root.hidden_file()
         root.pivot(forbid_user_namespaces=bool(self.found["pivot"][1]))
@@ -154,9 +156,16 @@ class Ground:
         data = posix.read(self.request.control, LARGEST)
         if not data:
             process.leave(125)  # the launcher is gone
-        message: tuple[str, bytes, dict[str, bytes] | None] = marshal.loads(data)
+        message: tuple[str, bytes, dict[str, bytes] | None, bytes | str] = marshal.loads(data)
         self._seen = message[:2]
+        self._certificate = message[3]
         return message[2]
+
+    def _certified(self) -> bytes:
+        """What the session's gateway made, if it had to make anything. Raises Refused where there is no gateway."""
+        if isinstance(self._certificate, str):
+            raise Refused("launch", f"the gateway is not there: {self._certificate}", "nothing was started", 125)
+        return self._certificate
 
     def _see_canary(self) -> None:
         path, token = self._seen

@@ -31,6 +31,8 @@ class Root:
     """A new root under construction."""
 
     def __init__(self) -> None:
+        self.certificate = b""
+        """What the session's gateway made, where the plan shows certificates."""
         self._objects: dict[str, tuple[int, int]] = {}
         self.trees: dict[str, int] = {}
         """By path inside: the descriptor of what is bound there, for rules that must be about that very object."""
@@ -160,16 +162,21 @@ class Root:
         posix.symlink(target, self._inside(path), dir_fd=self.descriptor)
 
     def _place_copy(self, _prepared: int, _source: str, target: str) -> None:
-        data = self._copies[target]
-        out = posix.open(
-            self._inside(target),
-            posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC,
-            0o444,
-            dir_fd=self.descriptor,
-        )
-        while data:
-            data = data[posix.write(out, data) :]
-        posix.close(out)
+        _write(self._copies[target], self._inside(target), self.descriptor)
+
+    def _place_certificates(self, _prepared: int, _source: str, target: str) -> None:
+        """A file system for one file: it may have to lie over one of the host's, and nobody inside may change it."""
+        host = self._copies.get(target, b"").rstrip()
+        data = (host + b"\n" if host else b"") + self.certificate
+        options = ((b"mode", b"0755"), (b"size", b"%d" % (len(data) + 65536)))
+        made = mount.new_filesystem(b"tmpfs", options, mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC)
+        _write(data, b"file", made)
+        mount.set_attributes(made, mount.ATTR_RDONLY)
+        opened = posix.open("file", _OPEN_SOURCE, dir_fd=made)
+        tree = mount.clone_tree(opened, recursive=False)
+        self._attach(tree, target, "file")
+        for descriptor in (tree, opened, made):
+            posix.close(descriptor)
 
     def _place_text(self, _prepared: int, path: str, content: str) -> None:
         name = posix.uname().nodename
@@ -274,6 +281,15 @@ class Root:
         for descriptor in self._prepared.values():
             if descriptor >= 0:
                 posix.close(descriptor)
+
+
+def _write(data: bytes, name: bytes, directory: int) -> None:
+    """A new file, readable for everybody."""
+    view = memoryview(data)
+    out = posix.open(name, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o444, dir_fd=directory)
+    while view:
+        view = view[posix.write(out, view) :]
+    posix.close(out)
 
 
 _DEV_LINKS = (

@@ -57,7 +57,8 @@ class Child:
     ``body`` is what it does, in the child: it gets the ``Request``, and waits for ``go`` before anything is done that could
     not be taken back. ``waiting`` is taken instead of a new child where it
     fits the plan; it does what ``early`` says. ``on_network`` hears what the gateway decides
-    (``egress.wire.EVENT``), or one text: why it is gone. Raises LaunchError.
+    (``egress.wire.EVENT``), or one text: why it is gone. ``secrets`` gives the file of the gateway's secrets, to keep, where
+    the plan has any (``egress.wire``); it is asked after the fork, so that nothing of them is in the child. Raises LaunchError.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Child:
         terminal: Terminal | None = None,
         on_network: Callable[[tuple[object, ...]], None] | None = None,
         waiting: early.Waiting | None = None,
+        secrets: Callable[[], int] | None = None,
     ) -> None:
         _, _, workspace, degraded, _, operations = wire
         who = _identity(workspace, operations)
@@ -78,17 +80,18 @@ class Child:
         self.groups: Groups | None = None
         self._operations: Sequence[Operation] | None = None
         """Of a child that is building already: the launcher reads for it what the plan copies."""
+        self._went = False
+        self._unsaid: list[bytes] = []
         flags = 0
         for operation in operations:
             if operation[0] == "unshare":
                 for kind in operation[1]:
                     flags |= process.NAMESPACES[kind]
         try:
-            for operation in operations:
-                if operation[0] == "egress" and on_network is not None:
-                    from remit.sandbox.launch.way import Way
+            if on_network is not None and any([operation[0] == "egress" for operation in operations]):
+                from remit.sandbox.launch.way import Way
 
-                    self.way = Way(operation, who, on_network)
+                self.way = Way(operations, who, on_network)
             request = Request(
                 operations=operations,
                 idmapped=who.idmapped,
@@ -130,24 +133,52 @@ class Child:
             if self.groups is not None:
                 self.groups.add(self.pid)
         except OSError as error:
-            self.kill()
-            self.close()
+            self._give_up()
             raise LaunchError(
                 f"the new process could not be set up: {error.strerror}", hint="see 'remit doctor'"
             ) from None
 
+        if self.way is not None:
+            try:
+                self.way.begin(secrets)
+            except BaseException:
+                self._give_up()
+                raise
+
     def go(self, canary: tuple[str, bytes]) -> None:
-        """Let it confine itself. ``canary``: a file that it can read until then, and what that begins with."""
-        message = marshal.dumps((*canary, self._copied()))
+        """Let it confine itself. ``canary``: a file that it can read until then, and what that begins with.
+
+        Where its file system shows a certificate that the gateway makes, that is when there is one.
+        """
+        if self.way is None:
+            self._go(canary, b"")
+        else:
+            self.way.certified(lambda certificate: self._go(canary, certificate))
+
+    def _go(self, canary: tuple[str, bytes], certificate: bytes | str) -> None:
+        message = marshal.dumps((*canary, self._copied(), certificate))
         try:
             try:
                 posix.write(self.control, message)
             except OSError as error:
                 if error.errno != EMSGSIZE:
                     raise
-                posix.write(self.control, marshal.dumps((*canary, None)))
+                posix.write(self.control, marshal.dumps((*canary, None, certificate)))
+            self._went = True
+            for data in self._unsaid:
+                posix.write(self.control, data)
         except OSError:
             pass  # it is dead: whoever listens hears of it
+
+    def tell(self, data: bytes) -> None:
+        """Say something to it. What is said before it goes on, it hears when it has."""
+        if not self._went:
+            self._unsaid.append(data)
+            return
+        try:
+            posix.write(self.control, data)
+        except OSError:
+            pass  # it is ending; what it has to say comes first
 
     def _copied(self) -> dict[str, bytes] | None:
         if self._operations is None:
@@ -156,6 +187,11 @@ class Child:
             return copies.read(self._operations)
         except (OSError, copies.Swapped):
             return None  # the child will meet it too, and knows what to say
+
+    def _give_up(self) -> None:
+        """Nothing has run: take away what there is of it."""
+        self.kill()
+        self.close()
 
     def kill(self) -> None:
         """End everything inside, now."""
@@ -188,6 +224,7 @@ class Session:
         directory: str,
         on_event: Callable[[tuple[Any, ...]], None],
         on_start: Callable[[Mapping[str, str]], None],
+        secrets: Callable[[], int] | None = None,
     ) -> None:
         self._on_event = on_event
         self._on_start = on_start
@@ -211,6 +248,7 @@ class Session:
             terminal=self._terminal,
             on_network=lambda event: on_event(("gateway", *event)),
             waiting=early.take(),
+            secrets=secrets,
         )
         self._control = self._child.control
 
@@ -356,10 +394,7 @@ class Session:
         self._say(b"s", number)
 
     def _say(self, kind: bytes, number: int = 0) -> None:
-        try:
-            posix.write(self._control, kind + number.to_bytes(4, "little"))
-        except OSError:
-            pass  # it is ending; what it has to say comes first
+        self._child.tell(kind + number.to_bytes(4, "little"))
 
     def _stop(self, _number: int) -> None:
         """The command stopped: stop too, as the caller's shell expects, and go on with it when the shell says so."""

@@ -6,9 +6,9 @@ socket, and, where it was given a listening socket, everyone of the same user wh
 nobody can connect, it ends its sessions and itself.
 
 Messages are ``marshal``led tuples in packets (``unix(7)`` SOCK_SEQPACKET). From a client: ``open`` (token, plan, about,
-state directory), ``attach`` (token, session), ``stop`` (session). To a client: ``door`` (token, session, with the
-descriptor of a socket to the session's first process), ``opened`` (token, session, enforcement), ``failed`` (token,
-phase, message, hint, status), ``closed`` (session, why).
+state directory; with the descriptor of the gateway's secrets, where it has any), ``attach`` (token, session), ``stop``
+(session). To a client: ``door`` (token, session, with the descriptor of a socket to the session's first process), ``opened``
+(token, session, enforcement), ``failed`` (token, phase, message, hint, status), ``closed`` (session, why).
 
 It also looks into the user's ledger, as long as anything runs under a grant out of a file: what is revoked there is taken
 back here.
@@ -157,6 +157,7 @@ class Template:
         self._poll.register(client, select.POLLIN)
 
     def _from_client(self, client: int) -> None:
+        came: list[int] = []
         try:
             data, came = self._mail.receive(client)
             if data == envelope.MARK and not came:
@@ -172,7 +173,9 @@ class Template:
             return
         kind, *values = marshal.loads(data)
         if kind == "open" and client == self._owner:
-            self._open(client, *values)
+            self._open(client, came, *values)
+            for descriptor in came:
+                posix.close(descriptor)
         elif kind == "attach":
             self._attach(client, *values)
         elif kind == "stop":
@@ -200,7 +203,8 @@ class Template:
             if error.errno == EAGAIN:
                 return  # who does not read is told nothing; the sockets' ends tell the rest
 
-    def _open(self, client: int, token: int, wire: Wire, about: dict[str, object], state: str) -> None:
+    def _open(self, client: int, came: list[int], token: int, wire: Wire, about: dict[str, object], state: str) -> None:
+        """``came``: the file of the gateway's secrets, if there are any. It is passed on and never read here."""
         audit = next((op for op in wire[5] if op[0] == "record"), ("record", "writes", "deny", ()))
         try:
             record = Record(state, wire[1], {**about, "audit": audit[1]}, audit[3])
@@ -217,7 +221,12 @@ class Template:
             return
         made: list[Running] = []
         try:
-            child = Child(wire, _become_zygote, on_network=lambda event: made[0].network(event))
+            child = Child(
+                wire,
+                _become_zygote,
+                on_network=lambda event: made[0].network(event),
+                secrets=came.pop if came else None,
+            )
             child.go(record.canary)
         except (RemitError, OSError) as error:
             failure = error if isinstance(error, RemitError) else LaunchError(str(error.strerror), hint=_MORE)
@@ -235,15 +244,29 @@ class Template:
             child.way.watch(self._poll)
         self._sessions[child.control] = running
         self._poll.register(child.control, select.POLLIN)
-        if not self._attach(client, token, record.identifier):
-            self._close(running, "nobody could reach it")
 
-    def _attach(self, client: int, token: int, session: str) -> bool:
-        """A way for the client to the session's first process. False: there is none, and the client has heard why."""
+        def reach(_: object = None) -> None:
+            if not self._give_door(client, token, running):
+                self._close(running, "nobody could reach it")
+
+        # Not before the first process has been told to go on, which waits for a gateway that makes certificates.
+        if child.way is None:
+            reach()
+        else:
+            child.way.certified(reach)
+
+    def _attach(self, client: int, token: int, session: str) -> None:
         running = self._find(session)
         if running is None:
             self._say(client, "failed", token, "session", f"no session {session} here", "remit session list", 125)
-            return False
+        elif running.child.way is None:
+            self._give_door(client, token, running)
+        else:
+            running.child.way.certified(lambda _: self._give_door(client, token, running))
+
+    def _give_door(self, client: int, token: int, running: Running) -> bool:
+        """A way for the client to the session's first process. False: there is none, and the client has heard why."""
+        session = running.record.identifier
         try:
             ours, theirs = sockets.packet_pair()
         except OSError as error:
@@ -330,7 +353,8 @@ class Template:
             for descriptor in came:
                 posix.close(descriptor)
         elif call:
-            way.hold(roles, came, self._poll, str(call[0]), call[1])
+            number, rules, variables = call
+            way.hold(roles, came, self._poll, str(number), rules, variables)
         else:
             way.hold(roles, came, self._poll)
 

@@ -2,8 +2,9 @@
 
 The gateway starts with the first packet that wants out: until then the launcher holds the sockets, and only watches
 them. Most commands connect nowhere, and a gateway costs what a whole session does (an interpreter, its memory). What
-connects meanwhile waits in the backlog. The gateway is the session's: it ends with it, and when it dies first, the
-session has no network.
+connects meanwhile waits in the backlog. Where requests are read (a plan's ``Web``), it starts at once: it makes the
+certificates that the session's file system has to show. The gateway is the session's: it ends with it, and when it dies
+first, the session has no network.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from remit.sandbox.kernel.call import failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, TypeAlias
 
     from remit.sandbox.launch.request import Identity
     from remit.sandbox.launch.wire import Operation
 
-    _Source: TypeAlias = tuple[str, tuple[wire.Rule, ...], tuple[wire.Role, ...], list[int]]
-    """(call, its rules, what the sockets are for, the sockets)."""
+    _Source: TypeAlias = tuple[str, tuple[wire.Rule, ...], tuple[wire.Role, ...], tuple[str, ...], list[int]]
+    """(call, its rules, what the sockets are for, the placeholders' variables that it has, the sockets)."""
 
 SOCKETS = inside.SOCKETS
 """The kind of the message that brings them. Its module is imported before the fork, because of this: what is forked has
@@ -39,15 +40,27 @@ _BACKLOG = 128
 _SIGKILL = 9
 _HERE = __file__.rpartition("/remit/sandbox/")[0]
 _PATIENCE_MS = 1000
+_LIMITS = {"connections": "connections", "traffic": "bytes", "connection-time": "time"}
+"""A limit's name, and what the gateway calls it (``wire``)."""
 
 
 class Way:
     """One session's way out. ``on_event`` is called with the fields of ``egress.wire.EVENT``, or with one text: why the
     gateway is gone."""
 
-    def __init__(self, operation: Operation, who: Identity, on_event: Callable[[tuple[object, ...]], None]) -> None:
+    def __init__(
+        self, operations: Sequence[Operation], who: Identity, on_event: Callable[[tuple[object, ...]], None]
+    ) -> None:
         """Bind what is published. Raises LaunchError."""
-        _, self._rules, _udp, published, _filter = operation
+        found = {operation[0]: operation for operation in operations}
+        _, rules, _udp, published, _filter, _variables = found["egress"]
+        limits = {_LIMITS[what]: value for _, what, value, _ in _limits(operations)}
+        self._options: dict[str, Any] = {"rules": rules, "limits": limits}
+        self._web = "web" in found
+        self._certificate: bytes | str | None = None if self._web else b""
+        self._awaited: list[Callable[[bytes | str], None]] = []
+        if self._web:
+            self._options["http"] = found["web"][1]
         self._who = who
         self._on_event = on_event
         self._control = -1
@@ -60,13 +73,26 @@ class Way:
         self._watched: set[int] = set()
         if published:
             roles = tuple([(wire.PUBLISHED, inner) for _, _, inner in published])
-            self._waiting.append(("", (), roles, [_publish(*one) for one in published]))
+            self._waiting.append(("", (), roles, (), [_publish(*one) for one in published]))
+
+    def begin(self, secrets: Callable[[], int] | None) -> None:
+        """The child is there. Start the gateway now, where it has to make certificates. Raises LaunchError."""
+        if self._web:
+            secret = secrets() if secrets is not None else -1
+            try:
+                self._start(secret)
+            finally:
+                if secret >= 0:
+                    posix.close(secret)
+            self._hand_over()
 
     # --- in a loop -------------------------------------------------------------------------------------------------
 
     def watch(self, poll: select.poll) -> None:
         """Wait for the first packet that wants out or, at a published port, in."""
-        for _, _, roles, descriptors in self._waiting:
+        if self._control >= 0 and not self._dead:
+            poll.register(self._control, select.POLLIN)
+        for _, _, roles, _, descriptors in self._waiting:
             for (role, _), descriptor in zip(roles, descriptors, strict=True):
                 if role != wire.PUBLISH and descriptor not in self._watched:
                     self._watched.add(descriptor)
@@ -86,7 +112,9 @@ class Way:
         elif not self._report():
             poll.unregister(descriptor)
             self._dead = True
-            self._on_event((self._problem or "it ended by itself",))
+            self._problem = self._problem or "it ended by itself"
+            self._on_event((self._problem,))
+            self._certify(self._problem)
 
     def hold(
         self,
@@ -95,9 +123,10 @@ class Way:
         poll: select.poll,
         call: str = "",
         rules: tuple[wire.Rule, ...] = (),
+        variables: tuple[str, ...] = (),
     ) -> None:
         """Take sockets of the session's namespace, or of a call's own with its own rules."""
-        self._waiting.append((call, rules, roles, descriptors))
+        self._waiting.append((call, rules, roles, variables, descriptors))
         if self._control >= 0:
             self._hand_over()
         else:
@@ -107,7 +136,7 @@ class Way:
         """A call is over: its sockets and connections end."""
         gone = [source for source in self._waiting if source[0] == call]
         self._waiting = [source for source in self._waiting if source[0] != call]
-        for _, _, _, descriptors in gone:
+        for *_, descriptors in gone:
             for descriptor in descriptors:
                 if descriptor in self._watched:
                     self._watched.discard(descriptor)
@@ -132,7 +161,7 @@ class Way:
 
     # --- the gateway -----------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _start(self, secret: int = -1) -> None:
         """Start the gateway and tell it the rules. A failure is its death: the control socket's other end is closed."""
         self._control, theirs = sockets.packet_pair()
         try:
@@ -143,7 +172,7 @@ class Way:
         finally:
             posix.close(theirs)
         try:
-            _send(self._control, (wire.CONFIG, "", {"rules": self._rules}), [])
+            _send(self._control, (wire.CONFIG, "", self._options), [secret] if secret >= 0 else [])
         except OSError as error:
             self._problem = self._problem or f"it could not be told the rules: {error.strerror}"
 
@@ -151,13 +180,13 @@ class Way:
         """Give the gateway what is held, and keep no copy: with it they end."""
         waiting, self._waiting = self._waiting, []
         try:
-            for call, rules, roles, descriptors in waiting:
-                _send(self._control, (wire.LISTEN, call, rules, roles), descriptors)
+            for call, rules, roles, variables, descriptors in waiting:
+                _send(self._control, (wire.LISTEN, call, rules, roles, variables), descriptors)
         except OSError as error:
             # It has died: its end of the control socket says so too.
             self._problem = self._problem or f"it could not be given its sockets: {error.strerror}"
         finally:
-            for _, _, _, descriptors in waiting:
+            for *_, descriptors in waiting:
                 for descriptor in descriptors:
                     posix.close(descriptor)
 
@@ -174,6 +203,7 @@ class Way:
         kind, *values = marshal.loads(data)
         if kind == wire.READY:
             self._ready = True
+            self._certify(values[0])
         elif kind == wire.FAILED:
             self._problem = str(values[0])
         elif kind == wire.EVENT_KIND:
@@ -182,9 +212,24 @@ class Way:
             self._on_event(tuple(values))
         return True
 
+    def certified(self, then: Callable[[bytes | str], None]) -> None:
+        """Call ``then`` as soon as the gateway has made what it had to: with its certificate, b"" where it needs none, or
+        why there is none."""
+        if self._certificate is None:
+            self._awaited.append(then)
+        else:
+            then(self._certificate)
+
+    def _certify(self, made: bytes | str) -> None:
+        if self._certificate is None:
+            self._certificate = made
+            for then in self._awaited:
+                then(made)
+            self._awaited = []
+
     def close(self) -> None:
         """End the gateway, and hear what it still has to say."""
-        for _, _, _, descriptors in self._waiting:
+        for *_, descriptors in self._waiting:
             for descriptor in descriptors:
                 posix.close(descriptor)
         self._waiting = []
@@ -204,6 +249,10 @@ class Way:
             # It had its time to say what happened; a gateway that hangs does not keep a session from ending.
             posix.kill(self._pid, _SIGKILL)
             posix.waitpid(self._pid, 0)
+
+
+def _limits(operations: Iterable[Operation]) -> list[Operation]:
+    return [operation for operation in operations if operation[0] == "limit" and operation[3] == "gateway"]
 
 
 def _send(control: int, message: tuple[Any, ...], descriptors: list[int]) -> None:

@@ -194,7 +194,7 @@ class Zygote:
             try:
                 policy.allow(cell)
                 if cell.sockets is not None and policy.egress is not None:
-                    cell.sockets.send(self._request.control, number, policy.egress[1])
+                    cell.sockets.send(self._request.control, number, policy.egress[1], policy.egress[5])
                 jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms, self._revoked)
                 self._jails[number] = jail
                 _thread.start_new_thread(jail.run, ())

@@ -20,14 +20,16 @@ from remit.profiles.expand import Context, Expanded, expand
 from remit.profiles.suggest import NAME as SUGGESTION
 from remit.profiles.suggest import Suggestion, read_suggestion
 from remit.sandbox.authority import codec
-from remit.sandbox.authority.errors import RemitError, Unenforceable
+from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join, normal
-from remit.sandbox.authority.model import Authority, Endpoint
+from remit.sandbox.authority.model import Authority, Endpoint, PathPattern
 from remit.sandbox.authority.proof import dump
+from remit.sandbox.authority.web import SYSTEM_BUNDLES, WebRules
 from remit.sandbox.compile.call import Ceiling
 from remit.sandbox.compile.compiler import compile_session
-from remit.sandbox.compile.plan import Environment
+from remit.sandbox.compile.plan import Environment, Web
+from remit.sandbox.compile.web import BUNDLE
 from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
 from remit.sandbox.resolve import search
 from remit.sandbox.resolve.names import resolve
@@ -86,6 +88,11 @@ class Asked:
     """Files outside the profile that its placeholders were looked up in, there or not."""
 
     @property
+    def rules(self) -> WebRules:
+        """The profile's HTTP rules and credentials: no option adds to them."""
+        return WebRules(self.expanded.http, self.expanded.credentials)
+
+    @property
     def authority(self) -> Authority:
         """What the session is granted: floor, profile and options together; every deny and protect accumulates."""
         return join(join(self.expanded.floor, self.expanded.authority), self.explicit)
@@ -131,6 +138,9 @@ class Assembled:
     inputs: tuple[str, ...]
     chains: tuple[Chain, ...]
     ceiling: Ceiling
+    http: tuple[HttpRule, ...] = ()
+    credentials: tuple[Credential, ...] = ()
+    """Those whose secrets a start has to get: none where the plan has nobody to put them in."""
 
 
 def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
@@ -191,6 +201,7 @@ def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
     )
     expanded = expand(profile, context)
     authority, looked_at, notes = _with_indexes(expanded, environ, caller_home, workspace)
+    authority = _with_credentials(authority, expanded, caller_home)
     expanded = replace(expanded, authority=authority, notes=(*expanded.notes, *notes))
     return Asked(
         profile=profile,
@@ -231,6 +242,21 @@ def _with_indexes(
     return authority, tuple(made.inputs), tuple(dict.fromkeys(notes))
 
 
+def _with_credentials(authority: Authority, expanded: Expanded, home: str) -> Authority:
+    """The authority with the variables that hold placeholders, and without the files that hold secrets."""
+    said = {name for name, _ in (*authority.environment, *expanded.floor.environment)}
+    rules = WebRules(expanded.http, expanded.credentials)
+    told = tuple((name, None) for name in sorted(rules.variables - said))
+    files: list[PathPattern] = []
+    for one in expanded.credentials:
+        if one.origin == "file":
+            anchor, _, name = one.path(home).rpartition("/")
+            files.append(PathPattern(anchor or "/", (name,), False, one.source))
+    return replace(
+        authority, environment=(*authority.environment, *told), deny=(*authority.deny, *dict.fromkeys(files))
+    )
+
+
 def assemble(
     request: Request, environ: Mapping[str, str] | None = None, *, facts: HostFacts | None = None
 ) -> Assembled:
@@ -241,12 +267,13 @@ def assemble(
     """
     environ = os.environ if environ is None else environ
     asked = ask(request, environ, os.getcwd())
-    _refuse_web(asked.expanded)
     facts = probe() if facts is None else facts
     authority, explicit = asked.authority, asked.explicit
     secret = place.own_directories(environ, place.home_directory(environ))
     code = place.own_code()
-    also = tuple(dict.fromkeys(p for p in (asked.workspace, asked.home, asked.directory, *secret, *code) if p))
+    rules = asked.rules
+    places = (asked.workspace, asked.home, asked.directory, *secret, *code, *(SYSTEM_BUNDLES if rules else ()))
+    also = tuple(dict.fromkeys(path for path in places if path))
     names = resolve(authority, uid=asked.uid, also=also)
     matches = search.matches(authority, asked.expanded.floor, names, uid=asked.uid)
     compiled = compile_session(
@@ -265,7 +292,9 @@ def assemble(
         matches=matches,
         audit=asked.expanded.audit,
         audit_on_full=asked.expanded.audit_on_full,
+        rules=rules,
     )
+    read = any(isinstance(operation, Web) for operation in compiled.plan.operations)
     now = time.time()
     grant = Grant(
         authority=authority,
@@ -290,6 +319,8 @@ def assemble(
         notes=asked.expanded.notes,
         inputs=_inputs(asked, environ),
         chains=asked.options.chains,
+        http=rules.http if read else (),
+        credentials=rules.credentials if read else (),
         ceiling=Ceiling(
             authority=authority,
             floor=asked.expanded.floor,
@@ -305,17 +336,11 @@ def assemble(
             audit=asked.expanded.audit,
             audit_on_full=asked.expanded.audit_on_full,
             freeze=asked.expanded.on_expiry == "freeze",
+            certificates=BUNDLE if read else "",
+            placeholders=tuple(sorted(rules.variables)) if read else (),
+            withheld=tuple(sorted(rules.variables | rules.secret_variables)),
         ),
     )
-
-
-def _refuse_web(expanded: Expanded) -> None:
-    """The gateway knows HTTP rules and credentials; starts do not bring them to it yet. A rule that nobody would apply is
-    no rule, so there is no start."""
-    given: list[HttpRule | Credential] = [*expanded.http, *expanded.credentials]
-    if given:
-        reasons = tuple((f"{one.source}: {one.host}: not applied by this version", "leave it out") for one in given)
-        raise Unenforceable(reasons[0][0], reasons=reasons, hint=reasons[0][1])
 
 
 def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
@@ -324,6 +349,10 @@ def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:
     claims = tuple(claim.plain() for chain in assembled.chains for claim in chain.claims)
     freeze = assembled.ceiling.freeze
     prepared = Prepared(assembled.plan.wire(), assembled.warnings, claims, freeze, json.dumps(describe(assembled)))
+    if assembled.credentials:
+        from remit.sandbox.session.secrets import Secrets
+
+        prepared.secrets = Secrets(assembled.credentials, os.environ)
     return prepared, assembled.inputs
 
 
@@ -363,6 +392,8 @@ def _inputs(asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
     chains = asked.options.chains
     if any(chain.expires is not None for chain in chains):
         return ()  # what a grant that ends leaves of its time differs at every start
+    if asked.expanded.credentials:
+        return ()  # a plan does not say how to get a secret: a command line can be one
     places = find.places(environ, place.home_directory(environ))
     return tuple(
         dict.fromkeys(

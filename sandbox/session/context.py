@@ -1,6 +1,7 @@
 """A standing session's ceiling on disk, in its record: what ``remit exec`` measures a call's grant against.
 
-Owner-only, below Remit's own state directory, which nothing inside a session can see. It holds no environment values and
+Owner-only, below Remit's own state directory, which nothing inside a session can see. It holds no environment values but
+placeholders, no secret and
 no bindings that a start would trust: names and what they led to when the session began, to be compared, and the session's
 first process opens every object anew.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from remit.sandbox.authority import codec
@@ -23,7 +25,7 @@ SCHEMA = "remit.context/1"
 NAME = "context.json"
 
 
-def write(ceiling: Ceiling, grant: Grant, held: tuple[str, ...]) -> str:
+def write(ceiling: Ceiling, grant: Grant, held: tuple[str, ...], placeholders: Mapping[str, str]) -> str:
     """The text of a session's context. ``held``: the ids of the grants out of files that it runs under."""
     return json.dumps(
         {
@@ -41,11 +43,14 @@ def write(ceiling: Ceiling, grant: Grant, held: tuple[str, ...]) -> str:
             "own_code": list(ceiling.own_code),
             "matches": {text: [_named(named) for named in found] for text, found in ceiling.matches.items()},
             "freeze": ceiling.freeze,
+            "certificates": ceiling.certificates,
+            "withheld": list(ceiling.withheld),
+            "placeholders": dict(placeholders),
         }
     )
 
 
-def read(text: str, session: str) -> tuple[Ceiling, Grant, tuple[str, ...]]:
+def read(text: str, session: str) -> tuple[Ceiling, Grant, tuple[str, ...], dict[str, str]]:
     """What ``write`` wrote. Raises SessionClosed where it is anything else."""
     try:
         made: dict[str, Any] = json.loads(text)
@@ -67,13 +72,17 @@ def read(text: str, session: str) -> tuple[Ceiling, Grant, tuple[str, ...]]:
             own_code=tuple(made["own_code"]),
             matches={text: tuple(map(_from, found)) for text, found in made["matches"].items()},
             freeze=bool(made["freeze"]),
+            certificates=made["certificates"],
+            placeholders=tuple(sorted(made["placeholders"])),
+            withheld=tuple(made["withheld"]),
         )
+        placeholders = {str(name): str(holder) for name, holder in made["placeholders"].items()}
     except (KeyError, TypeError, ValueError, RemitError) as error:
         raise SessionClosed(
             f"session {session}: its context cannot be read: {error}",
             hint="it was started by another version: start anew",
         ) from None
-    return ceiling, grant, held
+    return ceiling, grant, held, placeholders
 
 
 def _named(named: Named) -> list[Any]:

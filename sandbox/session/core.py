@@ -25,7 +25,7 @@ from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.model import Authority
-from remit.sandbox.compile import network
+from remit.sandbox.compile import network, web
 from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside
 from remit.sandbox.launch.envelope import LARGEST
 from remit.sandbox.resolve.names import resolve
@@ -99,6 +99,8 @@ class Shared:
 
     session: str
     names: dict[str, Named]
+    placeholders: dict[str, str] = field(default_factory=dict[str, str])
+    """By variable: what stands inside for a secret that stays outside."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     policies: OrderedDict[str, Armed] = field(default_factory=OrderedDict[str, Armed])
     numbers: count[int] = field(default_factory=lambda: count(1))
@@ -376,17 +378,22 @@ class Core:
     def _environment(self, authority: Authority, env: Mapping[str, str] | None) -> tuple[bytes, ...]:
         """What the authority passes of the caller's and sets; ``env`` instead of it, within the names that are granted."""
         granted: dict[bytes, bytes] = {}
+        placeholders = self.shared.placeholders
         for name, value in authority.environment:
             key = os.fsencode(name)
-            if value is not None:
+            if name in placeholders:
+                granted[key] = os.fsencode(placeholders[name])
+            elif value is not None:
                 granted[key] = os.fsencode(value)
-            elif key in self._environ:
+            elif key in self._environ and name not in self.ceiling.withheld:
                 granted[key] = self._environ[key]
-        told = network.variables(authority, self.ceiling.degrade).items()
-        granted.update([(os.fsencode(name), os.fsencode(value)) for name, value in told])
+        told = network.variables(authority, self.ceiling.degrade)
+        if told and self.ceiling.certificates:
+            told |= web.variables()
+        granted.update([(os.fsencode(name), os.fsencode(value)) for name, value in told.items()])
         if env is not None:
             names = {name for name, _ in authority.environment}
-            beyond = sorted(set(env) - names)
+            beyond = sorted(set(env) - (names - {*self.ceiling.withheld} | {*placeholders}))
             if beyond:
                 raise GrantError(
                     f"not granted to this call: {', '.join(beyond)}",
@@ -398,8 +405,9 @@ class Core:
                 raise LaunchError(
                     f"a NUL in the value of {', '.join(bad)}", where="env", hint="no program can have one"
                 )
-            own = {os.fsencode(name): os.fsencode(value) for name, value in told}
-            granted = {**own, **{os.fsencode(name): os.fsencode(value) for name, value in env.items()}}
+            own = {os.fsencode(name): os.fsencode(value) for name, value in told.items()}
+            given = {name: placeholders.get(name, value) for name, value in env.items()}
+            granted = {**own, **{os.fsencode(name): os.fsencode(value) for name, value in given.items()}}
         return tuple(name + b"=" + value for name, value in granted.items())
 
     # --- answers -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from remit.sandbox.launch.template import CLIENT, LISTENER
 from remit.sandbox.session.result import SessionClosed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from remit.sandbox.launch.wire import Wire
 
 _STARTER = """
@@ -98,12 +100,17 @@ class Link:
             finally:
                 os.close(moved)
 
-    def open(self, wire: Wire, about: dict[str, object], state: str) -> tuple[str, dict[str, str], socket.socket]:
-        """A new session: its id, what its start proved, and a socket to its first process. Raises RemitError."""
+    def open(
+        self, wire: Wire, about: dict[str, object], state: str, secrets: int = -1
+    ) -> tuple[str, dict[str, str], socket.socket]:
+        """A new session: its id, what its start proved, and a socket to its first process. Raises RemitError.
+
+        ``secrets``: the file of its gateway's secrets (``egress.wire``), if it has any.
+        """
         with self._lock:
             token = next(self._tokens)
             deadline = time.monotonic() + self.START
-            self._send(("open", token, wire, about, state))
+            self._send(("open", token, wire, about, state), [secrets] if secrets >= 0 else [])
             session, door = self._door(token, deadline)
             try:
                 enforcement = self._opened(token, session, deadline)
@@ -210,9 +217,9 @@ class Link:
             error.phase, error.exit_status = phase, status
             raise error
 
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: tuple[Any, ...], passed: Sequence[int] = ()) -> None:
         try:
-            send(self._socket, marshal.dumps(message), [])
+            send(self._socket, marshal.dumps(message), [*passed])
         except OSError:
             raise self._dead() from None
 

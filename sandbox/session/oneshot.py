@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.assume import Check
     from remit.sandbox.launch.wire import Wire
     from remit.sandbox.session.ledger import Plain
+    from remit.sandbox.session.secrets import Secrets
 
     Claims = tuple[Plain, ...]
 
@@ -71,7 +72,7 @@ class Prepared:
     once and is not in the cache.
     """
 
-    __slots__ = ("assumed", "cached", "claims", "description", "freeze", "taken", "warnings", "wire")
+    __slots__ = ("assumed", "cached", "claims", "description", "freeze", "secrets", "taken", "warnings", "wire")
 
     def __init__(
         self,
@@ -88,6 +89,8 @@ class Prepared:
         self.description = description
         self.assumed: tuple[Check, ...] = ()
         self.cached = False
+        self.secrets: Secrets | None = None
+        """How to get the secrets that the session's gateway needs. A plan that has any is not in the cache."""
         self.taken: Claims = ()
 
 
@@ -149,10 +152,11 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
     session = start.Session(
         prepared.wire,
         argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
-        environment=_environment(prepared.wire),
+        environment=_environment(prepared),
         directory=_directory(invocation, workspace),
         on_event=happened,
         on_start=started,
+        secrets=prepared.secrets.file if prepared.secrets is not None else None,
     )
     try:
         changed = assume.broken(prepared.assumed)
@@ -342,10 +346,10 @@ def _cache_directory() -> str:
     return (base + b"/remit/plans").decode(errors="surrogateescape")
 
 
-def _environment(wire: Wire) -> list[bytes]:
-    """The command's environment: what the plan passes of the caller's, then what it sets."""
+def _environment(prepared: Prepared) -> list[bytes]:
+    """The command's environment: what the plan passes of the caller's, what it sets, and what stands for secrets."""
     result: dict[bytes, bytes] = {}
-    for operation in wire[5]:
+    for operation in prepared.wire[5]:
         if operation[0] == "environment":
             for name in operation[1]:
                 encoded = name.encode(errors="surrogateescape")
@@ -354,6 +358,8 @@ def _environment(wire: Wire) -> list[bytes]:
                     result[encoded] = value
             for name, text in operation[2]:
                 result[name.encode(errors="surrogateescape")] = text.encode(errors="surrogateescape")
+    if prepared.secrets is not None:
+        result |= {name.encode(): holder.encode() for name, holder in prepared.secrets.placeholders.items()}
     return [name + b"=" + value for name, value in result.items()]
 
 

@@ -15,6 +15,7 @@ from remit.sandbox.session.assemble import Assembled, assemble, describe
 from remit.sandbox.session.core import Core, Shared
 from remit.sandbox.session.grantfile import plain
 from remit.sandbox.session.ledger import Ledger
+from remit.sandbox.session.secrets import Secrets
 
 if TYPE_CHECKING:
     import socket
@@ -63,7 +64,13 @@ def open_session(
     if claims:
         about["grants"] = [claim[0] for claim in claims]
     wire = plan.wire()
-    session, enforcement, door = link.open((*wire[:4], (), wire[5]), about, state)
+    secrets = Secrets(assembled.credentials, environ) if assembled.credentials else None
+    file = secrets.file() if secrets is not None else -1
+    try:
+        session, enforcement, door = link.open((*wire[:4], (), wire[5]), about, state, file)
+    finally:
+        if file >= 0:
+            os.close(file)
     if claims:
         try:
             Ledger(state).spend(claims, session)  # before the first call: nothing has run yet
@@ -73,13 +80,14 @@ def open_session(
             finally:
                 door.close()
             raise
-    return core_of(assembled, session, environ), enforcement, door, assembled.warnings
+    placeholders = secrets.placeholders if secrets is not None else {}
+    return core_of(assembled, session, environ, placeholders), enforcement, door, assembled.warnings
 
 
-def core_of(assembled: Assembled, session: str, environ: Mapping[str, str]) -> Core:
+def core_of(assembled: Assembled, session: str, environ: Mapping[str, str], placeholders: Mapping[str, str]) -> Core:
     """What a session's calls are decided by."""
     grant: Grant = replace(assembled.grant, session=session)
-    shared = Shared(session, dict(assembled.names))
+    shared = Shared(session, dict(assembled.names), dict(placeholders))
     bytes_environ = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
     held = tuple([id for chain in assembled.chains for id in chain.ids])
     return Core(assembled.ceiling, grant, shared, bytes_environ, uid=place.identity(assembled.workspace), chain=held)

@@ -63,7 +63,8 @@ def start(wanted: Wanted, environ: Mapping[str, str]) -> Started:
             core, enforcement, door, warnings = open_session(link, wanted, environ)
             door.close()
             session = core.shared.session
-            _keep_context(environ, session, context.write(core.ceiling, core.grant, core.chain[:-1]))
+            text = context.write(core.ceiling, core.grant, core.chain[:-1], core.shared.placeholders)
+            _keep_context(environ, session, text)
             os.rename(temporary, f"{session}{_SUFFIX}", src_dir_fd=place, dst_dir_fd=place)
         except BaseException:
             os.unlink(temporary, dir_fd=place)
@@ -127,8 +128,8 @@ def core_of(session: str, environ: Mapping[str, str]) -> Core:
         text = files.read(path, 1 << 26).decode()
     except OSError:
         raise _unknown(session, environ) from None
-    ceiling, grant, held = context.read(text, session)
-    shared = Shared(session, dict(ceiling.names))
+    ceiling, grant, held, placeholders = context.read(text, session)
+    shared = Shared(session, dict(ceiling.names), placeholders)
     return Core(ceiling, grant, shared, _bytes(environ), uid=identity(ceiling.workspace), chain=held)
 
 

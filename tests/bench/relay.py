@@ -106,7 +106,7 @@ def gateway(listener: socket.socket, place: tuple[str, int]) -> None:
         rules = (("bench.example.com:2222/tcp", "bench"),)
         ours.send(marshal.dumps((wire.CONFIG, "bench", {"rules": rules})))
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener.fileno()]).tobytes())]
-        ours.sendmsg([marshal.dumps((wire.LISTEN, "", (), ((wire.TCP, 0),)))], control)
+        ours.sendmsg([marshal.dumps((wire.LISTEN, "", (), ((wire.TCP, 0),), ()))], control)
         await gate[0].run()
 
     def drain(ours: socket.socket) -> None:

@@ -151,7 +151,9 @@ class House:
         )
         self._task = asyncio.create_task(self.gateway.run())
         self.send((wire.CONFIG, "test", options))
-        assert await self._message() == (wire.READY,)
+        kind, self.certificate = await self._message()
+        assert kind == wire.READY
+        self.inside = ssl.create_default_context(cadata=self.certificate.decode() or None)
         self._reader = asyncio.create_task(self._read())
 
     def send(self, message: tuple[Any, ...], sockets: list[socket.socket] | None = None) -> None:
@@ -162,7 +164,9 @@ class House:
         for sock in sockets or []:
             sock.close()
 
-    def listen(self, call: str, rules: list[str], family: int = socket.AF_INET) -> None:
+    def listen(
+        self, call: str, rules: list[str], family: int = socket.AF_INET, variables: tuple[str, ...] = ()
+    ) -> None:
         """A source with one socket of every kind; its ports are ``ports["CALL:ROLE"]``."""
         sockets: list[socket.socket] = []
         for role in (wire.TCP, wire.PROXY, wire.DNS_TCP, wire.DNS_UDP):
@@ -174,7 +178,8 @@ class House:
             self.ports[f"{call}:{role}"] = sock.getsockname()[1]
             sockets.append(sock)
         roles = tuple((role, 0) for role in (wire.TCP, wire.PROXY, wire.DNS_TCP, wire.DNS_UDP))
-        self.send((wire.LISTEN, call, tuple((rule, f"call.toml:1 {rule}") for rule in rules), roles), sockets)
+        listed = tuple((rule, f"call.toml:1 {rule}") for rule in rules)
+        self.send((wire.LISTEN, call, listed, roles, variables), sockets)
 
     async def _message(self) -> tuple[Any, ...]:
         data = await asyncio.get_running_loop().sock_recv(self._ours, wire.MESSAGE_SIZE)

@@ -516,7 +516,7 @@ def test_limit_refuses(name: str, value: str | int | float, says: str) -> None:
 
 
 def test_every_limit_name_is_known() -> None:
-    values = {"cpu": "1", "time": "1s", "cpu-time": "1s"}
+    values = {"cpu": "1", "time": "1s", "cpu-time": "1s", "connection-time": "1s"}
     assert all(parse_limit(name, values.get(name, "1")) > 0 for name in LIMIT_NAMES)
 
 

@@ -15,9 +15,11 @@ import pytest
 from remit.cli import doctor, explain, main
 from remit.cli.options import Invocation
 from remit.sandbox.authority.errors import RemitError, Unenforceable
+from remit.sandbox.compile.plan import Environment
+from remit.sandbox.compile.web import BUNDLE
 from remit.sandbox.kernel.facts import HostFacts
 from remit.sandbox.session import assemble as module
-from remit.sandbox.session.assemble import assemble, prepare
+from remit.sandbox.session.assemble import assemble, describe, prepare
 from remit.sandbox.session.place import own_code, own_directories
 
 SCHEMAS = Path(explain.__file__).parent / "schemas"
@@ -111,14 +113,28 @@ def test_network_grants_are_shown_with_what_holds_them(workspace: Path) -> None:
         assemble(asked(("connect", "example.com:53/udp")), facts=FACTS)
 
 
-def test_http_rules_that_nobody_would_apply_refuse(workspace: Path, tmp_path: Path) -> None:
-    profile = tmp_path / "web.toml"
+def test_http_rules_and_credentials_are_said_without_a_secret(workspace: Path, tmp_path: Path) -> None:
+    profile, token = tmp_path / "web.toml", tmp_path / "token"
     profile.write_text(
         'format = 1\nname = "web"\nextends = ["offline"]\n[network]\nconnect = ["a.example.com:443"]\n'
-        '[[network.http]]\nhost = "a.example.com"\nmethods = ["GET"]\n'
+        '[[network.http]]\nhost = "a.example.com"\nmethods = ["GET"]\n[[network.http]]\nhost = "b.example.com"\n'
+        f'[[credentials]]\nhost = "a.example.com"\nheader = "x-key"\nfrom = "file:{token}"\nvariable = "KEY"\n'
+        '[[credentials]]\nhost = "c.example.com"\nheader = "x-key"\nfrom = "command:print s3cret"\nvariable = "C"\n'
     )
-    with pytest.raises(Unenforceable, match="not applied"):
-        assemble(asked(profile=str(profile)), facts=FACTS)
+    made = assemble(asked(profile=str(profile)), {**os.environ, "KEY": "s3cret"}, facts=FACTS)
+    lines = {(line.right, line.object): line for line in made.lowering.granted}
+    assert lines["request", "GET a.example.com/"].layers == ("gateway",)
+    assert lines["credential", "a.example.com"].note == f"header x-key, from file:{token}; KEY holds a placeholder"
+    assert any(line.object == str(token) for line in made.lowering.denied)  # wherever it lies, it is not read inside
+    assert not any("fronting" in line.note for line in made.lowering.slack)
+    assert [line.object for line in made.lowering.deficit if line.right == "credential"] == ["c.example.com"]
+    assert any("b.example.com is not granted" in note for note in made.lowering.notes)
+    assert "s3cret" not in json.dumps([made.plan.json(), describe(made)])
+    assert "s3cret" not in repr(made.plan.wire())
+    assert made.inputs == ()  # how to get a secret is in no cache
+    environment = next(op for op in made.plan.operations if isinstance(op, Environment))
+    assert "KEY" not in environment.passed
+    assert dict(environment.set_)["SSL_CERT_FILE"] == BUNDLE
 
 
 def test_the_package_index_is_what_pip_is_configured_to_use(workspace: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from remit.cli.boot import site_directories
-from remit.sandbox.authority.web import Credential, HttpRule
-from remit.sandbox.egress import ca, wire
+from remit.sandbox.authority.web import Credential
+from remit.sandbox.egress import wire
 from remit.sandbox.egress.secrets import SecretError
-from remit.sandbox.egress.web import certificate_variables, prepare
+from remit.sandbox.egress.web import placeholders, secrets_file
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "s3cret-f0r-the-tests-only"
@@ -27,7 +27,7 @@ SECRET = "s3cret-f0r-the-tests-only"
 class Process:
     """A gateway in a process of its own, with an echo server outside."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], file: int = -1) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(20)
         sites = site_directories(sys.executable, sys.base_prefix)
@@ -36,14 +36,15 @@ class Process:
             [*argv, *sites], env={}, pass_fds=[theirs.fileno()], cwd="/", stdin=subprocess.DEVNULL
         )
         theirs.close()
-        self.say((wire.CONFIG, "s1", options))
+        self.say((wire.CONFIG, "s1", options), *([file] if file >= 0 else []))
 
-    def say(self, message: tuple[Any, ...], *sockets: socket.socket) -> None:
-        numbers = array.array("i", [sock.fileno() for sock in sockets])
+    def say(self, message: tuple[Any, ...], *sockets: socket.socket | int) -> None:
+        numbers = array.array("i", [one if isinstance(one, int) else one.fileno() for one in sockets])
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers.tobytes())] if sockets else []
         self.control.sendmsg([marshal.dumps(message)], control)
-        for sock in sockets:
-            sock.close()
+        for one in sockets:
+            if not isinstance(one, int):
+                one.close()
 
     def hear(self) -> tuple[Any, ...]:
         data = self.control.recv(wire.MESSAGE_SIZE)
@@ -84,9 +85,9 @@ def test_it_serves_says_what_happened_and_ends_with_its_launcher() -> None:
     server = socket.create_server(("127.0.0.1", 0))
     target = f"127.0.0.1:{server.getsockname()[1]}"
     with server, Process({"rules": ((f"{target}/tcp", "p.toml:3 network.connect"),)}) as gateway:
-        assert gateway.hear() == (wire.READY,)
+        assert gateway.hear() == (wire.READY, b"")
         listener, port = proxy_socket()
-        gateway.say((wire.LISTEN, "", (), ((wire.PROXY, 0),)), listener)
+        gateway.say((wire.LISTEN, "", (), ((wire.PROXY, 0),), ()), listener)
         answer, sock = connect(port, target)
         assert answer.startswith(b"HTTP/1.1 200")
         peer, _ = server.accept()
@@ -99,7 +100,8 @@ def test_it_serves_says_what_happened_and_ends_with_its_launcher() -> None:
         assert allowed[:8] == (
             "event", "", "connect", f"{target}/tcp", "allowed", "127.0.0.1", "p.toml:3 network.connect", "connect",
         )  # fmt: skip
-        assert denied[4:7] == ("denied", "the host is granted, but not on this port (1)", "127.0.0.1:1")
+        assert denied[4:7] == ("denied", "the host is granted, but not on this port (1)", "")
+        assert denied[11] == "127.0.0.1:1"
 
         # No signal of the terminal ends it.
         os.kill(gateway.process.pid, signal.SIGINT)
@@ -122,9 +124,9 @@ def test_a_killed_gateway_leaves_no_way_out() -> None:
     server = socket.create_server(("127.0.0.1", 0))
     target = f"127.0.0.1:{server.getsockname()[1]}"
     with server, Process({"rules": ((f"{target}/tcp", "p"),)}) as gateway:
-        assert gateway.hear() == (wire.READY,)
+        assert gateway.hear() == (wire.READY, b"")
         listener, port = proxy_socket()
-        gateway.say((wire.LISTEN, "", (), ((wire.PROXY, 0),)), listener)
+        gateway.say((wire.LISTEN, "", (), ((wire.PROXY, 0),), ()), listener)
         answer, sock = connect(port, target)
         assert answer.startswith(b"HTTP/1.1 200")
         gateway.process.kill()
@@ -146,8 +148,7 @@ def test_a_killed_gateway_leaves_no_way_out() -> None:
         {"rules": (("not an endpoint", "p"),)},
         {"rules": (("evil.example", "p"),)},
         {"http": (("a b", (), (), "p"),)},
-        {"credentials": (("*.example.com", "header", "x", "p", SECRET, "p"),)},
-        {"authority": ("no certificate", "no key")},
+        {"credentials": (("*.example.com", "header", "x", "p", SECRET, "p", ""),)},
     ],
 )
 def test_a_config_that_is_not_understood_is_a_failure(options: dict[str, Any]) -> None:
@@ -159,27 +160,28 @@ def test_a_config_that_is_not_understood_is_a_failure(options: dict[str, Any]) -
 
 
 def test_what_is_prepared_goes_two_ways() -> None:
-    http = [HttpRule("api.example.com", paths=("/v1",)), HttpRule("wild.example", wildcard=True)]
+    """What stands for the secrets inside, and the file that only the gateway reads; the key is the gateway's own."""
     credentials = [
         Credential("api.example.com", "authorization", "", "env", "TOKEN", "TOKEN", "Bearer {}"),
         Credential("x.wild.example", "", "key", "env", "TOKEN", "TOKEN"),
         Credential("other.example", "x-api-key", "", "env", "OTHER", "OTHER"),
     ]
-    made = prepare("s1", http, credentials, {"TOKEN": SECRET, "OTHER": "other-s3cret"}, "/home/u")
-    assert set(made.environment) == {"TOKEN", "OTHER"}
-    assert len(set(made.environment.values())) == 2
-    for inside in (repr(made), repr(made.environment), repr(made.bundle)):
-        assert SECRET not in inside
-        assert "PRIVATE KEY" not in inside
-    assert made.bundle.endswith(made.options["authority"][0])
-    assert made.options["http"][1] == ("*.wild.example", (), (), "")
-    assert made.options["credentials"][0][:5] == (
-        "api.example.com", "header", "authorization: Bearer {}", made.environment["TOKEN"], SECRET,
+    holders = placeholders(credentials)
+    assert set(holders) == {"TOKEN", "OTHER"}
+    assert len(set(holders.values())) == 2
+    file = secrets_file(credentials, holders, {"TOKEN": SECRET, "OTHER": "other-s3cret"}, "/home/u")
+    made = marshal.loads(os.pread(file, 1 << 16, 0))
+    assert made["credentials"][0] == (
+        "api.example.com", "header", "authorization: Bearer {}", holders["TOKEN"], SECRET, "", "TOKEN",
     )  # fmt: skip
-    assert set(certificate_variables("/x").values()) == {"/x"}
-    assert "SSL_CERT_FILE" in ca.VARIABLES
-    with Process(made.options) as gateway:
-        assert gateway.hear() == (wire.READY,)
+    with pytest.raises(OSError, match="Operation not permitted"):
+        os.write(file, b"x")
+    http = (("*.wild.example", (), (), "p.toml:3"), ("api.example.com", (), ("/v1",), "p.toml:4"))
+    with Process({"http": http}, file) as gateway:
+        kind, certificate = gateway.hear()
+        assert kind == wire.READY
+        assert certificate.startswith(b"-----BEGIN CERTIFICATE-----")
+        assert b"PRIVATE KEY" not in certificate
+    os.close(file)
     with pytest.raises(SecretError, match="env:OTHER: is not set"):
-        prepare("s1", http, credentials, {"TOKEN": SECRET}, "/home/u")
-    assert prepare("s1", [], [], {}, "/home/u").options == {}
+        secrets_file(credentials, holders, {"TOKEN": SECRET}, "/home/u")

@@ -319,7 +319,7 @@ def test_published_ports() -> None:
             place = published.getsockname()
             doors = [socket.socket() for _ in range(2)]
             roles = ((wire.PUBLISHED, port), *[(wire.PUBLISH, 0)] * 2)
-            here.send((wire.LISTEN, "", (), roles), [published, *doors])
+            here.send((wire.LISTEN, "", (), roles, ()), [published, *doors])
             for _ in range(5):  # more than there are doors: each is used again
                 reader, writer = await asyncio.open_connection(*place)
                 writer.write(b"hello")
@@ -369,7 +369,7 @@ def test_datagrams() -> None:
             inside.setsockopt(socket.IPPROTO_IP, 8, 1)
             inside.bind(("0.0.0.0", 0))
             gate_port = inside.getsockname()[1]
-            here.send((wire.LISTEN, "", (), ((wire.UDP, port),)), [inside])
+            here.send((wire.LISTEN, "", (), ((wire.UDP, port),), ()), [inside])
             client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             client.bind(("127.0.0.1", 0))
             client.setblocking(False)

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import gc
 import json
-import os
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -37,8 +36,6 @@ class Site:
         self.world = World()
         self.world.names = {HOST: [GOOD]}
         self.certificates = Certificates()
-        self.authority = ca.make("test", [HOST, "*.wild.example"])
-        self.inside = ssl.create_default_context(cadata=self.authority[0].decode())
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await head_of(reader):
@@ -63,19 +60,18 @@ class Site:
             [f"{HOST}:443/tcp", f"{HOST}:80/tcp"],
             http=rules,
             credentials=credentials,
-            authority=self.authority,
             trust=self.certificates.client(),
         )
 
     async def ask(self, here: House, said: bytes, *, via: str = "transparent") -> tuple[int, bytes]:
         """One request under TLS as a program inside makes it; status and body."""
         if via == "transparent":
-            reader, writer = await here.transparent(here.synthetic(HOST), 443, tls=self.inside, name=HOST)
+            reader, writer = await here.transparent(here.synthetic(HOST), 443, tls=here.inside, name=HOST)
         else:
             reader, writer = await here.proxy()
             writer.write(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n\r\n".encode())
             assert (await head_of(reader)).startswith(b"HTTP/1.1 200")
-            await writer.start_tls(self.inside, server_hostname=HOST)
+            await writer.start_tls(here.inside, server_hostname=HOST)
         writer.write(said)
         status = int((await head_of(reader)).split()[1])
         writer.close()
@@ -105,9 +101,9 @@ def test_a_rule_allows_what_it_says_and_the_denial_says_which_is_missing(via: st
             assert (await site.ask(here, request(path="/v1x"), via=via))[0] == 403
             assert len(site.heads) == 1
             assert next((event[2], event[3], event[4]) for event in here.events if event[3] == "denied") == (
-                f"{HOST}:443/tcp",
+                f"POST https://{HOST}/v1/x",
                 "denied",
-                "no HTTP rule allows POST /v1/x",
+                "no HTTP rule allows it",
             )
 
     asyncio.run(main())
@@ -207,7 +203,7 @@ def test_a_websocket_passes_where_its_request_does() -> None:
         site = Site()
         await site.open()
         async with site.house((rule(paths=("/socket",)),)) as here:
-            reader, writer = await here.transparent(here.synthetic(HOST), 443, tls=site.inside, name=HOST)
+            reader, writer = await here.transparent(here.synthetic(HOST), 443, tls=here.inside, name=HOST)
             writer.write(request(path="/socket", more="Connection: Upgrade\r\nUpgrade: websocket\r\n") + b"early")
             assert (await head_of(reader)).startswith(b"HTTP/1.1 101")
             assert await reader.readexactly(5) == b"early"
@@ -273,19 +269,11 @@ def test_the_sessions_authority_stands_for_its_hosts_only() -> None:
     assert authority.context("x.wild.example") is authority.context("x.wild.example")
 
 
-def test_the_bundle_has_both() -> None:
-    certificate, _ = ca.make("s1", ["api.example.com"])
-    path = next((one for one in ca.SYSTEM_BUNDLES if os.path.exists(one)), "")
-    with_host = ca.bundle(certificate, [path] if path else [])
-    assert with_host.endswith(certificate)
-    assert ca.bundle(certificate, ["/nonexistent"]) == certificate
-
-
 # --- credentials ------------------------------------------------------------------------------------------------------
 
 
 def credential(kind: str, name: str, holder: str) -> tuple[Any, ...]:
-    return (HOST, kind, name, holder, SECRET, "profile.toml:12 credentials")
+    return (HOST, kind, name, holder, SECRET, "profile.toml:12 credentials", "")
 
 
 @pytest.mark.parametrize(
@@ -349,18 +337,15 @@ def test_another_host_gets_the_placeholder() -> None:
         world, certificates = World(), Certificates()
         world.names = {HOST: [GOOD], "other.example.com": ["203.0.113.11"]}
         await world.serve("203.0.113.11", 443, handle, certificates.server("other.example.com"))
-        authority = ca.make("test", [HOST, "other.example.com"])
-        inside = ssl.create_default_context(cadata=authority[0].decode())
         holder = placeholder()
         options: Mapping[str, Any] = {
             "http": (rule("other.example.com"),),
             "credentials": (credential("header", "authorization: Bearer {}", holder),),
-            "authority": authority,
             "trust": certificates.client(),
         }
         async with house(world, [f"{HOST}:443/tcp", "other.example.com:443/tcp"], **options) as here:
             reader, writer = await here.transparent(
-                here.synthetic("other.example.com"), 443, tls=inside, name="other.example.com"
+                here.synthetic("other.example.com"), 443, tls=here.inside, name="other.example.com"
             )
             more = f"Authorization: Bearer {holder}"
             writer.write(f"GET / HTTP/1.1\r\nHost: other.example.com\r\n{more}\r\n\r\n".encode())

@@ -28,7 +28,9 @@ class FakeLink:
         self.stopped: list[str] = []
         self.inside: list[socket.socket] = []
 
-    def open(self, wire: Any, about: dict[str, object], state: str) -> tuple[str, dict[str, str], socket.socket]:
+    def open(
+        self, wire: Any, about: dict[str, object], state: str, secrets: int = -1
+    ) -> tuple[str, dict[str, str], socket.socket]:
         ours, theirs = socket.socketpair()
         self.inside.append(theirs)
         self.opened.append(about)

@@ -179,9 +179,10 @@ def test_a_connection_can_be_granted(
     assert found["toml"] == f'[network]\nconnect = ["{endpoint}"]'
 
 
-def heard(name: str, verdict: str, reason: str, rule: str, call: str = "") -> tuple[object, ...]:
+def heard(name: str, verdict: str, reason: str, grant: str, call: str = "") -> tuple[object, ...]:
     """What a gateway reports."""
-    return (call, "resolve" if ":" not in name else "connect", name, verdict, reason, rule, "transparent", 0, 0, 0)
+    right = "request" if "://" in name else "connect" if ":" in name else "resolve"
+    return (call, right, name, verdict, reason, "", "transparent", 0, 0, 0, grant)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,12 @@ def heard(name: str, verdict: str, reason: str, rule: str, call: str = "") -> tu
             "",
         ),
         (heard("h.example:443/tcp", "denied", "another SNI", ""), "refused", "", "not grantable"),
-        (heard("h.example:443/tcp", "denied", "no HTTP rule", 'host = "h"'), "refused", "", "HTTP rule"),
+        (
+            heard("GET https://h.example/x", "denied", "no HTTP rule allows it", 'host = "h"'),
+            "ungranted",
+            "",
+            "HTTP rule",
+        ),
     ],
 )
 def test_what_the_gateway_refused(
