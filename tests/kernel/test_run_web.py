@@ -183,7 +183,7 @@ SMUGGLED: dict[str, bytes] = {
     "two framings": GOOD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + EVIL,
     "two lengths": GOOD + b"Content-Length: 0\r\nContent-Length: 60\r\n\r\n" + EVIL,
     "a folded header": GOOD + b"X: 1\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + EVIL,
-    "a bare line feed": GOOD + b"X: 1\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + EVIL,
+    "a bare line feed": GOOD + b"X: 1\nContent-Length: 5\r\n\r\nhello" + EVIL,
     "a bare carriage return": GOOD + b"X: 1\rY: 2\r\n\r\n" + EVIL,
     "a space before the colon": GOOD + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n" + EVIL,
     "another coding": GOOD + b"Transfer-Encoding: xchunked\r\n\r\n" + EVIL,
