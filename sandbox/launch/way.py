@@ -58,7 +58,7 @@ class Way:
         self._options: dict[str, Any] = {"rules": rules, "limits": limits}
         self._web = "web" in found
         self._certificate: bytes | str | None = None if self._web else b""
-        self._awaited: list[Callable[[bytes | str], None]] = []
+        self._awaited: list[Callable[[bytes | str], object]] = []
         if self._web:
             self._options["http"] = found["web"][1]
         self._who = who
@@ -212,7 +212,7 @@ class Way:
             self._on_event(tuple(values))
         return True
 
-    def certified(self, then: Callable[[bytes | str], None]) -> None:
+    def certified(self, then: Callable[[bytes | str], object]) -> None:
         """Call ``then`` as soon as the gateway has made what it had to: with its certificate, b"" where it needs none, or
         why there is none."""
         if self._certificate is None:
