@@ -192,7 +192,32 @@ def spawn(
     """
     flags = _SETSIGDEF | _SETSIGMASK | (_SETPGROUP if new_group else 0) | (_SETSID if new_session else 0)
     attributes = _attributes(flags)
-    actions, pid = Buffer(_ACTIONS_SIZE), Buffer(_INT_SIZE)
+    key = (descriptors, directory) if foreground < 0 and not terminal else None
+    actions = _made_actions.get(key)
+    if actions is None:
+        actions = _actions(descriptors, directory, terminal, foreground)
+        if key is not None and len(_made_actions) < _ACTIONS_AT_MOST:
+            _made_actions[key] = actions
+        else:
+            key = None
+    pid = Buffer(_INT_SIZE)
+    argv, envp = _vector(arguments), _vector(environment)
+    try:
+        check("posix_spawn", pid.address, program, actions.address, attributes.address, address(argv), address(envp))
+    finally:
+        if key is None:
+            libc_call("posix_spawn_file_actions_destroy", actions.address)
+    return int.from_bytes(pid.view, "little")
+
+
+_ACTIONS_AT_MOST = 32
+_made_actions: dict[tuple[tuple[int, ...], bytes] | None, Buffer] = {}
+"""Calls come by the thousand, with their streams at the same few numbers: made once, only read afterwards."""
+
+
+def _actions(descriptors: tuple[int, ...], directory: bytes, terminal: bytes, foreground: int) -> Buffer:
+    """A ``posix_spawn_file_actions_t``."""
+    actions = Buffer(_ACTIONS_SIZE)
     check("posix_spawn_file_actions_init", actions.address)
     try:
         if foreground >= 0 and has_libc("posix_spawn_file_actions_addtcsetpgrp_np"):
@@ -203,14 +228,21 @@ def spawn(
         for number, descriptor in enumerate(descriptors):
             check("posix_spawn_file_actions_adddup2", actions.address, descriptor, number)
         check("posix_spawn_file_actions_addchdir_np", actions.address, directory)
-        argv, envp = _vector(arguments), _vector(environment)
-        check("posix_spawn", pid.address, program, actions.address, attributes.address, address(argv), address(envp))
-    finally:
+    except BaseException:
         libc_call("posix_spawn_file_actions_destroy", actions.address)
-    return int.from_bytes(pid.view, "little")
+        raise
+    return actions
 
 
 _made_attributes: dict[int, Buffer] = {}
+_reset = [b"\xff" * _SIGSET_SIZE]
+
+
+def reset_only(signals: int) -> None:
+    """From now on programs are started with only these signals (a mask) reset, which this process ignores: exec resets the
+    handled ones by itself, and asking for all of them costs each program sixty system calls."""
+    _reset[:] = [signals.to_bytes(8, "little") + bytes(_SIGSET_SIZE - 8)]
+    _made_attributes.clear()
 
 
 def _attributes(flags: int) -> Buffer:
@@ -220,7 +252,7 @@ def _attributes(flags: int) -> Buffer:
         made, signals = Buffer(_ATTRIBUTES_SIZE), Buffer(_SIGSET_SIZE)
         check("posix_spawnattr_init", made.address)
         check("posix_spawnattr_setsigmask", made.address, signals.address)
-        signals.view[:] = b"\xff" * _SIGSET_SIZE
+        signals.view[:] = _reset[0]
         check("posix_spawnattr_setsigdefault", made.address, signals.address)
         check("posix_spawnattr_setflags", made.address, flags)
         _made_attributes[flags] = made
@@ -230,7 +262,7 @@ def _attributes(flags: int) -> Buffer:
 def set_limit(pid: int, resource: int, soft: int, hard: int) -> None:
     """``prlimit(2)`` of another process (0: this one). Units are the resource's; -1 is unlimited."""
     mask = (1 << 64) - 1
-    call(
+    quick(
         NR["prlimit64"], pid, resource, (soft & mask).to_bytes(8, "little") + (hard & mask).to_bytes(8, "little"), None
     )
 

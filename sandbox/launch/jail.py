@@ -29,6 +29,7 @@ from remit.sandbox.mediate.broker import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from remit.sandbox.launch.cell import Cell
@@ -56,7 +57,9 @@ class Jail(Source):
     """The thread of one call, and what the mediator knows of it."""
 
     __slots__ = (
+        "_children",
         "_mail",
+        "_on_taken",
         "arms",
         "busy",
         "call",
@@ -87,8 +90,9 @@ class Jail(Source):
         control: int,
         arms: int,
         revoked: set[str],
+        taken: Callable[[Policy], None],
     ) -> None:
-        super().__init__(before_exec=policy.apply_limits)
+        super().__init__(before_exec=self._executes)
         self.identifier = identifier
         self.policy = policy
         self.cell = cell
@@ -103,6 +107,10 @@ class Jail(Source):
         self.joins: list[tuple[int, int]] = []
         self._mail = sockets.Receiver(REQUEST_SIZE, REQUEST_DESCRIPTORS)
         self.busy = False
+        """From the call's first exec, of which the mediator's thread hears, until nothing of the call is left."""
+        self._on_taken = taken
+        self._children = -1
+        """A list in the cell's /proc, open from its first use to the thread's end."""
         self.call = ""
         self.chain: tuple[str, ...] = ()
         self.events: list[tuple[Any, ...]] = []
@@ -204,7 +212,6 @@ class Jail(Source):
         )
         # The limits are inherited from here on.
         self.before_exec = None
-        self._tell_main("taken")
         while came:
             posix.close(came.pop())
         self._tell_template("began", call, self.pid, _brief(argv), self.policy.identifier, chain)
@@ -224,8 +231,7 @@ class Jail(Source):
         No process of the last call exists any more, so nobody is in this cell and under this filter but the next one. A
         private cell's own files do exist: it is not used again (``_serve`` ended with it).
         """
-        was = self.pid
-        self.before_exec = self.policy.apply_limits
+        self.before_exec = self._executes
         self.denials = 0
         self.events = []
         self.call, self.chain = "", ()
@@ -233,8 +239,7 @@ class Jail(Source):
         self.limit = ""
         self.deadline = 0.0
         posix.chdir("/")
-        if was:
-            self._tell_main("free")
+        self.busy = False
 
     def _wait(self, started: float) -> tuple[int, struct_rusage]:
         """Until the command has ended: listen to the client meanwhile, and watch the clock."""
@@ -249,6 +254,8 @@ class Jail(Source):
                 ready = poll.poll(self._timeout(started, limit))
                 for descriptor, events in ready:
                     if descriptor == watched:
+                        with self.telling:
+                            pass
                         _, status, usage = posix.wait4(self.pid, 0)
                         return status, usage
                     if descriptor == self.woken:
@@ -322,13 +329,11 @@ class Jail(Source):
     def _alone(self) -> bool:
         """Nothing but PID 1 is left in the cell: it has adopted every orphan, and has none."""
         try:
-            opened = posix.open("/proc/1/task/1/children", posix.O_RDONLY | posix.O_CLOEXEC)
+            if self._children < 0:
+                self._children = posix.open("/proc/1/task/1/children", posix.O_RDONLY | posix.O_CLOEXEC)
+            return not posix.pread(self._children, 64, 0)
         except OSError:
             return False
-        try:
-            return not posix.read(opened, 64)
-        finally:
-            posix.close(opened)
 
     def _linger(self, started: float) -> None:
         """A background call outlives its command: until its client lets go of it, or it has no authority any more."""
@@ -401,6 +406,13 @@ class Jail(Source):
             process.leave(0)
 
     # --- for the mediator's thread too ---------------------------------------------------------------------------------
+
+    def _executes(self, pid: int) -> None:
+        """The command's first process waits for the mediator: the call's limits are its own from here on."""
+        self.policy.apply_limits(pid)
+        if not self.busy:
+            self.busy = True
+            self._on_taken(self.policy)
 
     def kill(self, signal: int, *, group: bool = False) -> None:
         """A signal for the command, or for its process group."""

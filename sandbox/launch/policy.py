@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from remit.sandbox.launch.cell import Cell
+    from remit.sandbox.launch.jail import Jail
     from remit.sandbox.launch.wire import CallWire
     from remit.sandbox.mediate.broker import Note
 
@@ -46,9 +47,10 @@ class Policy:
                 self.time_limit = value / 1000
             elif mechanism == "watch" and what == "memory":
                 self.memory_limit = value
-        self.idle = 0
-        """Threads that are armed, or about to be."""
-        self.busy = 0
+        self.arming = 0
+        """Threads that are about to be armed."""
+        self.jails: list[Jail] = []
+        """Those that are."""
         self.number = 0
         self.dropped = False
         self.door = -1
@@ -58,6 +60,16 @@ class Policy:
         self.broker = Broker(mediation, note)
         self.broker.calls.view.copies = True
         self.broker.perform(Metadata(self.broker.calls).handlers())
+
+    @property
+    def busy(self) -> int:
+        """How many threads run a call."""
+        return [jail.busy for jail in self.jails].count(True)
+
+    @property
+    def idle(self) -> int:
+        """How many wait for one, or are about to."""
+        return self.arming + len(self.jails) - self.busy
 
     def allow(self, cell: Cell) -> None:
         """The cell's own file systems, which no rule about the session's can mean."""

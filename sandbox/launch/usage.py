@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import posix
 
+from remit.sandbox.kernel import files
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,3 +53,11 @@ def _proportional(process: str) -> int:
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) << 10
     return 0
+
+
+def ignored_signals() -> int:
+    """The signals that this process ignores, as a mask (``proc_pid_status(5)``)."""
+    for line in files.read("/proc/self/status").splitlines():
+        if line.startswith(b"SigIgn:"):
+            return int(line.split()[1], 16)
+    return ~0 & (1 << 64) - 1

@@ -134,6 +134,7 @@ class Zygote:
         return [operation for operation in self._request.operations if operation[0] == "limit"]
 
     def _start_threads(self) -> None:
+        process.reset_only(usage.ignored_signals())
         _thread.stack_size(_STACK)
         self._arms_read, self._arms = sockets.packet_pair()
         self._jobs_read, self._jobs = posix.pipe2(posix.O_CLOEXEC)
@@ -195,7 +196,9 @@ class Zygote:
                 policy.allow(cell)
                 if cell.sockets is not None and policy.egress is not None:
                     cell.sockets.send(self._request.control, number, policy.egress[1], policy.egress[5])
-                jail = Jail(number, policy, cell, self._ground, self._request.control, self._arms, self._revoked)
+                jail = Jail(
+                    number, policy, cell, self._ground, self._request.control, self._arms, self._revoked, self._taken
+                )
                 self._jails[number] = jail
                 _thread.start_new_thread(jail.run, ())
             except (OSError, RuntimeError) as error:  # the latter: a thread too many
@@ -371,7 +374,7 @@ class Zygote:
     # --- the calls -----------------------------------------------------------------------------------------------------
 
     def _arm(self, policy: Policy) -> None:
-        policy.idle += 1
+        policy.arming += 1
         self._number += 1
         self._arming[self._number] = policy
         self._queue.append((policy, self._number))
@@ -390,14 +393,11 @@ class Zygote:
         elif kind == "proven" and jail is not None:
             policy = jail.policy
             del self._arming[number]
+            policy.arming -= 1
+            policy.jails.append(jail)
             self._give_up(policy)
-        elif kind == "taken" and jail is not None:
-            jail.busy = True
-            self._taken(jail.policy)
-        elif kind == "free" and jail is not None:
-            jail.busy = False
-            jail.policy.busy -= 1
-            jail.policy.idle += 1
+            if jail.busy:
+                self._taken(policy)  # it was quick
         elif kind == "freeze" and jail is not None:
             self._freeze(jail)
         elif kind == "done" and jail is not None:
@@ -407,8 +407,6 @@ class Zygote:
 
     def _taken(self, policy: Policy) -> None:
         """One thread less is waiting. It comes back; another one is armed where this was the last."""
-        policy.idle -= 1
-        policy.busy += 1
         if not policy.idle and not policy.dropped and policy.busy < _MOST:
             self._arm(policy)
 
@@ -424,10 +422,8 @@ class Zygote:
         policy = jail.policy
         if policy.egress is not None:
             self._tell("served", jail.identifier)
-        if jail.busy:
-            policy.busy -= 1
-        else:
-            policy.idle -= 1
+        if jail in policy.jails:
+            policy.jails.remove(jail)
         while not policy.dropped and policy.idle < _IDLE and policy.idle + policy.busy < _MOST:
             self._arm(policy)
 
@@ -442,7 +438,7 @@ class Zygote:
             posix.close(jail.wake)
         if policy.egress is not None:
             self._tell("served", number)
-        policy.idle -= 1
+        policy.arming -= 1
         self._tell("broken", policy.digest, *failure)
         if policy.dropped:
             self._give_up(policy)

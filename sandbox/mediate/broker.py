@@ -7,6 +7,7 @@ session ends; nothing opens.
 
 from __future__ import annotations
 
+import _thread
 from errno import EACCES, ENOSPC, ENOSYS
 from time import monotonic
 
@@ -71,7 +72,7 @@ class Denied(OSError):
 class Source:
     """Whose calls one listener brings: those of one command and everything it starts, told by the filter they are under."""
 
-    __slots__ = ("before_exec", "denials", "handled", "listener")
+    __slots__ = ("before_exec", "denials", "handled", "listener", "telling")
 
     def __init__(self, before_exec: Callable[[int], None] | None = None) -> None:
         self.listener = Listener(-1)
@@ -80,6 +81,9 @@ class Source:
         self.handled = 0
         self.before_exec = before_exec
         """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
+        self.telling = _thread.allocate_lock()
+        """Held from before a call is let go on until all of it has been noted. Whoever reaps the command takes it first: so
+        every action is noted before the end is told, and the command's process is there to be asked about."""
 
     def attach(self, listener: int) -> None:
         """Its notifications come from this descriptor."""
@@ -147,8 +151,11 @@ class Broker:
         calls.performing = False
         calls.touched.clear()
         calls.view.begin(pid)
-        # Before the answer: the caller may be gone right after it.
-        self._observer.meet(pid)
+        if source.before_exec is not None and nr in self._execs:
+            self._observer.meet_newcomer(pid)
+        else:
+            # Before the answer: the caller may be gone right after it.
+            self._observer.meet(pid)
         try:
             answer = self._answer(nr, arguments)
         except Denied as error:
@@ -162,14 +169,15 @@ class Broker:
             listener.reply(identifier, error=EACCES)
             self._observer.failed(source, pid, nr, EACCES, f"{type(error).__name__}: {error}")
         else:
-            if answer == PROCEED:
-                listener.proceed(identifier)
-            elif answer != ANSWERED:
-                listener.reply(identifier, answer)
-            # After the answer: the caller need not wait for its record.
-            calls.look()
-            if calls.touched:
-                self._observer.done(source, pid, nr, calls.touched, self._errno, answer != PROCEED)
+            with source.telling:
+                if answer == PROCEED:
+                    listener.proceed(identifier)
+                elif answer != ANSWERED:
+                    listener.reply(identifier, answer)
+                # After the answer: the caller need not wait for its record.
+                calls.look()
+                if calls.touched:
+                    self._observer.done(source, pid, nr, calls.touched, self._errno, answer != PROCEED)
         finally:
             calls.view.end()
             if nr in self._execs:

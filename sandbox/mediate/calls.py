@@ -141,6 +141,7 @@ class Calls:
         self.watches_reads = False
         """It hears of opens for reading, too."""
         self.later: tuple[int, bytes, bytes | None] | None = None
+        self._program: bytes | None = None
         self._denied = denied
         self._outside = outside
         self._connects = connects
@@ -310,8 +311,12 @@ class Calls:
         return PROCEED
 
     def look(self) -> None:
-        """Tell of the open that ``_read`` let go on. The caller does not wait for this; its name may mean something else by
-        now, which changes what is recorded and nothing that is decided."""
+        """Tell of the program or the open that was let go on. The caller does not wait for this; its name may mean something
+        else by now, which changes what is recorded and nothing that is decided."""
+        program = self._program
+        if program is not None:
+            self._program = None
+            self._executed(program)
         if self.later is None:
             return
         descriptor, path, full = self.later
@@ -864,17 +869,19 @@ class Calls:
 
     def execveat(self, descriptor: int, path: int, *_: int) -> int:
         """``execveat(2)``: Landlock decides; a program that exists here and is not granted counts as a denial."""
-        full = self.view.lexical(descriptor, memory.read_string(self.view.pid, path))
-        if full is not None and not full.startswith(b"/proc/"):
-            try:
-                found = self.view.own(posix.open(full, O_PATH | O_CLOEXEC))
-            except OSError as error:
-                if error.errno not in (EACCES, EPERM):
-                    return PROCEED
-                self._outside(full, "exec")
-            else:
-                self._outside(self.view.canonical(found), "exec")
+        self._program = self.view.lexical(descriptor, memory.read_string(self.view.pid, path))
         return PROCEED
+
+    def _executed(self, full: bytes) -> None:
+        if full.startswith(b"/proc/"):
+            return
+        try:
+            found = self.view.own(posix.open(full, O_PATH | O_CLOEXEC))
+        except OSError as error:
+            if error.errno in (EACCES, EPERM):
+                self._outside(full, "exec")
+        else:
+            self._outside(self.view.canonical(found), "exec")
 
     def connect(self, _descriptor: int, address: int, length: int, *_: int) -> int:
         """``connect(2)``: namespaces and Landlock decide."""

@@ -82,7 +82,8 @@ class Observer:
         self._outer = tuple([place + b"/" for place in outer])
         self._who: dict[int, tuple[int, bytes]] = {}
         self._since = 0.0
-        self._who_calls = (0, b"")
+        self._who_calls: tuple[int, bytes] | None = (0, b"")
+        self._newcomer = 0
         self._paths = {NR[call]: paths for call, paths in _PATHS.items() if call in NR}
 
     # --- the authority
@@ -160,7 +161,10 @@ class Observer:
         errno: int,
         rule: str,
     ) -> None:
-        start, exe = self._who_calls
+        who = self._who_calls
+        if who is None:
+            who = self._who_calls = (_started(self._newcomer), b"")
+        start, exe = who
         if start < 0:
             return  # a thread that will execute the command, and tries the layers before
         self._note(source, monotonic(), pid, start, exe, nr, path, right, verdict, certainty, layer, errno, rule)
@@ -178,6 +182,11 @@ class Observer:
         if pid not in self._who:
             self._who[pid] = (-1, b"") if _own_thread(pid) else (_started(pid), _program(pid))
         self._who_calls = self._who[pid]
+
+    def meet_newcomer(self, pid: int) -> None:
+        """The same of a command's first process, which is about to execute the command: it is still Remit's own program, and
+        nobody reaps it before its source's ``telling`` is free. So there is time to ask when there is something to tell."""
+        self._who_calls, self._newcomer = None, pid
 
     def executes(self, pid: int) -> None:
         """``pid`` is about to become another program."""

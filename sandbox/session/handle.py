@@ -21,6 +21,9 @@ from remit.sandbox.session.streams import CHUNK, Decode, Streams, decoded
 
 _REPLY = 1 << 17
 _FINAL = ("exited", "failed")
+# As plain numbers: an enumeration's "or" takes as long as the call.
+_NEVER_WAIT = int(socket.MSG_NOSIGNAL) | int(socket.MSG_DONTWAIT)
+_ONLY_LOOK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
 
 
 class Watch(Protocol):
@@ -49,7 +52,7 @@ class Conversation:
     def say(self, message: bytes) -> None:
         """A message to the thread that runs the call."""
         try:
-            self.connection.send(message, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+            self.connection.send(message, _NEVER_WAIT)
         except OSError:
             pass  # it has ended
 
@@ -83,7 +86,7 @@ class Conversation:
     def _look(self) -> bytes:
         for _ in range(2):
             try:
-                return self.connection.recv(_REPLY, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                return self.connection.recv(_REPLY, _ONLY_LOOK)
             except ConnectionResetError:
                 # Once, before what there is to read: the other end closed without reading all that was said to it, such
                 # as a signal for a command that had just ended.

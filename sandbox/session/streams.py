@@ -91,8 +91,9 @@ class Streams:
             os.close(descriptor)
 
     def close(self) -> None:
-        for index in range(3):
-            self.close_one(index)
+        if self.ours != [-1, -1, -1]:
+            for index in range(3):
+                self.close_one(index)
 
 
 def copy_of_regular(descriptor: int) -> int:
