@@ -14,6 +14,7 @@ BUNDLE = f"{__file__.rpartition('/')[0]}/__pycache__/run.{sys.implementation.cac
 """The hot path's modules in one file (``remit.cli.bundle`` makes it)."""
 _LAST = "remit.sandbox.session.oneshot"
 """The module that is imported only once all of them are."""
+_STAGE = "remit.sandbox.launch.stage"
 
 
 def parse(argv: list[str]) -> options.Invocation | None:
@@ -65,21 +66,32 @@ def start(invocation: options.Invocation) -> int:
     """Hand a parsed ``remit run`` to the session. The one place where the CLI enters it."""
     # Nothing of the launcher's makes cycles, and a collection touches every page that the fork would share.
     gc.disable()
-    bundled = use_bundle()
+    if use_bundle():
+        from remit.sandbox.session import oneshot
+
+        return oneshot.run(invocation, libraries)
+    _begin()
     from remit.sandbox.session import oneshot
 
-    if bundled:
+    if not posix.access(BUNDLE.rpartition("/")[0], posix.W_OK):
         return oneshot.run(invocation, libraries)
-    __import__("remit.sandbox.launch.stage")  # before the fork, and for the bundle
-
+    __import__(_STAGE)
     names = loaded()
     try:
         return oneshot.run(invocation, libraries)
     finally:
-        if posix.access(BUNDLE.rpartition("/")[0], posix.W_OK):
-            from remit.cli import bundle
+        from remit.cli import bundle
 
-            bundle.write(names)
+        bundle.write(names)
+
+
+def _begin() -> None:
+    """What ``loader.begin`` does for a bundle: the session's first process starts before its plan is known."""
+    from remit.sandbox.launch import early
+
+    if posix.geteuid():
+        early.begin(lambda: __import__(_STAGE))
+    early.otherwise(lambda: __import__(_STAGE))
 
 
 def loaded() -> list[str]:

@@ -336,3 +336,40 @@ def test_the_interpreter_is_isolated(world: World) -> None:
 
     assert " -I " in text
     assert sys.executable not in text.splitlines()[0]
+
+
+# --- the first process, which starts before its plan ---------------------------------------------------------------------
+
+
+@pytest.mark.needs("strace", ordinary=True)
+def test_an_ordinary_users_first_process_starts_before_the_plan_is_read(world: World) -> None:
+    assert world.run("true").status == 0  # the plan is in the cache
+    trace = world.home / "trace"
+    command = ["strace", "-f", "-o", str(trace), "-e", "trace=clone3,openat", *world.run_argv(["true"])]
+    subprocess.run(command, env=world.env(), cwd=world.workspace, check=True, capture_output=True)
+
+    lines = trace.read_text().splitlines()
+    (started,) = [number for number, line in enumerate(lines) if "CLONE_NEWUSER" in line]
+    (read,) = [number for number, line in enumerate(lines) if "/remit/plans" in line and "openat" in line]
+    assert started < read
+
+
+def test_a_request_that_is_too_large_for_one_message_starts_all_the_same(world: World) -> None:
+    large = [option for name in "ABC" for option in ("--env", f"{name}={name * 100_000}")]
+
+    result = world.shell('echo "${#A} ${#B} ${#C}"', *large)
+
+    assert (result.status, result.stdout) == (0, "100000 100000 100000\n"), result.stderr
+
+
+def test_a_plan_that_wants_other_namespaces_starts_all_the_same(world: World) -> None:
+    result = world.shell("echo ran", "--degrade", "network")
+
+    assert (result.status, result.stdout) == (0, "ran\n"), result.stderr
+
+
+def test_nothing_is_left_of_a_first_process_that_nobody_wanted(world: World) -> None:
+    """It would hold standard output open: this would wait for its end."""
+    assert world.remit("run", "--bogus").status == 2
+    assert world.remit("run", "-p", "none", "--", "true").status == 2
+    assert world.remit("run", "--help").status == 0
