@@ -219,7 +219,8 @@ class House:
         # Compiled now, so that nothing in it changes while it is in use.
         compileall.compile_dir(site, quiet=2)
         bundle = (
-            f"import sys; sys.path.append({str(site)!r}); from remit.cli import fast; import remit.sandbox.session.oneshot, remit.sandbox.launch.stage;"
+            f"import sys; sys.path.append({str(site)!r}); from remit.cli import fast;"
+            "import remit.sandbox.session.oneshot, remit.sandbox.launch.stage;"
             "names = fast.loaded(); from remit.cli import bundle; bundle.write(names)"
         )
         python = self.installation / "bin" / "python3"
