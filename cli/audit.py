@@ -11,7 +11,7 @@ import click
 
 from remit.cli import options, render, signing
 from remit.cli.command import HELP_NAMES
-from remit.sandbox.audit import housekeeping, log, ocsf, replay, seal
+from remit.sandbox.audit import housekeeping, journal, log, ocsf, replay, seal
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import UsageError
 
@@ -186,10 +186,17 @@ def _line(one: dict[str, Any]) -> str:
 @_SESSION
 @_LAST
 @click.option("--ocsf", "as_ocsf", is_flag=True, help="In the Open Cybersecurity Schema Framework's form (1.3).")
-def export(session: str | None, last: bool, as_ocsf: bool) -> int:
+@click.option("--journald", "to_journal", is_flag=True, help="Send them to the systemd journal instead.")
+def export(session: str | None, last: bool, as_ocsf: bool, to_journal: bool) -> int:
     """Print every event of a session as JSON lines."""
     state = state_directory(dict(os.environb))
+    if as_ocsf and to_journal:
+        raise UsageError("--ocsf is for JSON lines, --journald sends none", hint="one of the two")
     found = log.read(state, chosen(state, session, last, "remit audit export --last"))
+    if to_journal:
+        sent = journal.send(found.events, found.identifier)
+        render.text(f"{sent} events: journalctl REMIT_SESSION={found.identifier}")
+        return 0
     shape: Callable[[Any], dict[str, object]] = (
         (lambda event: ocsf.event(event, found))
         if as_ocsf

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remit.cli import main
-from remit.sandbox.audit import housekeeping, log, seal
+from remit.sandbox.audit import housekeeping, journal, log, seal
 from remit.sandbox.audit.record import Record, keep_plan
 from remit.sandbox.authority import codec
 from remit.sandbox.authority.errors import UsageError
@@ -270,6 +272,46 @@ def test_what_cannot_be_written_whole_is_taken_back_and_counted(state: str) -> N
     assert found.lost == int(times)
     assert found.events[-1].object == "/w/after"
     assert log.check(found.directory).problem is None
+
+
+# --- the journal
+
+
+def _entry(data: bytes) -> dict[str, str]:
+    """The native protocol's fields, read by its description."""
+    found: dict[str, str] = {}
+    while data:
+        line, _, rest = data.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            size = int.from_bytes(rest[:8], "little")
+            value, rest = rest[8 : 8 + size], rest[8 + size + 1 :]
+        assert name.decode() not in found
+        found[name.decode()] = value.decode(errors="surrogateescape")
+        data = rest
+    return found
+
+
+def test_events_are_entries_of_the_journal(
+    state: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = recorded(state, b"/w/a", b"/w/b\nREMIT_VERDICT=denied\nX=", b"/w/\xff")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, tempfile.TemporaryDirectory() as place:
+        monkeypatch.setattr(journal, "SOCKET", f"{place}/socket")
+        assert main.run(["audit", "export", "--last", "--journald"]) == 2
+        assert "cannot be written: No such file" in capsys.readouterr().err
+        listener.bind(f"{place}/socket")
+        listener.setblocking(False)
+        assert main.run(["audit", "export", "--last", "--journald"]) == 0
+        entries = [_entry(listener.recv(1 << 16)) for _ in range(3)]
+        with pytest.raises(BlockingIOError):
+            listener.recv(1)
+    assert f"3 events: journalctl REMIT_SESSION={record.identifier}" in capsys.readouterr().out
+    names = ["/w/a", "/w/b\nREMIT_VERDICT=denied\nX=", "/w/\udcff"]
+    assert [entry["REMIT_OBJECT"] for entry in entries] == names
+    assert {entry["REMIT_VERDICT"] for entry in entries} == {"allowed"}
+    assert {entry["PRIORITY"] for entry in entries} == {"6"}
+    assert main.run(["audit", "export", "--last", "--journald", "--ocsf"]) == 2
 
 
 # --- what is kept
