@@ -54,7 +54,12 @@ def _execute(invocation: Invocation, status: Status) -> int:
         from remit.sandbox.audit import denials
         from remit.sandbox.audit.record import state_directory
 
-        found = denials.of_call(state_directory(dict(os.environb)), session, result.call)
+        try:
+            found = denials.of_call(state_directory(dict(os.environb)), session, result.call)
+        except RemitError as error:
+            # The command's status stays its own.
+            render.problems([f"what was denied cannot be said: {error}"])
+            return code
         if invocation.denials == "text":
             render.problems(found.text(code))
         elif invocation.status_fd >= 0:

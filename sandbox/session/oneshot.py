@@ -442,7 +442,12 @@ def _tell_denials(invocation: Invocation, status: int, identifier: str) -> None:
     """What a model should read, and nothing of it is on the way of who does not ask."""
     from remit.sandbox.audit import denials, log
 
-    found = denials.of(log.read(state_directory(posix.environ), identifier))
+    try:
+        found = denials.of(log.read(state_directory(posix.environ), identifier))
+    except RemitError as error:
+        # The command's status stays its own.
+        _say(f"what was denied cannot be said: {error}")
+        return
     if invocation.denials == "json" and invocation.status_fd >= 0:
         _status(invocation.status_fd, found.document())
     elif invocation.denials == "json":
