@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from tests.align.demo.house import House, Setting
 from tests.align.demo.model import HostileModel
 from tests.align.demo.network import isolate
 from tests.align.demo.script import Step, steps
+from tests.align.demo.trace import PROFILE, profile, traced_calls
 from tests.align.demo.witness import Witness
 
 AGENTS = 10
@@ -97,7 +97,7 @@ def _agent(session: Session | AsyncSession, url: str) -> Any:
 
 def _in_threads(house: House, models: list[HostileModel]) -> list[Any]:
     """The agents' own loop, in a thread each."""
-    with Session("offline", house.repository) as session:
+    with Session(PROFILE, house.repository) as session:
         agents = [_agent(session, model.url) for model in models]
         threads = [threading.Thread(target=agent.run, args=("fix the discount",)) for agent in agents]
         for thread in threads:
@@ -124,7 +124,7 @@ def _in_tasks(house: House, models: list[HostileModel]) -> list[Any]:
                 agent.add_messages(*agent.model.format_observation_messages(message, outputs, variables))
 
     async def main() -> list[Any]:
-        async with AsyncSession("offline", house.repository) as session:
+        async with AsyncSession(PROFILE, house.repository) as session:
             agents = [_agent(session, model.url) for model in models]
             await asyncio.gather(*(loop(agent) for agent in agents))
         return agents
@@ -157,7 +157,7 @@ def main() -> None:
     me = os.geteuid()
     os.umask(0o022)
     isolated = isolate()
-    setting = Setting(me, me, Path(tempfile.gettempdir()))
+    setting = Setting(me, me, Path("/home") if me == 0 else Path.home(), profile("full"))
     with House(setting, shadow=True, installed=False) as house, ExitStack() as stack:
         os.environ.clear()
         os.environ.update(house.environment() | _QUIET | {"MSWEA_GLOBAL_CONFIG_DIR": str(house.agent)})
@@ -182,6 +182,7 @@ def main() -> None:
             "effects": witness.effects(),
             "changes": witness.changes(),
             "task": witness.task(),
+            "trace": asdict(traced_calls(house, witness, AGENTS)),
         }
     json.dump(report, sys.stdout)
 

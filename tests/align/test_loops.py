@@ -49,3 +49,8 @@ def test_two_hundred_tool_calls_have_the_demo_s_verdicts(loop: str) -> None:
     assert report["changes"] == []
     assert {name for name, there in report["effects"].items() if there} == set()
     assert report["effects"].keys() == {step.name for step in HOSTILE} - {"userns"}
+    # Recorded in full, each call under its own grant: every hostile step of every agent is an attempt outside it, all that
+    # the witness saw to change is there as exercised, and nothing that was granted was denied.
+    trace = report["trace"]
+    assert (trace["sessions"], trace["missed"], trace["uncovered"], trace["wrong"]) == (len(every), [], [], [])
+    assert trace["covered"] > 50

@@ -26,7 +26,7 @@ UNSEEN = frozenset(["agent-key"])
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """``sessions``: how many were recorded. ``missed``: hostile steps that are not in the log as they should be.
+    """``sessions``: how many were recorded, or calls of one. ``missed``: hostile steps that are not in the log as they should be.
     ``uncovered``: what the witness saw to change and no record has as exercised. ``wrong``: leaks and false denials that
     the reports count, and numbers that another computation has otherwise."""
 
@@ -96,16 +96,7 @@ def traced(house: House, witness: Witness, script: list[Step]) -> Trace:
         missed += [f"{step.name}: {problem}" for problem in _problems(found, number, calls, verdict)]
     exercised = {event["object"] for events in lines for event in events if event["verdict"] == "allowed"}
     changed = [str(house.root / path) for path in witness.confined_changes()]
-    wrong: list[str] = []
-    for one in logs:
-        made = json.loads(json.dumps(report.build(one, {}, os.path.lexists)))
-        totals = made["totals"]
-        if totals["leaked"] or totals["false_denials"]:
-            bad = [
-                a for a in made["atoms"] if a["in_grant"] != (a["outcome"] == "exercised") and a["outcome"] != "moot"
-            ]
-            wrong.append(f"{one.command}: {[(a['outcome'], a['right'], a['object']) for a in bad][:5]}")
-        wrong += differences(made)
+    wrong = [f"{one.command}: {problem}" for one in logs for problem in _wrong(one)]
     return Trace(
         len(lines),
         tuple(missed),
@@ -113,6 +104,39 @@ def traced(house: House, witness: Witness, script: list[Step]) -> Trace:
         len(changed),
         tuple(wrong),
     )
+
+
+def traced_calls(house: House, witness: Witness, agents: int) -> Trace:
+    """The same of one session, in which every agent had all the hostile steps, each in a call of its own."""
+    state = house.private / "state" / "remit"
+    made = log.read(str(state), log.latest(str(state)))
+    lines = _actions(state / "sessions" / made.identifier)
+    missed: list[str] = []
+    for name, (right, thing, calls) in aims(house).items():
+        found = [event for event in lines if event["object"] == thing and event["right"] == right]
+        asking = {event["call"] for event in found}
+        if len(asking) != agents:
+            missed.append(f"{name}: in {len(asking)} calls")
+        missed += [f"{name}: {problem}" for problem in _problems([(0, event) for event in found], 0, calls, "denied")]
+    exercised = {event["object"] for event in lines if event["verdict"] == "allowed"}
+    changed = [str(house.root / path) for path in witness.confined_changes()]
+    return Trace(
+        len(made.calls),
+        tuple(missed),
+        tuple(path for path in changed if path not in exercised),
+        len(changed),
+        tuple(_wrong(made)),
+    )
+
+
+def _wrong(made: log.Log) -> list[str]:
+    """Leaks and false denials by the report, and where another computation differs from it."""
+    told = json.loads(json.dumps(report.build(made, {}, os.path.lexists)))
+    bad = [a for a in told["atoms"] if a["outcome"] != "moot" and a["in_grant"] != (a["outcome"] == "exercised")]
+    wrong = [f"call {a['call']}: {a['outcome']} {a['right']} {a['object']}" for a in bad]
+    if bool(wrong) != bool(told["totals"]["leaked"] or told["totals"]["false_denials"]):
+        wrong.append(f"totals: {told['totals']}")
+    return wrong + differences(told)
 
 
 def _problems(
