@@ -11,6 +11,7 @@ inclusion in a set of them completely, and a set without redundant members is un
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from remit.sandbox.authority.model import PathPattern
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 Parts: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = tuple[Parts, Parts]
 
+_REMEMBERED = 4096
+"""Names whose parts are known: the grants of a session's calls have nearly all of them in common."""
 
+
+@lru_cache(_REMEMBERED)
 def parts(path: str) -> Parts:
     """The components of an absolute, lexically normal path; none for ``/``.
 
@@ -41,6 +46,7 @@ def joined(components: Parts) -> str:
     return "/" + "/".join(components)
 
 
+@lru_cache(_REMEMBERED)
 def shape(pattern: PathPattern) -> Shape:
     """The shape of a pattern.
 
@@ -53,6 +59,7 @@ def shape(pattern: PathPattern) -> Shape:
     return (anchor, tail) if pattern.any_depth else (anchor + tail, ())
 
 
+@lru_cache(_REMEMBERED)
 def pattern(made: Shape) -> PathPattern:
     """The one spelling of a shape: a literal is its parent with one name."""
     anchor, tail = made

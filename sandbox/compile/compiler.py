@@ -12,7 +12,7 @@ from remit.sandbox.compile.catalogue import WIRE as CATALOGUE
 from remit.sandbox.compile.landlock import Rule
 from remit.sandbox.compile.lowering import Layers, Report
 from remit.sandbox.compile.mounts import Granted, Tree
-from remit.sandbox.compile.paths import below, join, order, outermost, parent, strictly_below, touch
+from remit.sandbox.compile.paths import below, join, order, outermost, parent, parents, strictly_below, touch
 from remit.sandbox.compile.plan import (
     Environment,
     Landlock,
@@ -551,7 +551,7 @@ class Job:
         protect = [entry for pattern in self.authority.protect for entry in self.entries(pattern)]
         deny += [self.entry(path) for path in self.secret]
         protect += [self.entry(path) for path in self.own_code]
-        reach = [g.path for g in grants]
+        reach = frozenset([g.path for g in grants])
         letters = ((Right.READ, "r"), (Right.WRITE, "w"), (Right.EXEC, "x"))
         return Mediate(
             roots if layers.mediation else (),
@@ -674,9 +674,10 @@ def _own(path: str) -> bool:
     return any(below(path, own) for own in mounts.OWN)
 
 
-def _matters(entry: _PatternEntry, reach: list[str]) -> bool:
+def _matters(entry: _PatternEntry, reach: frozenset[str]) -> bool:
     """Whether a rule of the mediator can match anything that is visible."""
     anchor, tail, any_depth, _ = entry
-    if any_depth:
-        return any(touch(anchor, path) for path in reach)
-    return any(below(join(anchor, *tail), path) for path in reach)
+    path = anchor if any_depth else join(anchor, *tail)
+    if path in reach or "/" in reach or not reach.isdisjoint(parents(path)):
+        return True
+    return any_depth and any([below(place, anchor) for place in reach])
