@@ -209,7 +209,8 @@ def _unreached(
         below = "." + one.host
         if not any(
             [
-                end.name == one.host
+                (end.wildcard and not end.name)
+                or end.name == one.host
                 or (end.wildcard and one.host.endswith("." + end.name))
                 or (wildcard and end.name.endswith(below))
                 for end in connect

@@ -264,7 +264,7 @@ KEYS: tuple[Key, ...] = (
         "connect",
         Shape.LIST,
         Kind.ENDPOINT,
-        "Where connections may go: `HOST:PORT`, `*.example.com:443`, `CIDR:PORT`, with `/tcp` (default) or `/udp`.",
+        "Where connections may go: `HOST:PORT`, `*.example.com:443`, `*:443`, `CIDR:PORT`, with `/tcp` (default) or `/udp`.",
         '["{package_index}", "*.example.com:443"]',
     ),
     _key(

@@ -267,7 +267,7 @@ def is_name(host: str) -> bool:
 
 def _names(endpoint: Endpoint, name: str, port: int, protocol: str) -> bool:
     """Whether the endpoint is of that name, whatever its address has to be; without a port, on any."""
-    if not endpoint.name:
+    if not endpoint.name and not endpoint.wildcard:
         return False
     wanted = (port, protocol) if port else (endpoint.port or 1, endpoint.protocol)
     return matches(replace(endpoint, network=""), name, None, *wanted)

@@ -258,8 +258,8 @@ def _endpoint(value: object, where: str) -> Endpoint:
     protocol = a_string(made["protocol"], f"{where}.protocol")
     if protocol not in ("tcp", "udp"):
         raise wrong(f"{where}.protocol", f"unknown protocol {protocol!r}", "one of: tcp, udp")
-    if not (name or network) or (wildcard and not name):
-        raise wrong(where, "an endpoint has a name or a network", "a wildcard needs a name")
+    if not (name or network or wildcard):
+        raise wrong(where, "an endpoint has a name or a network", "every name is a wildcard without a name")
     try:
         if name and parse_host(name) != name:
             raise wrong(f"{where}.name", f"name {name!r} is not canonical", f"write {parse_host(name)}")

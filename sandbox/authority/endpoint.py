@@ -2,8 +2,8 @@
 
 An endpoint denotes a set of (name or none, address or none, port, protocol). A part that is not given asks for nothing;
 a part that is given is not met by "none". Labels and ports are taken as unbounded, so that no finite set of names is a
-wildcard and no finite set of ports is ``*``. That makes inclusion on names and ports pairwise (a label or port that
-nothing mentions is the witness); only networks have to be united first.
+wildcard, no finite set of wildcards is every name, and no finite set of ports is ``*``. That makes inclusion on names and
+ports pairwise (a label or port that nothing mentions is the witness); only networks have to be united first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def matches(endpoint: Endpoint, name: str | None, address: str | None, port: int
     """
     if endpoint.protocol != protocol or endpoint.port not in (0, port):
         return False
-    if endpoint.name and not (name and _name_holds(endpoint, Endpoint(name))):
+    if (endpoint.name or endpoint.wildcard) and not (name and _name_holds(endpoint, Endpoint(name))):
         return False
     return not endpoint.network or (bool(address) and _inside(_host(address or ""), _network(endpoint.network)))
 
@@ -83,7 +83,7 @@ def _same_key(one: Endpoint, key: Endpoint) -> bool:
 def _name_holds(one: Endpoint, other: Endpoint) -> bool:
     """Whether the name part of ``one`` holds for everything that the name part of ``other`` stands for."""
     if not one.name:
-        return True
+        return not one.wildcard or bool(other.name) or other.wildcard
     if not one.wildcard:
         return not other.wildcard and other.name == one.name
     return other.name.endswith("." + one.name) or (other.wildcard and other.name == one.name)

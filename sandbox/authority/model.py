@@ -79,8 +79,8 @@ class Endpoint:
     """One network atom: the destination must match *every* part that is given.
 
     ``name`` is a canonical lower-case A-label host name; with ``wildcard`` it stands for every name one or more labels
-    below it (``*.example.com``). ``network`` is a canonical CIDR (``10.1.0.0/16``, ``2001:db8::1/128``). At least one
-    of the two is given. ``port`` 0 means any port.
+    below it (``*.example.com``), and without a ``name`` for every name (``*``). ``network`` is a canonical CIDR
+    (``10.1.0.0/16``, ``2001:db8::1/128``). At least one of the three is given. ``port`` 0 means any port.
     """
 
     name: str = ""
@@ -91,7 +91,7 @@ class Endpoint:
     source: Source = field(default=NOWHERE, compare=False)
 
     def __str__(self) -> str:
-        host = ("*." if self.wildcard else "") + self.name
+        host = ("*." if self.name else "*") + self.name if self.wildcard else self.name
         if self.network:
             host = f"{host}&{self.network}" if host else self.network
         if ":" in host:

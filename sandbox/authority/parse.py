@@ -150,7 +150,8 @@ def parse_port(text: str) -> int:
 
 
 def parse_endpoint(text: str, source: Source = NOWHERE) -> Endpoint:
-    """``HOST:PORT[/tcp|udp]``: HOST a name, ``*.name``, an address (IPv6 in brackets), a CIDR; PORT a number or ``*``.
+    """``HOST:PORT[/tcp|udp]``: HOST a name, ``*.name``, ``*`` (every name), an address (IPv6 in brackets), a CIDR; PORT a
+    number or ``*``.
 
     Names become lower-case A-labels without a trailing dot; addresses become canonical networks (``/32``, ``/128``);
     IPv4-mapped IPv6 becomes IPv4 (RFC 4291, 2.5.5.2), because that is the host that the kernel connects to.
@@ -195,6 +196,8 @@ def parse_endpoint(text: str, source: Source = NOWHERE) -> Endpoint:
         return Endpoint("", False, _network(host), port, protocol, source)
     if _numeric(host):
         return Endpoint("", False, f"{_dotted(host)}/32", port, protocol, source)
+    if host == "*":
+        return Endpoint("", True, "", port, protocol, source)
     wildcard = host.startswith("*.")
     return Endpoint(parse_host(host[2:] if wildcard else host), wildcard, "", port, protocol, source)
 
@@ -244,10 +247,7 @@ def parse_host(text: str) -> str:
     if not text or text == ".":
         raise ParseError("empty host", "write HOST:PORT")
     if "*" in text:
-        hint = "a wildcard is a whole leading label: *.example.com"
-        if text == "*":
-            hint = "name the hosts, or write 0.0.0.0/0:PORT and [::/0]:PORT"
-        raise ParseError(f"host {text!r} contains '*'", hint)
+        raise ParseError(f"host {text!r} contains '*'", "a wildcard is a whole leading label: *.example.com")
     for dot in "\u3002\uff0e\uff61":
         if dot in text:
             raise ParseError(f"host {text!r} contains {dot!r}, which some programs read as a dot", "write a plain dot")

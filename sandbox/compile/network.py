@@ -154,8 +154,8 @@ def lower(authority: Authority, explicit: Authority, rules: WebRules = NO_RULES,
 
 
 def _fronting(authority: Authority, rules: WebRules) -> tuple[Line, ...]:
-    named = (one for one in authority.connect if one.name and one.protocol == "tcp" and not _unheld(one, authority))
-    if all([rules.read(one.name, wildcard=one.wildcard) for one in named]):
+    tcp = (one for one in authority.connect if one.protocol == "tcp" and not _unheld(one, authority))
+    if all([rules.read(one.name, wildcard=one.wildcard) for one in tcp if one.name or one.wildcard]):
         return ()
     note = "inside TLS another host of the same server can be asked for (fronting): only the outer name is seen"
     return (Line("network", "granted names", "connect", note),)

@@ -107,7 +107,7 @@ def unheld(rules: WebRules) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
 
 def _reaches(end: Endpoint, host: str, *, below: bool = False) -> bool:
     if not end.name or end.protocol != "tcp":
-        return False
+        return end.wildcard and end.protocol == "tcp"
     dotted = f".{host}"
     return (
         end.name == host or (end.wildcard and dotted.endswith(f".{end.name}")) or (below and end.name.endswith(dotted))

@@ -100,7 +100,7 @@ class Rules:
         self._below: dict[str, list[Endpoint]] = {}
         self._networks: list[tuple[Network, Endpoint]] = []
         for one in self.endpoints:
-            if one.name:
+            if one.name or one.wildcard:
                 (self._below if one.wildcard else self._exact).setdefault(one.name, []).append(one)
             elif one.network:
                 self._networks.append((ip_network(one.network), one))
@@ -114,7 +114,7 @@ class Rules:
             if not dot:
                 break
             found += self._below.get(above, ())
-        return found
+        return found + self._below.get("", [])
 
     def addressed(self, address: Address) -> list[tuple[Network, Endpoint]]:
         """The rules without a name whose network holds ``address``."""

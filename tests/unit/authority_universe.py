@@ -70,10 +70,10 @@ def connections(one: Endpoint) -> frozenset[Atom]:
 
 
 def connects(one: Endpoint, name: str | None, address: str | None, port: int, protocol: str) -> bool:
-    if one.name:
+    if one.name or one.wildcard:
         if name is None:
             return False
-        if one.wildcard and not re.fullmatch(r".+\." + re.escape(one.name), name):
+        if one.name and one.wildcard and not re.fullmatch(r".+\." + re.escape(one.name), name):
             return False
         if not one.wildcard and name != one.name:
             return False
@@ -132,7 +132,7 @@ _networks = st.sampled_from(
 )
 endpoints = st.builds(
     Endpoint, _named, st.booleans(), _networks, st.sampled_from([0, 1, 2]), st.sampled_from(["tcp", "tcp", "udp"])
-).filter(lambda e: bool(e.name or (e.network and not e.wildcard)))
+).filter(lambda e: bool(e.name or e.network or e.wildcard))
 
 
 def _some(many: st.SearchStrategy[object], most: int) -> st.SearchStrategy[tuple[object, ...]]:

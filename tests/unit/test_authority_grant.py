@@ -129,7 +129,7 @@ def set_at(made: Any, path: str, value: object) -> Any:
         ("connect.0.name", "Example.com"),
         ("connect.0.name", "example.com."),
         ("connect.0.name", "127.1"),
-        ("connect.0.name", ""),
+        ("connect.0.name", "*"),
         ("connect.0.name", "a\x00b"),
         ("connect.0.network", "10.0.0.1/8"),
         ("connect.0.network", "10.0.0.1"),

@@ -250,7 +250,9 @@ def test_endpoint_accepts(text: str, endpoint: Endpoint) -> None:
         ("a" * 64 + ".example:443", "63"),
         (".".join(["a" * 62] * 5) + ":443", "253"),
         # wildcards
-        ("*:443", "0.0.0.0/0"),
+        ("*", "no port"),
+        ("**:443", "leading label"),
+        ("[*]:443", "IPv6"),
         ("*.:443", "empty host"),
         ("*.*.example.com:443", "leading label"),
         ("a.*.example.com:443", "leading label"),

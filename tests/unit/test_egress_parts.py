@@ -58,8 +58,8 @@ NETWORKS = [
 @st.composite
 def endpoints(draw: st.DrawFn) -> Endpoint:
     name = draw(st.sampled_from(["", *HOSTS]))
-    network = draw(st.sampled_from(NETWORKS if name else NETWORKS[1:]))
-    wildcard = bool(name) and draw(st.booleans())
+    wildcard = draw(st.booleans())
+    network = draw(st.sampled_from(NETWORKS if name or wildcard else NETWORKS[1:]))
     return Endpoint(name, wildcard, network, draw(st.sampled_from([0, 80, 443])), draw(st.sampled_from(["tcp", "udp"])))
 
 
@@ -103,8 +103,11 @@ def test_a_call_never_has_more_than_its_session(
 def test_a_name_is_resolved_only_if_it_is_granted(rules: list[Endpoint], wanted: Destination) -> None:
     by_name = Destination(wanted.name, "", wanted.port, wanted.protocol)
     allowed = decide(Rules(rules), by_name).allowed
-    granted = [one for one in rules if one.name and one.port in (0, wanted.port) and one.protocol == wanted.protocol]
-    expected = any(wanted.name.endswith("." + one.name) if one.wildcard else wanted.name == one.name for one in granted)
+    usable = [one for one in rules if one.port in (0, wanted.port) and one.protocol == wanted.protocol]
+    expected = any(
+        (not one.name or wanted.name.endswith("." + one.name)) if one.wildcard else wanted.name == one.name
+        for one in usable
+    )
     assert allowed == expected
     if not Rules(rules).resolvable(wanted.name):
         assert not allowed
@@ -142,6 +145,11 @@ def test_the_smallest_grant_is_enough(rules: list[Endpoint], wanted: Destination
         (["example.com:443"], Destination("example.com", "", 80), Reason.OTHER_PORT),
         (["example.com:443/udp"], Destination("example.com", "", 443), Reason.OTHER_PROTOCOL),
         (["example.com:443"], Destination("example.com", "10.0.0.1", 443), Reason.SPECIAL_ADDRESS),
+        (["*:443"], Destination("example.com", "", 443), Reason.GRANTED),
+        (["*:443"], Destination("com", "203.0.113.1", 443), Reason.GRANTED),
+        (["*:443"], Destination("example.com", "", 80), Reason.OTHER_PORT),
+        (["*:443"], Destination("example.com", "10.0.0.1", 443), Reason.SPECIAL_ADDRESS),
+        (["*:443"], Destination("", "203.0.113.1", 443), Reason.NO_RULE),
         (["0.0.0.0/0:443"], Destination("", "127.0.0.1", 443), Reason.TOO_WIDE),
         (["127.0.0.1:443"], Destination("", "127.0.0.1", 80), Reason.OTHER_PORT),
     ],
@@ -152,7 +160,7 @@ def test_reasons(rules: list[str], wanted: Destination, reason: Reason) -> None:
 
 def test_a_name_and_a_network_at_once() -> None:
     both = Endpoint("db.example.com", False, "10.0.0.0/8", 5432)
-    for endpoint in (both, Endpoint("x.example", True, "fd00::/8", 0, "udp")):
+    for endpoint in (both, Endpoint("x.example", True, "fd00::/8", 0, "udp"), Endpoint("", True, "10.0.0.0/8", 1)):
         assert config.endpoint((str(endpoint), "p.toml:3")) == endpoint
     rules = Rules([both])
     assert decide(rules, Destination("db.example.com", "10.0.0.1", 5432)).allowed

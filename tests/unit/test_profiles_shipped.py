@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import jsonschema
@@ -19,7 +18,7 @@ from remit.profiles.load import load
 from remit.profiles.parse import parse
 from remit.profiles.reference import BEGIN, END, markdown
 from remit.profiles.schema import KEYS, Kind, Shape
-from remit.sandbox.authority.lattice import allows_path, join, leq, meet, normal
+from remit.sandbox.authority.lattice import allows_connect, allows_path, join, leq, meet, normal
 from remit.sandbox.authority.model import AutoExec, Right
 
 ROOT = Path(__file__).parents[2]
@@ -111,39 +110,12 @@ def test_who_reaches_what() -> None:
         assert result.authority.loopback == (name != "mcp-server")
 
 
-def test_research_reaches_public_addresses_only() -> None:
-    networks = [ip_network(endpoint.network) for endpoint in shipped("research").authority.connect]
-
-    def reached(address: str) -> bool:
-        return any(ip_address(address) in network for network in networks)
-
-    for public in (
-        "1.1.1.1",
-        "8.8.8.8",
-        "9.255.255.255",
-        "11.0.0.1",
-        "172.15.0.1",
-        "172.32.0.1",
-        "192.167.1.1",
-        "223.255.255.254",
-    ):
-        assert reached(public)
-    assert reached("2606:4700::1111")
-    private = (
-        "0.0.0.0 10.0.0.1 10.255.255.255 100.64.0.1 127.0.0.1 169.254.169.254 172.16.0.1 172.31.255.255 192.168.1.1"
-    )
-    for closed in (
-        *private.split(),
-        "224.0.0.1",
-        "255.255.255.255",
-        "::1",
-        "fe80::1",
-        "fd00::1",
-        "fd00:ec2::254",
-        "::ffff:10.0.0.1",
-    ):
-        assert not reached(closed)
-    assert {endpoint.port for endpoint in shipped("research").authority.connect} == {443}
+def test_research_reaches_every_name_and_no_address() -> None:
+    authority = shipped("research").authority
+    assert [str(endpoint) for endpoint in authority.connect] == ["*:443/tcp"]
+    assert allows_connect(authority, "www.example.com", None, 443)[0]
+    assert not allows_connect(authority, "www.example.com", None, 80)[0]
+    assert not allows_connect(authority, None, "203.0.113.10", 443)[0]
 
 
 def test_readonly_is_within_coding() -> None:
