@@ -27,6 +27,8 @@ from remit.cli.bench.setting import PROFILE, Setting
 GROUP = "start"
 INTERPRETER = "python3 -I -S -c pass"
 UNCACHED = "remit run, plan not in the cache"
+NETWORK = "remit run, with a way out"
+"""What a network adds to a start. Its gateway starts with the first packet, and ``true`` sends none."""
 _SLOW, _SELDOM = 50e6, 5
 """Nanoseconds of a start from which there is one in so many rounds only: some peers take half a second."""
 
@@ -39,6 +41,9 @@ def measure(setting: Setting, rounds: int) -> list[Line]:
         BARE: setting.command(workspace, setting.true),
         INTERPRETER: setting.command(workspace, setting.python, "-I", "-S", "-c", "pass"),
         RUN: setting.command(workspace, setting.remit, "run", "-p", PROFILE, "--", "true"),
+        NETWORK: setting.command(
+            workspace, setting.remit, "run", "-p", PROFILE, "--connect", "api.example.com:443", "--", "true"
+        ),
     }
     commands |= {name: wrap(workspace, (setting.true,)) for name, wrap in found.items()}
     variants = {name: _starter(command, setting.errors) for name, command in commands.items()}
@@ -49,7 +54,7 @@ def measure(setting: Setting, rounds: int) -> list[Line]:
         {name: variants[name] for name in first},
         rounds,
         must=(BARE,),
-        every={name: seldom for name, taken in first.items() if taken[0].wall > _SLOW and name != RUN},
+        every={name: seldom for name, taken in first.items() if taken[0].wall > _SLOW and name not in (RUN, NETWORK)},
         tell=lambda turn: setting.tell(f"cold starts {turn}/{rounds}"),
     )
     bare = statistics.median(milliseconds(samples[BARE]))
