@@ -56,7 +56,8 @@ def granted(rules: WebRules) -> tuple[Line, ...]:
 def slack(rules: WebRules, authority: Authority) -> tuple[Line, ...]:
     """Where requests can go past the rules, and where a secret can come back."""
     lines: list[Line] = []
-    wide = [one for one in authority.connect if not one.name and one.protocol == "tcp" and one.port in _HTTP_PORTS]
+    addresses = [one for one in authority.connect if not one.name and not one.wildcard]
+    wide = [one for one in addresses if one.protocol == "tcp" and one.port in _HTTP_PORTS]
     for host in dict.fromkeys(rule.pattern for rule in rules.http):
         for one in wide:
             note = f"not read where it is reached by an address: {one} is granted"
