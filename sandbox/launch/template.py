@@ -475,6 +475,7 @@ class Template:
         except OSError:
             pass  # it does not stand, or its directory is gone
         self._say(running.client, "closed", running.record.identifier, why)
+        running.child.way = None  # it tells ``running`` what happens: a cycle, and nothing is collected here
         return why
 
 

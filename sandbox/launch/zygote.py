@@ -352,6 +352,12 @@ class Zygote:
         another policy's by the time that the thread uses them, and it would serve that one's requests."""
         if policy.dropped and policy not in self._arming.values():
             policy.close()
+        self._over(policy)
+
+    def _over(self, policy: Policy) -> None:
+        """A thread of a dropped policy has gone, or will not come: with the last one goes what mediates for it."""
+        if policy.dropped and not policy.arming and not policy.jails:
+            policy.broker.close()
 
     def _take_back(self, grant: str) -> list[str]:
         """End (or stop) the calls that run under a grant, and let no other one start. Their ids."""
@@ -424,6 +430,7 @@ class Zygote:
             self._tell("served", jail.identifier)
         if jail in policy.jails:
             policy.jails.remove(jail)
+        self._over(policy)
         while not policy.dropped and policy.idle < _IDLE and policy.idle + policy.busy < _MOST:
             self._arm(policy)
 

@@ -131,6 +131,11 @@ class Broker:
                 self._refused.setdefault(NR[call], []).append((errno, conditions))
         self._modes = {NR[call]: argument for call, argument in _MODES.items() if call in NR}
 
+    def close(self) -> None:
+        """No further call will come. What they are made of refers to them, and where they live nothing is collected."""
+        self.calls.__dict__.clear()
+        self.__dict__.clear()
+
     def perform(self, handlers: dict[int, Callable[..., int]]) -> None:
         """Calls, by number, that these handlers perform or refuse, and never leave to the kernel."""
         for number, handler in handlers.items():
