@@ -425,6 +425,7 @@ class Zygote:
             del self._listeners[listener]
             self._forget(listener)
         posix.close(jail.wake)
+        jail.before_exec = None  # a method of its own: a cycle, and nothing is collected here
         policy = jail.policy
         if policy.egress is not None:
             self._tell("served", jail.identifier)
@@ -443,6 +444,7 @@ class Zygote:
                 del self._listeners[jail.listener.fd]
                 self._forget(jail.listener.fd)
             posix.close(jail.wake)
+            jail.before_exec = None
         if policy.egress is not None:
             self._tell("served", number)
         policy.arming -= 1
