@@ -39,6 +39,9 @@ SYSTEM_BUNDLES = (
 )
 """Where distributions keep the certificates that they trust, as one file."""
 
+SYSTEM_KEYSTORES = ("/etc/ssl/certs/java/cacerts", "/etc/pki/java/cacerts", "/etc/pki/ca-trust/extracted/java/cacerts")
+"""Where distributions keep the same certificates for Java, which reads no variable and no list."""
+
 _TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _PATH = frozenset("!$&'()*+,-./0123456789:;=@ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz~")
 _FRAMING = frozenset(

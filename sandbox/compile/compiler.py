@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, Right, Source
-from remit.sandbox.authority.web import SYSTEM_BUNDLES, WebRules
+from remit.sandbox.authority.web import WebRules
 from remit.sandbox.compile import landlock, limits, lowering, mounts, network, web
 from remit.sandbox.compile.catalogue import WIRE as CATALOGUE
 from remit.sandbox.compile.landlock import Rule
@@ -79,7 +79,7 @@ def compile_session(
     ``matches``: for a ``**/NAME`` deny (by its text), every object of that name that exists below a grant; a pattern
     that is missing here could not be searched.
     ``audit`` and ``audit_on_full``: what is recorded, and what happens when it cannot be.
-    ``rules``: HTTP rules and credentials. (With any, ``names`` has ``SYSTEM_BUNDLES`` too.)
+    ``rules``: HTTP rules and credentials. (With any, ``names`` has ``web.LISTS`` too.)
 
     Unenforceable: with every reason, each with its fix.
     """
@@ -157,7 +157,7 @@ class Job:
                 mounts.write(tree, network.FILES)
                 if self.rules:
                     self.certificates = web.BUNDLE
-                    web.place(tree, {path: self.name(path) for path in SYSTEM_BUNDLES})
+                    web.place(tree, {path: self.name(path) for path in web.LISTS})
             scratch = tuple(p for p in ("/tmp", "/run", "/var/tmp") if isinstance(tree.entries.get(p), Tmpfs))
             loopback = network.has_loopback(self.authority, own_namespace=layers.network)
             operations += [Unshare(self.kinds(layers), loopback), NewRoot(ROOT_SIZE), *tree.operations()]

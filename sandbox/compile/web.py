@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from remit.sandbox.authority.model import Authority, Endpoint
-from remit.sandbox.authority.web import CERTIFICATE_VARIABLES, SYSTEM_BUNDLES, WebRules
+from remit.sandbox.authority.web import CERTIFICATE_VARIABLES, SYSTEM_BUNDLES, SYSTEM_KEYSTORES, WebRules
 from remit.sandbox.compile import mounts
 from remit.sandbox.compile.mounts import Tree
 from remit.sandbox.compile.plan import Certificates, Line, Web
 from remit.sandbox.resolve.binding import Kind, Named
+
+LISTS = (*SYSTEM_BUNDLES, *SYSTEM_KEYSTORES)
+"""Names that have to be resolved for ``place``."""
 
 BUNDLE = "/.remit/certificates.pem"
 """Where the certificates are inside: on the new root itself, which nothing of the host's can hide."""
@@ -35,11 +38,13 @@ def variables() -> dict[str, str]:
 
 def place(tree: Tree, names: Mapping[str, Named]) -> None:
     """Put the certificates where the variables say, and over the host's own bundles, for programs that read no variable."""
-    named = [names[path] for path in SYSTEM_BUNDLES]
-    bundles = tuple(dict.fromkeys(one.canonical for one in named if one.kind is Kind.FILE))
-    for bundle in bundles:
-        if mounts.visible(tree, bundle):
-            tree.entries[bundle] = Certificates(bundle, bundle)
+    bundles, stores = (
+        [names[path].canonical for path in paths if names[path].kind is Kind.FILE]
+        for paths in (SYSTEM_BUNDLES, SYSTEM_KEYSTORES)
+    )
+    for shown in dict.fromkeys((*bundles, *stores)):
+        if mounts.visible(tree, shown):
+            tree.entries[shown] = Certificates(shown, shown)
     tree.place(BUNDLE, Certificates(bundles[0] if bundles else "", BUNDLE))
 
 

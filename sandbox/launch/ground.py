@@ -84,6 +84,10 @@ class Ground:
             from remit.sandbox.egress import inside
 
             self._open_way = inside.open_way
+        if "certificates" in self.found:
+            from remit.sandbox.launch import certificates
+
+            self._added = certificates.added
 
     def enter(self) -> None:
         """Everything that needs capabilities: identity, the new root, a terminal."""
@@ -120,7 +124,9 @@ class Ground:
         if request.begun:
             root.have_copies(self._wait_for_launcher(), request.operations)
             self._see_canary()
-        root.certificate = self._certified()
+        if "certificates" in self.found:
+            own = self._certified()
+            root.certificates = lambda host: self._added(host, own)
         root.assemble(request.operations)
         self.canary = root.hidden_file()
         root.pivot(forbid_user_namespaces=bool(self.found["pivot"][1]))

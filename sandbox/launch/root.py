@@ -31,8 +31,8 @@ class Root:
     """A new root under construction."""
 
     def __init__(self) -> None:
-        self.certificate = b""
-        """What the session's gateway made, where the plan shows certificates."""
+        self.certificates: Callable[[bytes], bytes] = bytes
+        """The host's certificates with what the session's gateway made, where the plan shows them."""
         self._objects: dict[str, tuple[int, int]] = {}
         self.trees: dict[str, int] = {}
         """By path inside: the descriptor of what is bound there, for rules that must be about that very object."""
@@ -166,8 +166,7 @@ class Root:
 
     def _place_certificates(self, _prepared: int, _source: str, target: str) -> None:
         """A file system for one file: it may have to lie over one of the host's, and nobody inside may change it."""
-        host = self._copies.get(target, b"").rstrip()
-        data = (host + b"\n" if host else b"") + self.certificate
+        data = self.certificates(self._copies.get(target, b""))
         options = ((b"mode", b"0755"), (b"size", b"%d" % (len(data) + 65536)))
         made = mount.new_filesystem(b"tmpfs", options, mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC)
         _write(data, b"file", made)

@@ -25,11 +25,11 @@ from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join, normal
 from remit.sandbox.authority.model import Authority, Endpoint, PathPattern
 from remit.sandbox.authority.proof import dump
-from remit.sandbox.authority.web import SYSTEM_BUNDLES, WebRules
+from remit.sandbox.authority.web import WebRules
 from remit.sandbox.compile.call import Ceiling
 from remit.sandbox.compile.compiler import compile_session
 from remit.sandbox.compile.plan import Environment, Web
-from remit.sandbox.compile.web import BUNDLE
+from remit.sandbox.compile.web import BUNDLE, LISTS
 from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
 from remit.sandbox.resolve import search
 from remit.sandbox.resolve.names import resolve
@@ -272,7 +272,7 @@ def assemble(
     secret = place.own_directories(environ, place.home_directory(environ))
     code = place.own_code()
     rules = asked.rules
-    places = (asked.workspace, asked.home, asked.directory, *secret, *code, *(SYSTEM_BUNDLES if rules else ()))
+    places = (asked.workspace, asked.home, asked.directory, *secret, *code, *(LISTS if rules else ()))
     also = tuple(dict.fromkeys(path for path in places if path))
     names = resolve(authority, uid=asked.uid, also=also)
     matches = search.matches(authority, asked.expanded.floor, names, uid=asked.uid)

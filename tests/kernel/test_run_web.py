@@ -104,13 +104,26 @@ except urllib.error.HTTPError as error:
     "node": "node -e 'fetch(process.argv[1]).then(a => a.text()).then(t => console.log(t))' URL",
     "wget": "wget -q -T 20 -O - --content-on-error --no-proxy URL; true",
 }
-PROGRAMS = {"python": PYTHON, "node": "node", "wget": "wget"}
+CLIENTS["java"] = "java Fetch.java URL"
+FETCH = """
+import java.net.*;
+public class Fetch {
+    public static void main(String[] words) throws Exception {
+        HttpURLConnection made = (HttpURLConnection) new URI(words[0]).toURL().openConnection();
+        java.io.InputStream said = made.getResponseCode() < 400 ? made.getInputStream() : made.getErrorStream();
+        System.out.println(new String(said.readAllBytes()));
+    }
+}
+"""
+PROGRAMS = {"python": PYTHON, "node": "node", "wget": "wget", "java": "java"}
 
 
 def have(name: str) -> bool:
-    """Whether a client is there, and can fetch: Node has ``fetch`` from 18 on."""
+    """Whether a client is there, and can fetch: Node has ``fetch`` from 18 on, Java trusts what Debian's keystore has."""
     program = PROGRAMS.get(name, "curl")
     probe = [program, "-e", "fetch"] if name == "node" else [program, "--version"]
+    if name == "java" and not Path("/etc/ssl/certs/java/cacerts").exists():
+        return False
     try:
         return subprocess.run(probe, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
@@ -122,6 +135,7 @@ def test_unmodified_clients_do_what_the_rules_allow(net: Internet, name: str) ->
     if not have(name):
         pytest.skip(f"no {name}")
     script = "; ".join(CLIENTS[name].replace("URL", f"https://{GRANTED}{path}") for path in ("/v1/models", "/v2"))
+    (net.world.workspace / "Fetch.java").write_text(FETCH)
     result = shell(net, RULES, script)
     allowed, denied = [line for line in result.lines if line]
     assert allowed.startswith("served by"), result
