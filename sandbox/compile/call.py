@@ -67,7 +67,8 @@ class Standing:
 class Ceiling:
     """A session's authority and what it was compiled from: what every call in it is measured against.
 
-    ``authority`` includes ``floor``. ``freeze``: what happens to a call whose grant ends while it runs.
+    ``authority`` includes ``floor``. ``root``: of a narrower session, the authority of the one that runs: its network, mounts
+    and limits are what a call is in. ``freeze``: what happens to a call whose grant ends while it runs.
     """
 
     authority: Authority
@@ -90,12 +91,18 @@ class Ceiling:
     """Variables that hold a credential's placeholder: a call that is granted one may use it."""
     withheld: tuple[str, ...] = ()
     """Variables of the caller's that hold a credential's secret: passed to no call, whatever is granted."""
+    root: Authority | None = None
     _standing: list[Standing] = field(init=False, default_factory=list["Standing"], compare=False, repr=False)
+
+    @property
+    def session(self) -> Authority:
+        """The authority of the session that runs."""
+        return self.authority if self.root is None else self.root
 
     def standing(self) -> Standing:
         """The session that every call is in, compiled once."""
         if not self._standing:
-            job = self.job(self.authority, self.names)
+            job = self.job(self.session, self.names)
             layers = job.layers()
             grants = job.grants()
             denied, protected = job.taken_away(grants)
@@ -251,7 +258,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     uncovered = [path for path in denied if not any(below(path, cover) for cover in session.covered)]
     brokered = job.unheld_reads(grants, denied, layers, uncovered)
     private = _narrower_network(authority, ceiling)
-    whole = normal(authority) == normal(ceiling.authority)
+    whole = normal(authority) == normal(ceiling.session)
     if whole:
         domain = job.domains(grants, tree, roots, brokered, layers)[-1]
         assert isinstance(domain, Landlock)
@@ -266,7 +273,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     own = [("/proc", landlock.PROC), ("/dev/pts", landlock.DEVICES), ("/dev/shm", landlock.SCRATCH)]
     for path in scratch:
         own.append((path, landlock.SCRATCH | _executable(tree, path)))
-    metadata = _narrower_writes(authority, ceiling.authority, roots, session_roots)
+    metadata = _narrower_writes(authority, ceiling.session, roots, session_roots)
     mediation = replace(
         job.mediate(grants, roots, brokered, layers),
         refuse=refused(authority.syscalls, metadata=metadata),
@@ -363,7 +370,7 @@ def _narrower_writes(own: Authority, held: Authority, roots: tuple[str, ...], se
 
 
 def _narrower_network(own: Authority, ceiling: Ceiling) -> bool:
-    held = ceiling.authority
+    held = ceiling.session
     if (set(own.connect), set(own.listen), set(own.unix)) != (set(held.connect), set(held.listen), set(held.unix)):
         return True
     # In the session's own network, every credential of the session's would be the call's.
@@ -383,7 +390,7 @@ def _way_out(own: Authority, ceiling: Ceiling, *, own_namespace: bool) -> Egress
 
 def _limits(job: Job, authority: Authority, ceiling: Ceiling, namespaces: bool) -> tuple[Limit, ...]:
     """The session's limits on each process hold for every call; a smaller one of the call's own replaces it."""
-    held = dict(ceiling.authority.limits)
+    held = dict(ceiling.session.limits)
     every = {op.what: op for op in job.limits(job.layers()) if isinstance(op, Limit)}
     found: list[Limit] = []
     for what, value in sorted(authority.limits):

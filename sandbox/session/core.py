@@ -160,7 +160,7 @@ class Core:
             task=task or grant.task,
             purpose=purpose or grant.purpose,
         )
-        ceiling = replace(self.ceiling, authority=authority, names=names)
+        ceiling = replace(self.ceiling, authority=authority, names=names, root=self.ceiling.session)
         return Core(
             ceiling,
             grant,

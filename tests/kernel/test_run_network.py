@@ -658,3 +658,29 @@ def test_a_calls_own_network_grant(net: Internet) -> None:
     denied = {(event.get("call", ""), event["object"]) for event in judged}
     assert (calls[1], "203.0.113.20:8080/tcp") in denied
     assert not any(call == calls[3] for call, _ in denied)
+
+
+NARROWED = """
+import os
+from remit import Grant, Session
+hosts = ["granted.example.com:8080", "other.example.com:8080"]
+with Session("offline", os.environ["WORK"], connect=hosts) as wide:
+    with wide.narrow(Grant(read=["."], connect=hosts[:1])) as narrow:
+        for session in (wide, narrow, narrow.narrow(Grant(read=["."]))):
+            for host in hosts:
+                done = session.run(["curl", "-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", f"http://{host}/"])
+                print(done.stdout.decode(), end=" ")
+"""
+
+
+def test_a_narrowed_session_has_no_more_than_its_own_network(net: Internet) -> None:
+    """Its calls have the grant of the narrower session, where they have none of their own: not the whole session's network."""
+    done = subprocess.run(
+        [*net.world.prefix, sys.executable, "-c", NARROWED],
+        env=net.world.env({"WORK": str(net.world.workspace)}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["200", "200", "200", "403", "000", "000"], done
+    assert [what.split()[1] for kind, what in net.seen() if kind == "tcp"] == ["8080"] * 3

@@ -627,6 +627,7 @@ with Session(profile=profile, workspace=os.environ["WORK"]) as running:
         Grant(read=["."], connect=connect),
         Grant(read=["."], connect=connect, env=["API_TOKEN"]),
         Grant(read=["."]),
+        Grant(read=["."], connect=[f"granted.example.com:{port}" for port in (443, 80, 8080)] + ["other.example.com:443"]),
     ):
         result = running.run(["sh", "-c", script], grant=grant, timeout=60)
         print(json.dumps([result.stdout.decode(), result.stderr.decode()]), flush=True)
@@ -661,9 +662,10 @@ def test_calls_of_a_session(net: Internet) -> None:
     assert answers[1][0] == "0\n200 403 000", answers
     assert answers[2][0] == "1\n200 403 000", answers
     assert answers[3][0] == "0\n000 000 000", answers
-    assert answers[4] == ["GrantError"]
+    assert answers[4][0] == "0\n200 403 200", answers  # all of the session's network, and not its credential
+    assert answers[5] == ["GrantError"]
     told = [what.lower() for kind, what in net.seen() if kind == "head" and "/v1/models" in what]
-    assert [f"authorization: bearer {SECRET}" in one for one in told] == [True, False, True]
+    assert [f"authorization: bearer {SECRET}" in one for one in told] == [True, False, True, False]
     assert everywhere(net.world.base) == []
 
 

@@ -299,6 +299,26 @@ def test_a_narrowed_session_is_a_ceiling(world: World) -> None:
         assert set(probes(session, tries).values()) == {"ok"}
 
 
+def test_what_a_narrowed_session_has_not_its_calls_have_not_by_any_way(world: World) -> None:
+    """Its calls without a grant: limits, metadata and sockets are the narrower session's, not those of the one around it."""
+    tree(world, "mine/", "mine/f", "other/", "other/f")
+    limit = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    tries = {name: f"os.utime('{name}/f', (1, 1))" for name in ("mine", "other")}
+    listen = "server = socket.socket(socket.AF_UNIX)\nserver.bind(chr(0) + 'remit-narrow')\nserver.listen()"
+    with opened(world, connect=["192.0.2.1:80"]) as session:
+        part = session.narrow(Grant(write=["mine"], limits={"files": "64"}))
+        assert said(part.run(python(limit))) == "64"
+        assert said(session.run(python(limit))) != "64"
+        assert probes(part, tries) == {"mine": "ok", "other": "EACCES"}
+        assert probes(session, tries) == {"mine": "ok", "other": "ok"}
+        waiting = session.popen(python(listen + "\nprint('up', flush=True)\nsys.stdin.read()"), stdin=PIPE)
+        with waiting:
+            assert waiting.stdout is not None
+            assert waiting.stdout.readline() == b"up\n"
+            connect = "socket.socket(socket.AF_UNIX).connect(chr(0) + 'remit-narrow')"
+            assert probe(part, connect) == "ECONNREFUSED"
+
+
 def test_eight_times_is_as_deep_as_it_goes(world: World) -> None:
     with opened(world) as session:
         deep = session
