@@ -65,7 +65,8 @@ def setup(directory: str) -> None:
         if libc.mount(path.encode(), os.path.realpath(f"/etc/{name}").encode(), None, MS_BIND, None):
             raise OSError(ctypes.get_errno(), "mount")
     # This world's host trusts the servers' authority, and no other.
-    if libc.mount(f"{directory}/ca.pem".encode(), os.path.realpath(TRUSTED).encode(), None, MS_BIND, None):
+    own, trusted = f"{directory}/ca.pem".encode(), os.path.realpath(TRUSTED).encode()
+    if os.path.exists(trusted) and libc.mount(own, trusted, None, MS_BIND, None):
         raise OSError(ctypes.get_errno(), "mount")
 
 
