@@ -261,7 +261,10 @@ MUTATIONS = (
         8,
         "descriptors",
         "inherited descriptors stay open",
-        (("sandbox/launch/start.py", "        keep(control, *request.idmapped.values())\n", ""),),
+        (
+            ("sandbox/launch/start.py", "        keep(request.control, *request.idmapped.values())\n", ""),
+            ("sandbox/launch/early.py", "        keep(control)\n", ""),
+        ),
         STDIO,
         "invariant_8_inherited",
     ),

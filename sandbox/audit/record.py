@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SCHEMA = "remit.session/2"
 _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _TOKEN_SIZE = 16
+_TRIES = 100
 CANARY_SIZE = 128
 """Bytes: enough for the id, the time and the token."""
 
@@ -95,7 +96,7 @@ class Record:
         self.lost = 0
         """Actions that could not be recorded, since the last one that could."""
         make_directory(self.path)
-        posix.link(_plan_path(state, kept or plan), f"{self.path}/plan.json")
+        _link(_plan_path(state, kept or plan), f"{self.path}/plan.json")
         self._events = posix.open(f"{self.path}/events.jsonl", _CREATE | posix.O_APPEND, 0o600)
         # Held for as long as this process lives: readers can tell a session that runs from one that was killed.
         posix.lockf(self._events, posix.F_TLOCK, 0)
@@ -211,6 +212,20 @@ def _name(nr: int) -> str:
 
 def _errno(number: int) -> str:
     return f'"{errorcode.get(number, str(number))}"' if number else "null"
+
+
+def _link(source: str, target: str) -> None:
+    """Give ``source`` another name. FileNotFoundError: it is not there.
+
+    Where somebody renames the same plan to that name at this moment, what was found there has lost its last name, and
+    link(2) says ENOENT of it too, though the name is never free.
+    """
+    for _ in range(_TRIES):
+        try:
+            return posix.link(source, target)
+        except FileNotFoundError:
+            posix.stat(source)
+    return posix.link(source, target)
 
 
 def make_directory(path: str) -> None:

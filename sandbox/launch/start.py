@@ -317,6 +317,11 @@ class Session:
         self._child.close()
 
     @property
+    def has_gateway(self) -> bool:
+        """Whether something may still be heard of the network until ``close``."""
+        return self._child.way is not None
+
+    @property
     def network_denials(self) -> int:
         """What the gateway refused. All of it only after ``close``."""
         return self._child.way.denials if self._child.way is not None else 0

@@ -148,6 +148,17 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
             if missing:
                 session.hold(False)
 
+    def ended(outcome: start.Outcome) -> None:
+        if level != "off":
+            outcome.denials = record.denials
+        outcome.denials += session.network_denials
+        result: dict[str, object] = {
+            "status": _exit_status(outcome),
+            "limit": outcome.limit or None,
+            "denials": outcome.denials,
+        }
+        _complete(record, result)
+
     # Its first process builds what it can while the plan is checked and the record made.
     session = start.Session(
         prepared.wire,
@@ -175,14 +186,12 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
                 _say(warning)
             session.go(record.canary)
             outcome = session.wait(watched, freeze=prepared.freeze)
+            if not session.has_gateway:
+                ended(outcome)  # while the kernel takes everything inside apart
         finally:
             session.close()
-        # After the close: the gateway's last words are among them.
-        if level != "off":
-            outcome.denials = record.denials
-        outcome.denials += session.network_denials
-        status = _exit_status(outcome)
-        _complete(record, {"status": status, "limit": outcome.limit or None, "denials": outcome.denials})
+        if session.has_gateway:
+            ended(outcome)  # its last words are among them
     except RemitError as error:
         if error.exit_status == NOT_FOUND_STATUS:
             _look_outside(error, invocation.command[0])
@@ -191,6 +200,7 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
         except OSError:
             pass  # the failure that there is says more
         raise
+    status = _exit_status(outcome)
     _report(invocation, outcome, status, record.identifier)
     return status
 

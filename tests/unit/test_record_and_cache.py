@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,23 @@ def test_a_content_put_back_to_its_old_size_and_time_is_another(tmp_path: Path) 
     file.write_text("two")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert fingerprint(str(file)) != before
+
+
+def test_a_plan_that_is_kept_again_meanwhile_can_be_linked(tmp_path: Path) -> None:
+    """Starts at the same time compile the same plan: each renames it to its name while the others link it."""
+    state = str(tmp_path)
+    keep_plan(state, "d1", "{}")
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.is_set():
+            keep_plan(state, "d1", "{}")
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    try:
+        for _ in range(500):
+            Record(state, "d1", {}).ended({"status": 0})
+    finally:
+        over.set()
+        keeper.join()
