@@ -126,7 +126,11 @@ def write(names: list[str]) -> None:
     for part in parts(texts):
         within = {name: None for module in part for name in _imports(texts[module], sys.builtin_module_names)}
         marshalled.append(marshal.dumps((tuple(within), tuple([entries[name] for name in part]))))
+    first, stage, launcher = marshalled
     installer = lean(_text(loader.__file__), loader.__file__)
+    head = marshal.dumps((installer, (str(_ctypes.__file__), tuple(sources), first, len(stage), len(launcher))))
+    if len(head) > loader.HEAD:
+        return
     temporary = f"{BUNDLE}.{posix.getpid()}"
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
     try:
@@ -134,7 +138,7 @@ def write(names: list[str]) -> None:
     except OSError:
         return
     try:
-        data = marshal.dumps((installer, (str(_ctypes.__file__), tuple(sources), *marshalled)))
+        data = head + stage + launcher
         while data:
             data = data[posix.write(opened, data) :]
         posix.fchmod(opened, 0o644)

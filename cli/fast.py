@@ -59,7 +59,13 @@ def use_bundle() -> bool:
         return True  # the stub has done it
     from remit.cli import loader
 
-    return loader.install(loader.read(BUNDLE))
+    found = loader.read(BUNDLE)
+    if found is None:
+        return False
+    try:
+        return loader.install(*found)
+    finally:
+        posix.close(found[0])
 
 
 def start(invocation: options.Invocation) -> int:

@@ -4,8 +4,9 @@ A bundle lies where Python keeps compiled code and deserves the same trust: it i
 user, nobody else can write it, and every source in it is still the one it was made from. What it holds is complete and in
 the order of its imports, so no finder is asked for anything, which is most of what importing costs.
 
-It has three parts, each unmarshalled where it is needed: what starts the session's first process (``launch.early``), what
-runs in that process (``launch.stage``), and what runs in the launcher meanwhile (``session.oneshot``).
+It has three parts, each read where it is needed: what starts the session's first process (``launch.early``), what runs in
+that process (``launch.stage``), and what runs in the launcher meanwhile (``session.oneshot``). The first one is in the head
+of the file, the others lie at its end.
 
 The code of this module is in the bundle too: the stub (``remit.sh``) checks the file's owner and mode as ``read`` does, and
 runs ``begin`` from it before a single module has been imported.
@@ -25,48 +26,51 @@ if TYPE_CHECKING:
     """(module name, source, whether it is a package, its code)."""
     Part = tuple[tuple[str, ...], tuple[Entry, ...]]
     """(the modules within the interpreter that they import, modules in the order of their imports)."""
-    Content = tuple[str, tuple[Source, ...], bytes, bytes, bytes]
-    """(the file of Python's ``_ctypes``, the sources of all modules, then each ``Part``, marshalled, with everything that
-    its modules import but what the first part has)."""
+    Content = tuple[str, tuple[Source, ...], bytes, int, int]
+    """(the file of Python's ``_ctypes``, the sources of all modules, the first ``Part``, marshalled; the sizes of the second
+    and the third, which have everything that their modules import but what the first has)."""
 
+HEAD = 1 << 16
+"""Bytes that hold the head of a bundle: the code of this module and its ``Content``."""
 _WRITABLE_BY_OTHERS = 0o022
 
 
-def read(path: str) -> "Content | None":
-    """The content of the bundle at ``path``; none where it is not there or not to be trusted."""
+def read(path: str) -> "tuple[int, Content] | None":
+    """The bundle at ``path``, open, and what its head says; none where it is not there or not to be trusted."""
     try:
         opened = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
     except OSError:
         return None
     try:
         status = posix.fstat(opened)
-        if status.st_uid not in (0, posix.geteuid()) or status.st_mode & _WRITABLE_BY_OTHERS:
-            return None
-        content: Content = marshal.loads(posix.read(opened, status.st_size))[1]
+        if status.st_uid in (0, posix.geteuid()) and not status.st_mode & _WRITABLE_BY_OTHERS:
+            content: Content = marshal.loads(posix.read(opened, HEAD))[1]
+            return opened, content
     except (OSError, ValueError, EOFError, TypeError, LookupError):
-        return None
-    finally:
-        posix.close(opened)
-    return content
+        pass
+    posix.close(opened)
+    return None
 
 
-def begin(content: "Content | None") -> bool:
+def begin(bundle: int, content: "Content") -> bool:
     """``install``, with the session's first process started as soon as it can be (``launch.early``)."""
-    if content is None or b"REMIT_DEBUG" in posix.environ:
+    if b"REMIT_DEBUG" in posix.environ:
         return False  # a traceback wants the line numbers, which a bundle lacks
     made: list[str] = []
-    stage = content[3]
     early = None
     try:
-        _load_extension("_ctypes", content[0])
-        _import(content[2], made)
+        extension, sources, first, _, _ = content
+        _load_extension("_ctypes", extension)
+        _import(first, made)
         early = sys.modules["remit.sandbox.launch.early"]
-        # Root's first process may run as somebody else, who has to be found out first.
         if posix.geteuid():
-            early.begin(lambda: _import(stage, []))
-        if _current(content[1]):
-            early.otherwise(lambda: _import(stage, []))
-            _import(content[4], made)
+            early.begin(lambda: _import(_stage(bundle, content), []), bundle)
+        if _current(sources):
+            if not posix.geteuid():
+                # Root's first process may run as somebody else, who has to be found out first.
+                stage = _stage(bundle, content)
+                early.otherwise(lambda: _import(stage, []))
+            _import(_launcher(bundle, content), made)
             return True
     except Exception:
         pass  # what it is, the ordinary import will say, where it is reported as what it is
@@ -77,20 +81,30 @@ def begin(content: "Content | None") -> bool:
     return False
 
 
-def install(content: "Content | None") -> bool:
+def install(bundle: int, content: "Content") -> bool:
     """Import the modules, but for those that are there already. False, and none is, where a source is another one now."""
-    if content is None or b"REMIT_DEBUG" in posix.environ or not _current(content[1]):
+    if b"REMIT_DEBUG" in posix.environ or not _current(content[1]):
         return False
     made: list[str] = []
     try:
         _load_extension("_ctypes", content[0])
-        for part in content[2:]:
+        for part in (content[2], _stage(bundle, content), _launcher(bundle, content)):
             _import(part, made)
     except Exception:
         for name in made:
             del sys.modules[name]
         return False
     return True
+
+
+def _stage(bundle: int, content: "Content") -> bytes:
+    _, _, _, stage, launcher = content
+    return posix.pread(bundle, stage, posix.fstat(bundle).st_size - launcher - stage)
+
+
+def _launcher(bundle: int, content: "Content") -> bytes:
+    launcher = content[4]
+    return posix.pread(bundle, launcher, posix.fstat(bundle).st_size - launcher)
 
 
 def _current(sources: "tuple[Source, ...]") -> bool:

@@ -37,9 +37,12 @@ if sys.argv[3:4] == ["run"]:
         status = posix.fstat(bundle)
         if status.st_uid in (0, posix.geteuid()) and not status.st_mode & 0o022:
             loader = {}
-            code, content = marshal.loads(posix.read(bundle, status.st_size))
-            exec(code, loader)
-            bundled = loader["begin"](content)
+            try:
+                code, content = marshal.loads(posix.read(bundle, 65536))
+                exec(code, loader)
+                bundled = loader["begin"](bundle, content)
+            except (ValueError, EOFError, TypeError, KeyError):
+                pass  # damaged, or another version left it
         posix.close(bundle)
 if bundled:
     sys.path.append(site)

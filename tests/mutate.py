@@ -263,7 +263,7 @@ MUTATIONS = (
         "inherited descriptors stay open",
         (
             ("sandbox/launch/start.py", "        keep(request.control, *request.idmapped.values())\n", ""),
-            ("sandbox/launch/early.py", "        keep(control)\n", ""),
+            ("sandbox/launch/early.py", "        keep(control, *descriptors)\n", ""),
         ),
         STDIO,
         "invariant_8_inherited",

@@ -68,8 +68,8 @@ _waiting: list[Waiting] = []
 _prepare: list[Callable[[], object]] = []
 
 
-def begin(prepare: Callable[[], object]) -> None:
-    """Start it, unless there can be none. ``prepare`` imports what it will need; it is called in the child."""
+def begin(prepare: Callable[[], object], *descriptors: int) -> None:
+    """Start it, unless there can be none. ``prepare`` imports what it will need, in the child, with ``descriptors`` open."""
     control, inside = sockets.packet_pair()
     who = posix.geteuid(), posix.getegid()
     # A terminal's signal goes to the child as well, where nobody waits for one before the session is set up.
@@ -79,7 +79,7 @@ def begin(prepare: Callable[[], object]) -> None:
     except OSError:
         pid = -1  # the launcher's own attempt will say why
     if pid == 0:
-        _serve(inside, who, prepare)
+        _serve(inside, who, prepare, descriptors)
     process.set_signal_mask(mask)
     posix.close(inside)
     if pid < 0:
@@ -111,11 +111,13 @@ def give_up() -> None:
         waiting.give_up()
 
 
-def _serve(control: int, who: tuple[int, int], prepare: Callable[[], object]) -> None:
+def _serve(control: int, who: tuple[int, int], prepare: Callable[[], object], descriptors: tuple[int, ...]) -> None:
     """The child. Does not return."""
     try:
-        keep(control)
+        keep(control, *descriptors)
         prepare()
+        for descriptor in descriptors:
+            posix.close(descriptor)
         from remit.sandbox.launch import ground, stage
 
         ground.begin(*who)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import marshal
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,34 +17,42 @@ from remit.cli import bundle, loader
 ROOT = Path(remit.__file__).parent.parent
 INSTALL = """
 import marshal, posix, sys
-with open(sys.argv[1], "rb") as file:
-    code, content = marshal.loads(file.read())
+bundle = posix.open(sys.argv[1], posix.O_RDONLY)
+code, content = marshal.loads(posix.read(bundle, 65536))
 before = set(sys.modules)
 space = {}
 exec(code, space)
-print(space["install"](content), *sorted(set(sys.modules) - before))
+print(space["install"](bundle, content), *sorted(set(sys.modules) - before))
 """
 NAMES = ["remit.sandbox.kernel.files", "remit", "remit.sandbox", "remit.sandbox.kernel", "remit.sandbox.kernel.call",
          "remit.sandbox.kernel.numbers"]  # fmt: skip
 IN_CHILD = """
 import marshal, posix, sys
-with open(sys.argv[1], "rb") as file:
-    code, content = marshal.loads(file.read())
+bundle = posix.open(sys.argv[1], posix.O_RDONLY)
+code, content = marshal.loads(posix.read(bundle, 65536))
 before = set(sys.modules)
 sys.path.clear()
 space = {}
 exec(code, space)
 space["_load_extension"]("_ctypes", content[0])
-for part in map(int, sys.argv[2:]):
-    space["_import"](content[part], [])
+space["_import"](content[2], [])
+if len(sys.argv) > 2:
+    space["_import"](space[sys.argv[2]](bundle, content), [])
 print(*sorted(set(sys.modules) - before))
 """
 
 
+def opened(path: Path) -> tuple[int, loader.Content]:
+    found = loader.read(str(path))
+    assert found is not None
+    return found
+
+
 def order(path: Path) -> list[str]:
-    content = loader.read(str(path))
-    assert content is not None
-    return [entry[0] for part in content[2:] for entry in marshal.loads(part)[1]]
+    bundle, content = opened(path)
+    parts = (content[2], loader._stage(bundle, content), loader._launcher(bundle, content))  # pyright: ignore[reportPrivateUsage]
+    os.close(bundle)
+    return [entry[0] for part in parts for entry in marshal.loads(part)[1]]
 
 
 @pytest.fixture
@@ -69,13 +79,13 @@ def test_it_holds_the_modules_after_what_they_import(made: Path) -> None:
     assert names.index("remit.sandbox.kernel") < names.index("remit.sandbox.kernel.call")
 
 
-@pytest.mark.parametrize(("parts", "needed", "alien"), [
-    ((2,), bundle.EARLY, "remit.sandbox.launch.ground"),
-    ((2, 3), bundle.STAGE, "remit.cli.options"),
-    ((2, 4), bundle.LAUNCHER, "remit.sandbox.mediate.broker"),
+@pytest.mark.parametrize(("part", "needed", "alien"), [
+    ([], bundle.EARLY, "remit.sandbox.launch.ground"),
+    (["_stage"], bundle.STAGE, "remit.cli.options"),
+    (["_launcher"], bundle.LAUNCHER, "remit.sandbox.mediate.broker"),
 ])  # fmt: skip
 def test_each_part_is_complete_with_the_first_and_holds_no_other_s(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[int, ...], needed: str, alien: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: list[str], needed: str, alien: str
 ) -> None:
     path = tmp_path / "run.bundle"
     code = (
@@ -84,7 +94,7 @@ def test_each_part_is_complete_with_the_first_and_holds_no_other_s(
         f"bundle.BUNDLE = {str(path)!r}; bundle.write([name for name in names if name != 'remit.cli.bundle'])"
     )
     subprocess.run([sys.executable, "-I", "-S", "-X", "utf8", "-c", code], check=True)
-    command = [sys.executable, "-I", "-S", "-c", IN_CHILD, str(path), *map(str, parts)]
+    command = [sys.executable, "-I", "-S", "-c", IN_CHILD, str(path), *part]
     found = subprocess.run(command, env={}, capture_output=True, text=True, check=True).stdout.split()
     assert needed in found
     assert alien not in found
@@ -104,7 +114,7 @@ def test_it_is_not_used_where_a_traceback_is_wanted(made: Path) -> None:
 
 
 def test_it_is_not_used_where_others_may_write_it(made: Path) -> None:
-    assert loader.read(str(made)) is not None
+    os.close(opened(made)[0])
     for mode in (0o664, 0o646):
         made.chmod(mode)
         assert loader.read(str(made)) is None
@@ -117,13 +127,13 @@ def test_it_is_not_used_through_a_link(made: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_of_it_is_imported_where_a_source_has_changed(made: Path) -> None:
-    content = loader.read(str(made))
-    assert content is not None
-    extension, sources, first, stage, launcher = content
+    bundle, (extension, sources, *parts) = opened(made)
     source, modified, size = sources[-1]
     for other in ((source, modified + 1, size), (source, modified, size + 1), (source + "x", modified, size)):
-        assert not loader.install((extension, (*sources[:-1], other), first, stage, launcher))
-        assert not loader.begin((extension, (*sources[:-1], other), first, stage, launcher))
+        changed = cast("loader.Content", (extension, (*sources[:-1], other), *parts))
+        assert not loader.install(bundle, changed)
+        assert not loader.begin(bundle, changed)
+    os.close(bundle)
 
 
 def test_a_damaged_one_is_none(made: Path) -> None:
