@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import settings
 
 from tests import needs
+
+# Whoever runs the suite in the background starts it with signals ignored; tests compare with processes of their own.
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 # An ordinary user may not write beside the tests, and examples of one run are not another's.
 settings.register_profile("remit", database=None)

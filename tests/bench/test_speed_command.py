@@ -104,8 +104,9 @@ def test_peers_are_told_to_confine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.needs(ordinary=True)  # a minute: once is enough
 def test_the_other_groups(tmp_path: Path) -> None:
-    wanted = [word for group in ("session", "warm", "rate", "memory", "syscall") for word in ("--only", group)]
+    wanted = [word for group in ("session", "warm", "rate", "syscall") for word in ("--only", group)]
     found = bench(tmp_path, *wanted, "--only", "git status")
 
     assert {"first session of a program", "later session of a program"} <= {name for name, _ in named(found, "session")}
@@ -122,14 +123,6 @@ def test_the_other_groups(tmp_path: Path) -> None:
             (shape, "remit, call in a session"),
             (shape, "bubblewrap + seccomp"),
         } <= rates.keys(), missing(found)
-    held = named(found, "memory")
-    assert held["bubblewrap + seccomp", ""]["extra"]["processes"] == 2
-    for sessions in ("remit, 1 idle session, each", "remit, 10 idle sessions, each"):
-        # Nothing may trace a session's process: an ordinary user is told so, and root gets the figure.
-        if os.geteuid() == 0:
-            assert held[sessions, ""]["median"] > 0
-        else:
-            assert "show their PSS to root only" in missing(found)["memory", sessions]
     if os.access("/usr/bin/gcc", os.X_OK):
         calls = named(found, "syscall")
         assert {name for name, _ in calls} >= {"connect to a closed port of the own loopback", "getppid", "rename"}
@@ -138,6 +131,19 @@ def test_the_other_groups(tmp_path: Path) -> None:
     work = named(found, "workload")
     assert {(name, "remit run"), (name, "remit, call in a session")} <= work.keys(), missing(found)
     assert {name for name, _ in named(found, "workload")} == {name}
+
+
+def test_what_is_kept_in_memory(tmp_path: Path) -> None:
+    found = bench(tmp_path, "--only", "memory")
+
+    held = named(found, "memory")
+    assert held["bubblewrap + seccomp", ""]["extra"]["processes"] == 2
+    for sessions in ("remit, 1 idle session, each", "remit, 10 idle sessions, each"):
+        # Nothing may trace a session's process: an ordinary user is told so, and root gets the figure.
+        if os.geteuid() == 0:
+            assert held[sessions, ""]["median"] > 0
+        else:
+            assert "show their PSS to root only" in missing(found)["memory", sessions]
 
 
 def test_without_a_compiler_it_says_so(tmp_path: Path) -> None:

@@ -52,4 +52,6 @@ def test_code_in_the_documentation_runs(code: str, world: World) -> None:
         timeout=120,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # What asyncio's debug mode finds slow says something of the machine.
+    complaints = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert (done.returncode, complaints) == (0, []), done.stderr

@@ -335,7 +335,8 @@ def test_endpoint_is_canonical_or_refused(text: str) -> None:
         endpoint = parse_endpoint(text)
     except ParseError:
         return
-    assert bool(endpoint.name) != bool(endpoint.network)
+    # "*": every name, which is a wildcard of no name.
+    assert endpoint.wildcard if not endpoint.name and not endpoint.network else not (endpoint.name and endpoint.network)
     assert endpoint.name == endpoint.name.lower()
     assert set(endpoint.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")
     assert endpoint.network == "" or str(ipaddress.ip_network(endpoint.network)) == endpoint.network
