@@ -66,7 +66,11 @@ class Run:
 STAGE = "sandbox/launch/stage.py"
 GROUND = "sandbox/launch/ground.py"
 NO_PROOF: Edit = (STAGE, "            ground.prove()\n", "            pass\n")
-NO_PDEATHSIG: Edit = (GROUND, "        process.die_with_parent()\n", "")
+NO_PDEATHSIG: Edit = (
+    "sandbox/kernel/process.py",
+    '    quick(NR["prctl"], _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)\n',
+    "    pass\n",
+)
 
 MUTATIONS = (
     Mutation(
