@@ -1,4 +1,4 @@
-"""This end of a ``worker.py``."""
+"""This end of a ``worker.py``, or of another module that answers in the same way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import remit
 from remit.cli.bench.measure import BenchError, Sample, tail
@@ -18,36 +18,30 @@ from remit.cli.boot import ISOLATED
 
 _START = (
     "import sys; sys.path.append(sys.argv[1]); from remit.cli.boot import dependencies; dependencies(); "
-    "from remit.cli.bench.worker import main; main(sys.argv[2])"
+    "from remit.cli.bench.{module} import main; main(sys.argv[2])"
 )
 _PATIENCE = 300.0
 """Seconds until an answer counts as never to come."""
 _END = 30.0
 
 
-class Client:
-    """A worker that runs, with a workspace of its own to start sessions on. As a context manager, it ends with it."""
+class Program:
+    """A module of this package that runs, as a process of its own, and answers. As a context manager, it ends with it.
 
-    def __init__(self, setting: Setting, workspace: str) -> None:
+    Its ``main`` is called with ``settings``, as JSON.
+    """
+
+    def __init__(self, setting: Setting, module: str, settings: dict[str, object], directory: str) -> None:
         self.errors = f"{setting.errors}-client"
-        self._call_errors = f"{setting.errors}-call"
         package = os.path.dirname(os.path.dirname(remit.__file__ or ""))
-        settings = {
-            "workspace": workspace,
-            "profile": PROFILE,
-            "true": setting.true,
-            "remit": list(setting.confined(workspace, "true")),
-            "bwrap": list(setting.bubblewrapped(workspace, setting.true)),
-            "filter": setting.filter,
-        }
         with open(self.errors, "ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, *ISOLATED, "-c", _START, package, json.dumps(settings)],
+                [sys.executable, *ISOLATED, "-c", _START.format(module=module), package, json.dumps(settings)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=setting.environment,
-                cwd=workspace,
+                cwd=directory,
             )
 
     @property
@@ -55,7 +49,7 @@ class Client:
         """The worker's process id."""
         return self._process.pid
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -104,6 +98,22 @@ class Client:
         """Send a request and wait for its reply."""
         self.tell(**request)
         return self.answer()
+
+
+class Client(Program):
+    """A worker, with a workspace of its own to start sessions on."""
+
+    def __init__(self, setting: Setting, workspace: str) -> None:
+        self._call_errors = f"{setting.errors}-call"
+        settings: dict[str, object] = {
+            "workspace": workspace,
+            "profile": PROFILE,
+            "true": setting.true,
+            "remit": list(setting.confined(workspace, "true")),
+            "bwrap": list(setting.bubblewrapped(workspace, setting.true)),
+            "filter": setting.filter,
+        }
+        super().__init__(setting, "worker", settings, workspace)
 
     def called(self, argv: tuple[str, ...], output: str = "") -> Callable[[], Sample]:
         """What makes one call in the session that is open. BenchError where the status is not zero."""

@@ -56,7 +56,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the result. ``ratio`` is of medians, to the bare one of the same table; None where nothing bare is."""
+    """A line of the result. ``ratio`` is of medians, to what the group compares with (mostly the bare one); else None."""
 
     group: str
     name: str
@@ -175,7 +175,7 @@ def row(
     bare: float | None,
     extra: Mapping[str, float] | None = None,
 ) -> Row:
-    """A line from measured ``values``; ``bare`` is the median that its ratio is to."""
+    """A line from measured ``values``; ``bare`` is the median that its ratio is to, None for no ratio."""
     median = statistics.median(values)
     return Row(
         group=group,

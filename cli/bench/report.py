@@ -136,6 +136,14 @@ def _syscalls(rows: Rows) -> list[str]:
     return lines
 
 
+def _network(rows: Rows) -> list[str]:
+    lines = ["| | | unit | n | median | p99 | min | ratio to the relay |", "|---|---|---" + "|--:" * 5 + "|"]
+    for row in rows:
+        ratio = "-" if row["ratio"] is None else _number(row["ratio"])
+        lines.append(f"| {row['name']} | {row['variant']} | {row['unit']} | {_values(row)} | {ratio} |")
+    return lines
+
+
 def _workloads(rows: Rows) -> list[str]:
     variants = [variant for variant in (RUN, CALL) if any([row["variant"] == variant for row in rows])]
     heads = ["n", BARE, "p99", "min"]
@@ -163,5 +171,6 @@ _TABLES: tuple[tuple[str, str, Callable[[Rows], list[str]]], ...] = (
     ("rate", "Calls of `true` a second", _rates),
     ("memory", "Kept in memory while idle, KiB", _memory),
     ("syscall", "One system call, µs: median / minimum", _syscalls),
+    ("network", "The network", _network),
     ("workload", "Whole commands, ms", _workloads),
 )

@@ -168,16 +168,21 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
 
 
-def main(settings: str) -> None:
-    """Answer requests until there are no more."""
-    worker = Worker(json.loads(settings))
+def answer(handler: object) -> None:
+    """Answer requests until there are no more: each names a method of ``handler`` and its arguments."""
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
-        act: Callable[..., dict[str, object]] = getattr(worker, request.pop("do"))
+        act: Callable[..., dict[str, object]] = getattr(handler, request.pop("do"))
         try:
             reply = act(**request)
         except Exception as error:  # whatever the measured code raises is the answer
             reply = {"error": _said(error)}
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
+
+
+def main(settings: str) -> None:
+    """Answer requests until there are no more."""
+    worker = Worker(json.loads(settings))
+    answer(worker)
     worker.close()

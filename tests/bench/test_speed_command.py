@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from remit.cli.bench import speed, workloads
+from remit.cli.bench import lone, network, speed, traffic, workloads
 from tests.kernel.run_harness import PATH
 
 COMMAND = str(Path(sys.executable).parent / "remit")
@@ -101,6 +102,64 @@ def test_peers_are_told_to_confine(tmp_path: Path) -> None:
     assert argv["nsjail"][-1].endswith("/true")
     assert argv["crun"][0] == "--cgroup-manager=disabled"
     assert "-s" in argv["srt"]
+
+
+def test_the_network_beside_a_relay_that_asks_nothing(tmp_path: Path) -> None:
+    found = bench(tmp_path, "--only", "network")
+
+    rows = named(found, "network")
+    units = {
+        "throughput of one connection": "MB/s",
+        "connections a second, one after the other": "1/s",
+        "round trip of 64 bytes": "µs",
+    }
+    ways = ("bare", lone.RELAY, "remit run")
+    added = (network.ADDED, "remit run")
+    assert rows.keys() == {added, *[(name, way) for name in units for way in ways]}, missing(found)
+    for (name, way), row in rows.items():
+        if (name, way) != added:
+            assert (row["n"], row["unit"]) == (2, units[name])
+            assert 0 < row["minimum"] <= row["median"] <= row["p99"]
+            assert row["ratio"] == pytest.approx(row["median"] / rows[name, lone.RELAY]["median"])
+    assert (rows[added]["n"], rows[added]["unit"], rows[added]["ratio"]) == (10, "ms", None)
+    assert missing(found).keys() == {("network", "srt's proxy")}
+
+
+def test_a_session_that_reaches_nothing_is_not_measured_and_the_relay_is(tmp_path: Path) -> None:
+    """What goes through Remit does go through it: another server than the one that is granted is not reached."""
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    shutil.copy(traffic.__file__, workspace)
+    interpreter = ["/usr/bin/python3", "-I", "-S"]
+    for granted, reached in ((lone.PLACE, True), ("203.0.113.9:80", False)):
+        settings = {
+            "python": interpreter,
+            "own": interpreter,
+            "script": str(workspace / "traffic.py"),
+            "workspace": str(workspace),
+            "remit": [COMMAND, "run", "-p", "offline", "-w", str(workspace), "--connect", granted, "--"],
+            "errors": str(tmp_path / "errors"),
+        }
+        requests = ({"do": "open"}, {"do": "sample", "measure": "connections", "number": 1, "rounds": 1})
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from remit.cli.bench.lone import main; main(sys.argv[1])",
+                json.dumps(settings),
+            ],
+            input="".join(json.dumps(request) + "\n" for request in requests),
+            env={"PATH": PATH, "HOME": str(tmp_path), "LANG": "C.UTF-8"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        opened, sampled = map(json.loads, done.stdout.splitlines())
+        assert opened == {}
+        assert {"bare", lone.RELAY} <= sampled["samples"].keys()
+        assert ("remit run" in sampled["samples"]) is reached, sampled
+        if not reached:
+            assert "ConnectionResetError" in sampled["failed"]["remit run"]
 
 
 @pytest.mark.slow

@@ -176,6 +176,8 @@ def test_tables_have_a_line_a_row_and_name_what_was_not_measured() -> None:
             made_up("memory", "remit run", "", 9000.0, rss=20000, processes=2),
             made_up("syscall", "rename", "bare", 2.0),
             made_up("syscall", "rename", "remit run", 60.0),
+            made_up("network", "round trip", "bare", 20.0),
+            {**made_up("network", "start", "remit run", -2.0), "ratio": None},
             made_up("workload", "make", "bare", 100.0),
             made_up("workload", "make", "remit run", 130.0, net_ratio=1.1),
             missing=(("start", "srt", "not installed"), ("start", "nsjail", "not\ninstalled"), ("warm", "x", "y")),
@@ -187,6 +189,8 @@ def test_tables_have_a_line_a_row_and_name_what_was_not_measured() -> None:
     assert "| remit, call in a session | 2 programs | 3 | 700 | 350 | 700 | 3.50 |" in text
     assert "| remit run | 3 | 9,000 | 20,000 | 2.0 |" in text
     assert "| rename | 3 | 2.00 / 1.00 | 60.0 / 30.0 | 60.0 |" in text
+    assert "| round trip | bare | ms | 3 | 20.0 | 40.0 | 10.0 | 20.0 |" in text
+    assert "| start | remit run | ms | 3 | -2.00 | -4.00 | -1.00 | - |" in text
     assert "| make | 3 | 100 | 200 | 50.0 | 130 | 260 | 65.0 | 130 | 1.10 |" in text
     assert "- start: srt; nsjail: not installed\n- warm: x: y" in text
     assert "Beware: run by a test." in text
