@@ -120,7 +120,11 @@ def _serve(control: int, who: tuple[int, int], prepare: Callable[[], object], de
             posix.close(descriptor)
         from remit.sandbox.launch import ground, stage
 
-        ground.begin(*who)
+        try:
+            ground.begin(*who)
+        except OSError as error:
+            posix.write(control, marshal.dumps(("failed", *ground.told(error))))
+            process.leave(125)
         data = posix.read(control, LARGEST)
         if data:
             stage.serve(control, marshal.loads(data))
