@@ -67,9 +67,9 @@ def _missing(entries: list[dict[str, str]]) -> list[str]:
 
 def _number(value: float) -> str:
     """Three digits that count, at most two after the point."""
-    if value >= 100:
+    if abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def _ratio(row: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
@@ -144,6 +144,18 @@ def _network(rows: Rows) -> list[str]:
     return lines
 
 
+def _audit(rows: Rows) -> list[str]:
+    heads = "| | | unit | n | median | p99 | min | ratio | more than level off | than bare | ratio without the start | lost |"
+    lines = [heads, "|---|---|---" + "|--:" * 9 + "|"]
+    for row in rows:
+        extra = row["extra"]
+        cells = [_number(row["ratio"]) if row["ratio"] is not None else "-"]
+        cells += [_number(extra[key]) if key in extra else "-" for key in ("over_off", "over_bare", "net_ratio")]
+        cells.append(f"{extra['lost']:,} of {extra['recorded'] + extra['lost']:,}" if "lost" in extra else "-")
+        lines.append(f"| {row['variant']} | {row['name']} | {row['unit']} | {_values(row)} | {' | '.join(cells)} |")
+    return lines
+
+
 def _workloads(rows: Rows) -> list[str]:
     variants = [variant for variant in (RUN, CALL) if any([row["variant"] == variant for row in rows])]
     heads = ["n", BARE, "p99", "min"]
@@ -172,5 +184,6 @@ _TABLES: tuple[tuple[str, str, Callable[[Rows], list[str]]], ...] = (
     ("memory", "Kept in memory while idle, KiB", _memory),
     ("syscall", "One system call, µs: median / minimum", _syscalls),
     ("network", "The network", _network),
+    ("audit", "What the record costs: [audit] level off, writes, full", _audit),
     ("workload", "Whole commands, ms", _workloads),
 )

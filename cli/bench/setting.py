@@ -50,9 +50,9 @@ class Setting:
         """The program that does nothing."""
         return self.program("true") or "/bin/true"
 
-    def confined(self, workspace: str, *command: str) -> tuple[str, ...]:
+    def confined(self, workspace: str, *command: str, profile: str = PROFILE) -> tuple[str, ...]:
         """``remit run`` of a command."""
-        return (self.remit, "run", "-p", PROFILE, "-w", workspace, "--", *command)
+        return (self.remit, "run", "-p", profile, "-w", workspace, "--", *command)
 
     def bubblewrapped(self, workspace: str, *command: str) -> tuple[str, ...]:
         """bubblewrap with seccomp, as like an offline session as its options allow."""

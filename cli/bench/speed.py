@@ -17,13 +17,15 @@ import click
 
 import remit
 from remit.cli import render
-from remit.cli.bench import memory, network, plot, report, setting, starts, syscalls, warm, workloads
+from remit.cli.bench import audit, memory, network, plot, report, setting, starts, syscalls, warm, workloads
 from remit.cli.bench.measure import BenchError, Line, NotMeasured, Row
 from remit.cli.command import HELP_NAMES
 from remit.sandbox.authority.errors import UsageError
 
 SCHEMA = "bench"
-GROUPS = (starts.GROUP, warm.START, warm.WARM, warm.RATE, memory.GROUP, syscalls.GROUP, network.GROUP, workloads.GROUP)
+GROUPS = (
+    starts.GROUP, warm.START, warm.WARM, warm.RATE, memory.GROUP, syscalls.GROUP, network.GROUP, audit.GROUP, workloads.GROUP,
+)
 _ROUNDS = 100
 _LEAST = 7
 _FULL = 20
@@ -176,6 +178,7 @@ def _lines(here: setting.Setting, rounds: int, only: tuple[str, ...]) -> Iterabl
         (memory.GROUP, lambda: memory.measure(here, 3 if full else 1)),
         (syscalls.GROUP, lambda: syscalls.measure(here, fewer)),
         (network.GROUP, lambda: network.measure(here, fewer, 256 if full else 16)),
+        (audit.GROUP, lambda: audit.measure(here, rounds, fewer, 3.0 if full else 0.1)),
     )
     for group, measure in groups:
         if wanted(group):

@@ -1,4 +1,5 @@
-/* Median and minimum cost of system calls, in nanoseconds, in an empty directory. Usage: syscalls COUNT DIRECTORY */
+/* Median and minimum cost of system calls, in nanoseconds, in an empty directory: of all, or of those that are named (what
+   opens or renames existing files wants open-new before it). Usage: syscalls COUNT DIRECTORY [NAME...] */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -6,6 +7,7 @@
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -19,6 +21,13 @@ extern char **environ;
 static int compare(const void *a, const void *b) { return (*(long *)a > *(long *)b) - (*(long *)a < *(long *)b); }
 static long *took;
 static int count;
+static char **names;
+static int wanted(const char *name) {
+	for (char **one = names; *one; one++)
+		if (strcmp(*one, name) == 0)
+			return 1;
+	return *names == NULL;
+}
 static long now(void) {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
@@ -28,8 +37,10 @@ static void report(const char *name, int calls) {
 	qsort(took, calls, sizeof *took, compare);
 	printf("%s %ld %ld\n", name, took[calls / 2], took[0]);
 }
-#define MEASURE_N(calls, name, before, call, after)                                                                    \
+#define MEASURE_N(calls, what, before, call, after)                                                                    \
 	do {                                                                                                               \
+		if (!wanted(what))                                                                                             \
+			break;                                                                                                     \
 		for (int i = 0; i < (calls); i++) {                                                                            \
 			before;                                                                                                    \
 			long start = now();                                                                                        \
@@ -37,9 +48,9 @@ static void report(const char *name, int calls) {
 			took[i] = now() - start;                                                                                   \
 			after;                                                                                                     \
 		}                                                                                                              \
-		report(name, calls);                                                                                           \
+		report(what, calls);                                                                                           \
 	} while (0)
-#define MEASURE(name, before, call, after) MEASURE_N(count, name, before, call, after)
+#define MEASURE(what, before, call, after) MEASURE_N(count, what, before, call, after)
 
 int main(int argc, char **argv) {
 	int fd = -1;
@@ -48,9 +59,10 @@ int main(int argc, char **argv) {
 	struct stat found;
 	/* Port 9 of the own loopback: nothing listens there, and a refusal comes at once. */
 	struct sockaddr_in closed = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr = {htonl(INADDR_LOOPBACK)}};
-	if (argc != 3 || chdir(argv[2]) != 0)
+	if (argc < 3 || chdir(argv[2]) != 0)
 		return 2;
 	count = atoi(argv[1]);
+	names = argv + 3;
 	took = malloc(count * sizeof *took);
 	MEASURE("open-new", sprintf(name, "n%d", i), fd = open(name, O_CREAT | O_WRONLY, 0644), close(fd));
 	MEASURE("open-existing-write", sprintf(name, "n%d", i), fd = open(name, O_WRONLY), close(fd));

@@ -35,7 +35,7 @@ _BATCH = {"getppid": 100}
 _SOURCE = Path(__file__).with_name("syscalls.c")
 _PEERS = (BWRAP, "sandlock (Python)")
 """The others leave system calls to the kernel as bubblewrap does; sandlock answers some in a program."""
-_NAMES = {
+NAMES = {
     "open-new": "open, O_CREAT, new name",
     "open-existing-write": "open, existing, for writing",
     "rename": "rename",
@@ -57,34 +57,17 @@ def measure(setting: Setting, rounds: int) -> list[Line]:
     """The rows of the group, in microseconds: each value is the median of COUNT calls in one run of the program."""
     workspace = setting.directory("syscalls")
     program, empty, output = f"{workspace}/syscalls", f"{workspace}/empty", f"{setting.base}/syscalls.out"
-    compiler = setting.program("gcc") or setting.program("cc")
-    if compiler is None:
-        return [NotMeasured(GROUP, "system calls", "no C compiler")]
-    built = subprocess.run(
-        [compiler, "-O2", "-w", str(_SOURCE), "-o", program],
-        env=setting.environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    if built.returncode != 0:
-        return [NotMeasured(GROUP, "system calls", f"no program: {built.stderr.decode(errors='replace')[-300:]}")]
+    try:
+        build(setting, program)
+    except BenchError as error:
+        return [NotMeasured(GROUP, "system calls", str(error))]
     lines: list[Line] = []
-    medians: dict[tuple[str, str], list[float]] = {}
-    minima: dict[tuple[str, str], list[float]] = {}
-
-    def collect(variant: str) -> None:
-        for line in Path(output).read_text().splitlines():
-            call, median, minimum = line.split()
-            each = 1000 * _BATCH.get(call, 1)
-            medians.setdefault((call, variant), []).append(int(median) / each)
-            minima.setdefault((call, variant), []).append(int(minimum) / each)
-
+    taken = Taken(output)
     inside = (program, str(COUNT), empty)
     with ExitStack() as stack:
         variants: dict[str, Callable[[], Sample]] = {
-            BARE: _runner(setting.command(workspace, *inside), empty, output, setting.errors),
-            RUN: _runner(
+            BARE: runner(setting.command(workspace, *inside), empty, output, setting.errors),
+            RUN: runner(
                 setting.command(workspace, *setting.confined(workspace, *inside)), empty, output, setting.errors
             ),
         }
@@ -95,22 +78,55 @@ def measure(setting: Setting, rounds: int) -> list[Line]:
         found, missing = peers.find(setting)
         for name in _PEERS:
             if name in found:
-                variants[name] = _runner(found[name](workspace, inside), empty, output, setting.errors)
+                variants[name] = runner(found[name](workspace, inside), empty, output, setting.errors)
             else:
                 lines.append(NotMeasured(GROUP, name, missing[name]))
         measured, failed = interleave(
             variants,
             rounds,
             must=(BARE,),
-            after=collect,
+            after=taken.collect,
             tell=lambda turn: setting.tell(f"system calls {turn}/{rounds}"),
         )
-    for call, name in _NAMES.items():
-        bare = statistics.median(medians[call, BARE])
+    for call, name in NAMES.items():
+        bare = statistics.median(taken.medians[call, BARE])
         for variant in measured:
-            made = row(GROUP, name, variant, "µs", medians[call, variant], bare, {"calls_a_run": COUNT})
-            lines.append(replace(made, minimum=min(minima[call, variant])))
+            made = row(GROUP, name, variant, "µs", taken.medians[call, variant], bare, {"calls_a_run": COUNT})
+            lines.append(replace(made, minimum=min(taken.minima[call, variant])))
     return [*lines, *[NotMeasured(GROUP, name, reason) for name, reason in failed.items()]]
+
+
+def build(setting: Setting, program: str) -> None:
+    """Compile ``syscalls.c`` to ``program``. BenchError where that cannot be."""
+    compiler = setting.program("gcc") or setting.program("cc")
+    if compiler is None:
+        raise BenchError("no C compiler")
+    built = subprocess.run(
+        [compiler, "-O2", "-w", str(_SOURCE), "-o", program],
+        env=setting.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if built.returncode != 0:
+        raise BenchError(f"no program: {built.stderr.decode(errors='replace')[-300:]}")
+
+
+class Taken:
+    """What runs of the program wrote to ``output``, in microseconds, by (call, variant)."""
+
+    def __init__(self, output: str) -> None:
+        self._output = output
+        self.medians: dict[tuple[str, str], list[float]] = {}
+        self.minima: dict[tuple[str, str], list[float]] = {}
+
+    def collect(self, variant: str) -> None:
+        """Read what a run of ``variant`` has just written."""
+        for line in Path(self._output).read_text().splitlines():
+            call, median, minimum = line.split()
+            each = 1000 * _BATCH.get(call, 1)
+            self.medians.setdefault((call, variant), []).append(int(median) / each)
+            self.minima.setdefault((call, variant), []).append(int(minimum) / each)
 
 
 def _clean(empty: str) -> None:
@@ -118,7 +134,9 @@ def _clean(empty: str) -> None:
     os.mkdir(empty)
 
 
-def _runner(command: Command, empty: str, output: str, errors: str) -> Callable[[], Sample]:
+def runner(command: Command, empty: str, output: str, errors: str) -> Callable[[], Sample]:
+    """What runs the program ``command`` in a directory that is empty again, with its output in a file."""
+
     def act() -> Sample:
         _clean(empty)
         return run(replace(command, output=output), errors)

@@ -23,6 +23,7 @@ SPAWN = "os.posix_spawn and wait"
 SUBPROCESS = "subprocess.run"
 SAME = "remit, call, narrower grant"
 NEW = "remit, call, narrower grant, new each"
+FIRST, SECOND = "remit, call in the first session", "remit, call in the second session"
 QUIET, CAPTURED = "output to /dev/null", "output captured"
 DIRECTORIES = 512
 """So many directories the workspace has, each granted in turn by NEW."""
@@ -41,12 +42,14 @@ class Worker:
         self._sessions: list[Session] = []
         self._environment = dict(os.environ)
 
-    def open(self, sessions: int) -> dict[str, object]:
-        """Start as many sessions. Replies how long each took until it could be called."""
+    def open(self, sessions: int, profile: str = "") -> dict[str, object]:
+        """Start as many sessions, of the settings' profile or another. Replies how long each took until it could be called."""
         took: list[int] = []
         for _ in range(sessions):
             started = time.perf_counter_ns()
-            one = self._stack.enter_context(Session(profile=self._settings["profile"], workspace=self._workspace))
+            one = self._stack.enter_context(
+                Session(profile=profile or self._settings["profile"], workspace=self._workspace)
+            )
             took.append(time.perf_counter_ns() - started)
             self._sessions.append(one)
         return {"ns": took}
@@ -115,12 +118,12 @@ class Worker:
         return self._called(kind, streams)
 
     def _called(self, kind: str, streams: dict[str, Any]) -> Action:
-        call: Callable[..., object] = self._sessions[0].run
+        call: Callable[..., object] = self._sessions[1 if kind == SECOND else 0].run
         true = ["true"]
         numbers = count()
 
         def act() -> None:
-            if kind == CALL:
+            if kind in (CALL, FIRST, SECOND):
                 call(true, check=True, **streams)
             elif kind == SAME:
                 call(true, check=True, grant=Grant(read=["d0"]), **streams)

@@ -376,7 +376,7 @@ def _rows(setting: Setting, workspace: str, name: str, work: Workload, rounds: i
                 raise BenchError(f"{variant} did not make {os.path.relpath(work.makes, workspace)}")
 
         samples, failed = interleave(
-            {variant: _settled(work, act) for variant, act in runs.items()},
+            {variant: settled(work, act) for variant, act in runs.items()},
             rounds,
             must=(BARE,),
             after=check,
@@ -401,7 +401,9 @@ def _starter(setting: Setting, workspace: str, argv: tuple[str, ...]) -> Callabl
     return lambda: run(command, setting.errors)
 
 
-def _settled(work: Workload, act: Callable[[], Sample]) -> Callable[[], Sample]:
+def settled(work: Workload, act: Callable[[], Sample]) -> Callable[[], Sample]:
+    """``act``, with the workspace put back before it and on disk."""
+
     def run_once() -> Sample:
         work.prepare()
         os.sync()  # else the writes of the run before are paid for in this one

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from remit.cli.bench import lone, network, speed, traffic, workloads
+from remit.cli.bench import audit, lone, network, speed, syscalls, traffic, workloads
 from tests.kernel.run_harness import PATH
 
 COMMAND = str(Path(sys.executable).parent / "remit")
@@ -203,6 +203,30 @@ def test_what_is_kept_in_memory(tmp_path: Path) -> None:
             assert held[sessions, ""]["median"] > 0
         else:
             assert "show their PSS to root only" in missing(found)["memory", sessions]
+
+
+@pytest.mark.slow
+def test_what_the_record_costs(tmp_path: Path) -> None:
+    found = bench(tmp_path, "--only", "audit", "--rounds", "1")
+
+    rows = named(found, "audit")
+    assert {row["group"] for row in found["rows"]} == {"audit"}
+    ways = ("subprocess.run", "call, not audited", "call, audited")
+    assert {(audit.TRUE, way) for way in ways} <= rows.keys(), missing(found)
+    assert rows[audit.TRUE, "subprocess.run"]["ratio"] == 1
+    compared = [audit.WORK[1]]
+    if os.access("/usr/bin/gcc", os.X_OK):
+        compared += [audit.WORK[0], *[syscalls.NAMES[call] for call in audit.CALLS]]
+    for name in compared:
+        assert {(name, variant) for variant in ("bare", *audit.LEVELS)} <= rows.keys(), missing(found)
+        assert (rows[name, "bare"]["ratio"], rows[name, audit.OFF]["ratio"]) == (None, 1)
+        full, off = rows[name, audit.FULL], rows[name, audit.OFF]
+        assert full["extra"]["over_off"] == pytest.approx(full["median"] - off["median"])
+    for name, variant in ((audit.MADE, audit.WRITES), (audit.READ, audit.FULL)):
+        counts = rows[name, variant]["extra"]
+        assert counts["recorded"] > 0
+        # Who acts faster than the record takes it waits: this does not depend on how fast the machine is.
+        assert (counts["lost"], counts["missing"]) == (0, 0)
 
 
 def test_without_a_compiler_it_says_so(tmp_path: Path) -> None:
