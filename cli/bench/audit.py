@@ -36,7 +36,7 @@ LEVELS = {OFF: "off", WRITES: "writes", FULL: "full"}
 TRUE = "call of true in a session"
 CALLED = {SUBPROCESS: SUBPROCESS, FIRST: "call, not audited", SECOND: "call, audited"}
 WORK = ("gcc -O1, one C file", "pytest, 100 tests in 10 files")
-CALLS = ("open-new", "open-existing-write", "open-existing-read", "connect", "spawn")
+CALLS = ("open-new", "open-existing-write", "open-existing-read", "connect", "connect-own", "spawn")
 MADE, READ = "events recorded, files made and removed", "events recorded, files opened for reading"
 PROGRAMS = 4
 """So many act at once: beside a single one, the mediator rests while that one runs."""

@@ -53,12 +53,17 @@ static void report(const char *name, int calls) {
 #define MEASURE(what, before, call, after) MEASURE_N(count, what, before, call, after)
 
 int main(int argc, char **argv) {
-	int fd = -1;
+	int fd = -1, taken;
 	pid_t child;
 	char name[32], *none[] = {"true", NULL};
 	struct stat found;
 	/* Port 9 of the own loopback: nothing listens there, and a refusal comes at once. */
 	struct sockaddr_in closed = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	/* A listener of its own. What connects to it ends by a reset: no port is kept waiting. */
+	struct sockaddr_in own = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	socklen_t size = sizeof own;
+	struct linger reset = {1, 0};
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
 	if (argc < 3 || chdir(argv[2]) != 0)
 		return 2;
 	count = atoi(argv[1]);
@@ -75,6 +80,13 @@ int main(int argc, char **argv) {
 	MEASURE("open-dev-null", (void)0, fd = open("/dev/null", O_WRONLY), close(fd));
 	MEASURE("connect", fd = socket(AF_INET, SOCK_STREAM, 0),
 		connect(fd, (struct sockaddr *)&closed, sizeof closed), close(fd));
+	bind(listener, (struct sockaddr *)&own, sizeof own);
+	listen(listener, 1);
+	getsockname(listener, (struct sockaddr *)&own, &size);
+	MEASURE("connect-own",
+		(fd = socket(AF_INET, SOCK_STREAM, 0), setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset)),
+		connect(fd, (struct sockaddr *)&own, sizeof own),
+		(taken = accept(listener, NULL, NULL), close(fd), close(taken)));
 	MEASURE_N(count < 100 ? count : 100, "spawn", (void)0,
 		(posix_spawn(&child, "/bin/true", NULL, NULL, none, environ), waitpid(child, NULL, 0)), (void)0);
 	MEASURE("stat", (void)0, stat("target", &found), (void)0);

@@ -45,6 +45,7 @@ NAMES = {
     "chmod": "chmod",
     "open-dev-null": "open /dev/null for writing",
     "connect": "connect to a closed port of the own loopback",
+    "connect-own": "connect to an own listener",
     "spawn": "posix_spawn of true, and wait",
     "open-existing-read": "open for reading",
     "stat": "stat",
