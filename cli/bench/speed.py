@@ -24,7 +24,15 @@ from remit.sandbox.authority.errors import UsageError
 
 SCHEMA = "bench"
 GROUPS = (
-    starts.GROUP, warm.START, warm.WARM, warm.RATE, memory.GROUP, syscalls.GROUP, network.GROUP, audit.GROUP, workloads.GROUP,
+    starts.GROUP,
+    warm.START,
+    warm.WARM,
+    warm.RATE,
+    memory.GROUP,
+    syscalls.GROUP,
+    network.GROUP,
+    audit.GROUP,
+    workloads.GROUP,
 )
 _ROUNDS = 100
 _LEAST = 7

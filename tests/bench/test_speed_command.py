@@ -206,6 +206,7 @@ def test_what_is_kept_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.needs(ordinary=True)  # a minute: once is enough
 def test_what_the_record_costs(tmp_path: Path) -> None:
     found = bench(tmp_path, "--only", "audit", "--rounds", "1")
 
