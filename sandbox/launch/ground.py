@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import marshal
 import posix
+from _stat import S_IFREG  # stat would be a file to load
 from errno import EAGAIN, ENOENT, ENOTDIR
-from stat import S_IFREG
 
 from remit.sandbox.kernel import files, landlock, memory, mount, process, sockets
 from remit.sandbox.launch import loopback, stdio
