@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, ClassVar, TypeAlias, cast
 
@@ -453,7 +454,7 @@ class Environment(Op):
         return f"environment: {names or 'empty'}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: the digest is kept
 class Plan:
     """Ordered operations, with what they assume about names: (path, kind, canonical path, symlinks crossed).
 
@@ -471,7 +472,7 @@ class Plan:
         operations = tuple(op.wire() for op in self.operations)
         return (PLAN_FORMAT, self.digest, self.workspace, self.degraded, self.assumptions, operations)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         body = {
             "format": PLAN_FORMAT,

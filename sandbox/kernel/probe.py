@@ -46,7 +46,7 @@ def probe() -> HostFacts:
     abi = landlock.abi()
     if not abi:
         missing.append(("landlock", _landlock_refusal()))
-    tried = _try_in_child(uid, gid)
+    tried = _tried(uid, gid)
     namespaces = tried.get("namespaces") == 0
     if not namespaces:
         missing.append(("user_namespaces", _namespace_refusal(tried.get("namespaces", EPERM), restricted, uid)))
@@ -90,6 +90,23 @@ def probe() -> HostFacts:
 
 
 # --- What only a child can try ----------------------------------------------------------------------------------------
+
+
+_worked: dict[tuple[int, int], dict[str, int]] = {}
+
+
+def _tried(uid: int, gid: int) -> dict[str, int]:
+    """``_try_in_child``; once is enough for what worked: a program that opens one session after the other pays for one try.
+
+    What was refused is tried again, for somebody may have allowed it meanwhile. What worked and would not any more ends the
+    start by itself.
+    """
+    found = _worked.get((uid, gid))
+    if found is None:
+        found = _try_in_child(uid, gid)
+        if all(found.get(what, ENOSYS) == 0 for what in ("namespaces", "mount_api", "proc", "notify")):
+            _worked[uid, gid] = found
+    return found
 
 
 def _try_in_child(uid: int, gid: int) -> dict[str, int]:

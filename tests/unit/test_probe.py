@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -70,6 +71,27 @@ def test_the_probe_does_not_confine_its_caller() -> None:
     probe()
     assert confinement() == before
     assert before
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_worked", {})
+
+
+def test_what_worked_is_tried_once_and_what_was_refused_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+    answers: dict[str, int] = {"namespaces": 0, "mount_api": 0, "proc": errno.EPERM, "notify": 0}
+
+    def tried(uid: int, gid: int) -> dict[str, int]:
+        tries.append(uid)
+        return dict(answers)
+
+    monkeypatch.setattr(module, "_try_in_child", tried)
+    assert not probe().fresh_proc
+    answers["proc"] = 0
+    assert probe().fresh_proc
+    assert probe().fresh_proc
+    assert len(tries) == 2
 
 
 def test_a_child_that_never_answers_does_not_hang_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
