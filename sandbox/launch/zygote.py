@@ -364,7 +364,8 @@ class Zygote:
         # Before looking at the calls: one whose request is on its way looks here after it can be seen.
         self._revoked.add(grant)
         stopped: list[str] = []
-        for jail in [*self._listeners.values()]:
+        # All of them: one that was only just armed may serve before the message with its listener has been read.
+        for jail in [*self._jails.values()]:
             call = jail.call
             if call and grant in jail.chain:
                 stopped.append(call)
