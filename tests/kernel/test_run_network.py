@@ -413,6 +413,8 @@ def test_a_published_port_without_a_loopback(net: Internet) -> None:
     with world.start(*libc_python(SERVER), options=["--publish", "127.0.0.1:18080:3000"]) as process:
         assert first_line(process) == "up"
         assert [visit(net, 18080) for _ in range(3)] == ["from inside: hello"] * 3
+        assert process.stdin is not None
+        process.stdin.close()
         assert process.wait(60) == 0
 
 
@@ -493,10 +495,11 @@ def test_what_was_decided_is_recorded(net: Internet) -> None:
 SERVER = """
 server = socket.create_server(("127.0.0.1", 3000))
 print("up", flush=True)
-while True:  # its end would be the session's, and the end of what is on its way
+for _ in range(3):
     client, _ = server.accept()
     client.sendall(b"from inside: " + client.recv(100))
     client.close()
+sys.stdin.read()  # this program's end is the session's, and the end of what is on its way
 """
 
 
@@ -517,6 +520,8 @@ def test_a_published_port_leads_inside(net: Internet) -> None:
     with net.world.start(*libc_python(SERVER), options=["--publish", "127.0.0.1:18080:3000"]) as process:
         assert first_line(process) == "up"
         assert [visit(net, 18080) for _ in range(3)] == ["from inside: hello"] * 3
+        assert process.stdin is not None
+        process.stdin.close()
         assert process.wait(60) == 0
     assert "ConnectionRefused" in visit(net, 18080)
 
