@@ -38,3 +38,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail(f"promised by REMIT_MUST_HAVE, and missing: {'; '.join(broken)}", pytrace=False)
         if lacking:
             pytest.skip("; ".join(reason for _, reason in lacking))
+
+
+_LONGEST = (
+    "kernel/test_mediation_race",
+    "bench/",
+    "align/",
+    "kernel/test_mediation_differential",
+    "kernel/test_session_growth",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: two workers that take them last end minutes apart."""
+    items.sort(key=lambda item: not any([f"tests/{name}" in item.nodeid for name in _LONGEST]))

@@ -14,7 +14,7 @@ import posix
 import resource
 import select
 import time
-from errno import EINTR, EPIPE
+from errno import EACCES, EINTR, EPIPE
 
 # wait4(2) of ``posix`` would import it, in a confined thread, holding the interpreter; and where every open asks the
 # mediator, the mediator's thread would wait for the interpreter for ever.
@@ -190,8 +190,7 @@ class Jail(Source):
         self.call, self.chain = call, chain
         if expires and time.clock_gettime(time.CLOCK_BOOTTIME) >= expires:
             raise Refused("grant", "the grant has expired", "ask the grantor for a new one", 125)
-        if not self.revoked.isdisjoint(chain):
-            raise Refused("grant", "the grant was revoked", "ask the grantor for a new one", 125)
+        self._refuse_revoked()
         self.deadline = expires
         self.ground.bar(tuple(came))
         program.enter(directory)
@@ -207,9 +206,13 @@ class Jail(Source):
         if self.policy.egress is not None:
             # Before it can connect: the gateway's decisions are to be known as this call's.
             sockets.send(self.control, marshal.dumps(("serves", self.identifier, call, chain)))
-        self.pid = program.start(
-            argv, environment, directory=directory, descriptors=descriptors, new_session=True, terminal=path
-        )
+        try:
+            self.pid = program.start(
+                argv, environment, directory=directory, descriptors=descriptors, new_session=True, terminal=path
+            )
+        except Refused:
+            self._refuse_revoked()  # that is why its exec was refused (``_executes``)
+            raise
         # The limits are inherited from here on.
         self.before_exec = None
         while came:
@@ -224,6 +227,10 @@ class Jail(Source):
         if background and not clean:
             self._linger(started)
         return clean and not self.policy.private
+
+    def _refuse_revoked(self) -> None:
+        if not self.revoked.isdisjoint(self.chain):
+            raise Refused("grant", "the grant was revoked", "ask the grantor for a new one", 125)
 
     def _renew(self) -> None:
         """Ready for the next call: nothing of the last one's is left, and what confines this thread still does.
@@ -408,7 +415,13 @@ class Jail(Source):
     # --- for the mediator's thread too ---------------------------------------------------------------------------------
 
     def _executes(self, pid: int) -> None:
-        """The command's first process waits for the mediator: the call's limits are its own from here on."""
+        """The command's first process waits for the mediator: the call's limits are its own from here on.
+
+        Raises OSError: its grant was taken back since the call was let in. Who takes it back is told on this same thread, so
+        that nothing runs its first instruction after that.
+        """
+        if not self.revoked.isdisjoint(self.chain):
+            raise OSError(EACCES, posix.strerror(EACCES))
         self.policy.apply_limits(pid)
         if not self.busy:
             self.busy = True

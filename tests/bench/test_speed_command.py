@@ -185,7 +185,7 @@ def test_the_other_groups(tmp_path: Path) -> None:
     assert {name for name, _ in named(found, "workload")} == {name}
 
 
-@pytest.mark.skipif("REMIT_BENCH_RATES" not in os.environ, reason="half a minute of sixteen programs at once: by hand")
+@pytest.mark.needs(ordinary=True)  # half a minute: once is enough
 def test_calls_a_second(tmp_path: Path) -> None:
     found = bench(tmp_path, "--only", "rate")
 

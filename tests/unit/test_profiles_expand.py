@@ -14,7 +14,7 @@ from remit.sandbox.authority.model import Authority, AutoExec, PathPattern, Path
 from remit.sandbox.authority.web import Credential, HttpRule
 
 R, W, X = Right.READ, Right.WRITE, Right.EXEC
-CONTEXT = Context("/w", "/home/u", "/run/user/1", ("/home/u/.pyenv", "/opt/node"))
+CONTEXT = Context("/w", "/home/u", "/run/user/1", ("/home/u/tools", "/srv/node"))
 
 
 def expanded(body: str, context: Context = CONTEXT) -> Expanded:
@@ -67,7 +67,7 @@ def test_toolchains_are_read_and_executed_and_never_written() -> None:
     for key in ("read", "exec"):
         paths = expanded(f'filesystem.{key} = ["{{toolchains}}"]\nfilesystem.write = ["/w"]\n').authority.paths
         tools = [one for one in paths if one.path != "/w"]
-        assert tools == [rule("/home/u/.pyenv", R, X, optional=True), rule("/opt/node", R, X, optional=True)]
+        assert tools == [rule("/home/u/tools", R, X, optional=True), rule("/srv/node", R, X, optional=True)]
 
 
 def test_a_placeholder_without_a_value_grants_nothing_and_is_noted() -> None:
