@@ -7,7 +7,7 @@ import signal
 import subprocess
 import textwrap
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -73,8 +73,12 @@ def named(marker: str) -> list[int]:
 
 
 def watched(marker: str) -> list[int]:
-    """Descriptors (pidfd) of those processes."""
-    return [os.pidfd_open(pid) for pid in named(marker)]
+    """Descriptors (pidfd) of those processes, but for what ended meanwhile."""
+    found: list[int] = []
+    for pid in named(marker):
+        with suppress(ProcessLookupError):
+            found.append(os.pidfd_open(pid))
+    return found
 
 
 def gone(pidfds: list[int]) -> bool:
@@ -87,9 +91,22 @@ def gone(pidfds: list[int]) -> bool:
 
 
 def first_processes() -> set[int]:
-    """The first processes of this process's sessions: the children of its child, the template."""
+    """The first processes of this process's sessions, below its child, the template.
+
+    What a first process has just forked bears its name too, until it takes one of its own: the number inside tells.
+    """
     children = [pid for pid in descendants(os.getpid()) if comm(pid) == "remit-template"]
-    return {pid for template in children for pid in descendants(template) if comm(pid) == "remit-init"}
+    below = {pid for template in children for pid in descendants(template)}
+    return {pid for pid in below if comm(pid) == "remit-init" and number_inside(pid) == 1}
+
+
+def number_inside(pid: int) -> int:
+    """A process's number in the innermost PID namespace it is in; 0 where it has gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return int(status.partition("\nNSpid:")[2].partition("\n")[0].split()[-1])
 
 
 def comm(pid: int) -> str:
