@@ -19,7 +19,7 @@ from remit.sandbox.authority.errors import GrantError
 from remit.sandbox.authority.lattice import Violation, join, normal, violations
 from remit.sandbox.authority.model import Authority, PathPattern, PathRule, Right
 from remit.sandbox.authority.pattern import covers, parts, shape
-from remit.sandbox.compile import landlock, lowering, mounts, network
+from remit.sandbox.compile import host, landlock, lowering, mounts, network, told
 from remit.sandbox.compile.compiler import Job
 from remit.sandbox.compile.landlock import Rule
 from remit.sandbox.compile.lowering import Layers, Report
@@ -103,10 +103,10 @@ class Ceiling:
         """The session that every call is in, compiled once."""
         if not self._standing:
             job = self.job(self.session, self.names)
-            layers = job.layers()
+            layers = host.layers(self.facts, self.degrade, job.says)
             grants = job.grants()
             denied, protected = job.taken_away(grants)
-            grants = _left(job, grants, denied, protected)
+            grants = job.left(grants, denied, protected)
             tree = job.tree(grants, denied, protected)
             self._standing.append(Standing(layers, grants, tuple(denied), tree, _roots(grants)))
         return self._standing[0]
@@ -114,22 +114,19 @@ class Ceiling:
     def job(self, authority: Authority, names: Mapping[str, Named]) -> Job:
         """A compilation of ``authority`` on this session's host."""
         return Job(
-            authority,
-            self.floor,
-            names,
-            self.facts,
-            self.workspace,
-            self.home,
-            self.directory,
-            frozenset(self.degrade),
-            frozenset(),
-            Authority(),
-            self.secret,
-            self.own_code,
-            self.matches,
-            self.audit,
-            self.audit_on_full,
-            Report(frozenset(self.degrade)),
+            authority=authority,
+            floor=self.floor,
+            names=names,
+            facts=self.facts,
+            workspace=self.workspace,
+            secret=self.secret,
+            own_code=self.own_code,
+            matches=self.matches,
+            says=Report(frozenset(self.degrade)),
+            home=self.home,
+            degrade=frozenset(self.degrade),
+            audit=self.audit,
+            audit_on_full=self.audit_on_full,
             certificates=self.certificates,
         )
 
@@ -252,7 +249,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     job = ceiling.job(authority, names)
     grants = job.grants()
     denied, protected = job.taken_away(grants)
-    grants = _left(job, grants, denied, protected)
+    grants = job.left(grants, denied, protected)
     scratch = tuple(path for path in _OWN_PLACES if isinstance(tree.entries.get(path), Tmpfs))
     roots = landlock.mediated(_roots(grants), scratch)
     uncovered = [path for path in denied if not any(below(path, cover) for cover in session.covered)]
@@ -281,8 +278,8 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     )
     limits = _limits(job, authority, ceiling, layers.namespaces)
     lowering.missing(job.says, authority, layers, ceiling.facts.landlock_abi, job.visible())
-    job.say_granted(layers, {grant.path: grant.rights for grant in grants})
-    job.say_denied(layers)
+    told.granted(job, layers, {grant.path: grant.rights for grant in grants})
+    told.denied(job, layers)
     found = network.lower(replace(authority, publish=()), Authority(), own_namespace=layers.network)
     job.says.granted += found.granted
     job.says.deficit += found.deficit
@@ -309,13 +306,6 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
         authority=authority,
         lowering=job.says.lowering(),
     )
-
-
-def _left(
-    job: Job, grants: tuple[Granted, ...], denied: Mapping[str, Kind], protected: Mapping[str, Kind]
-) -> tuple[Granted, ...]:
-    left = (job.left(grant, denied, protected) for grant in grants)
-    return tuple(grant for grant in left if grant.rights)
 
 
 def _free(scratch: tuple[str, ...], session: tuple[Granted, ...], private: bool) -> tuple[str, ...]:
@@ -391,7 +381,7 @@ def _way_out(own: Authority, ceiling: Ceiling, *, own_namespace: bool) -> Egress
 def _limits(job: Job, authority: Authority, ceiling: Ceiling, namespaces: bool) -> tuple[Limit, ...]:
     """The session's limits on each process hold for every call; a smaller one of the call's own replaces it."""
     held = dict(ceiling.session.limits)
-    every = {op.what: op for op in job.limits(job.layers()) if isinstance(op, Limit)}
+    every = {op.what: op for op in job.limits(ceiling.standing().layers) if isinstance(op, Limit)}
     found: list[Limit] = []
     for what, value in sorted(authority.limits):
         mechanism = every[what].mechanism if what in every else "none"

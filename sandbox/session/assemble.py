@@ -283,7 +283,6 @@ def assemble(
         facts,
         workspace=asked.workspace,
         home=asked.home,
-        chdir=asked.directory,
         degrade=asked.degrade,
         degrade_asked=asked.options.degrade,
         explicit=explicit,

@@ -119,7 +119,6 @@ def compiled(
         facts or HostFacts(),
         workspace=workspace,
         home=home,
-        chdir=chdir,
         degrade=frozenset(degrade),
         degrade_asked=frozenset(asked),
         explicit=explicit or Authority(),
