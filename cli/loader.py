@@ -18,7 +18,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType
+    from types import CodeType, ModuleType
 
     Source = tuple[str, int, int]
     """(path, mtime in ns, size)."""
@@ -59,6 +59,8 @@ def begin(bundle: int, content: "Content") -> bool:
     made: list[str] = []
     early = None
     try:
+        # Nothing of the launcher's makes cycles, and a collection touches every page that the fork would share.
+        _make_builtin("gc").disable()
         extension, sources, first, _, _ = content
         _load_extension("_ctypes", extension)
         _import(first, made)
@@ -143,7 +145,7 @@ def _import(part: bytes, made: list[str]) -> None:
             setattr(modules[parent], last, module)
 
 
-def _make_builtin(name: str) -> None:
+def _make_builtin(name: str) -> "ModuleType":
     """Import a module that is within the interpreter, at a tenth of what asking the finders costs."""
     import _imp
     from _frozen_importlib import BuiltinImporter, ModuleSpec
@@ -154,6 +156,7 @@ def _make_builtin(name: str) -> None:
     module.__spec__ = spec
     module.__loader__ = BuiltinImporter
     sys.modules[name] = module
+    return module
 
 
 def _load_extension(name: str, path: str) -> None:

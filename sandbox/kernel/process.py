@@ -8,6 +8,7 @@ from remit.sandbox.kernel.call import NR, Buffer, address, call, check, has_libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 CLONE_NEWTIME = 0x80
@@ -178,6 +179,7 @@ def spawn(
     new_session: bool = False,
     terminal: bytes = b"",
     foreground: int = -1,
+    about_to: Callable[[], object] | None = None,
 ) -> int:
     """``posix_spawn(3)`` with every signal at its default and none blocked. Returns the pid; raises OSError.
 
@@ -188,7 +190,8 @@ def spawn(
 
     ``descriptors[i]`` becomes descriptor i; all others are closed on exec by the caller. ``foreground`` is a terminal
     whose foreground group the new group becomes. ``new_session``: ``setsid(2)``; ``terminal`` is then the path of a
-    terminal that becomes the new session's own, opened before the descriptors are placed.
+    terminal that becomes the new session's own, opened before the descriptors are placed. ``about_to`` is called when
+    nothing but the call that makes the process is left.
     """
     flags = _SETSIGDEF | _SETSIGMASK | (_SETPGROUP if new_group else 0) | (_SETSID if new_session else 0)
     attributes = _attributes(flags)
@@ -202,6 +205,8 @@ def spawn(
             key = None
     pid = Buffer(_INT_SIZE)
     argv, envp = _vector(arguments), _vector(environment)
+    if about_to is not None:
+        about_to()
     try:
         check("posix_spawn", pid.address, program, actions.address, attributes.address, address(argv), address(envp))
     finally:

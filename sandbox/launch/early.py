@@ -5,9 +5,10 @@ the launcher begins with the fork, and both go on side by side: the child import
 instead of by its memory, of which it would have to copy every page that it touches.
 
 Nothing has been decided when it starts, and nothing is lost if it is not wanted: it knows nothing, has every descriptor
-but the standard ones and its socket closed, and ends when the launcher's end of that socket does. Before it does anything
-that the host could see, it waits for the launcher to have made the session's record. It serves the plan that
-wants all namespaces and no ids but the caller's own, which nearly every one does; for others the launcher forks as ever.
+but the standard ones and its socket closed, and ends when the launcher's end of that socket does. It builds what only it
+can see, and enters that, and so does anything that the host could see, only when the launcher has made the session's
+record. It serves the plan that wants all namespaces and no ids but the caller's own, which nearly every one does; for others
+the launcher forks as ever.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ FLAGS = (
     | process.CLONE_NEWUTS
     | process.CLONE_NEWCGROUP
 )
+_LATER = process.CLONE_NEWNET
+"""Two thirds of what the namespaces cost. The child makes it for itself, and the launcher need not wait."""
 
 
 class Waiting:
@@ -75,7 +78,7 @@ def begin(prepare: Callable[[], object], *descriptors: int) -> None:
     # A terminal's signal goes to the child as well, where nobody waits for one before the session is set up.
     mask = process.block_signals(FORWARDED)
     try:
-        pid = process.clone3(FLAGS)
+        pid = process.clone3(FLAGS & ~_LATER)
     except OSError:
         pid = -1  # the launcher's own attempt will say why
     if pid == 0:
@@ -121,8 +124,8 @@ def _serve(control: int, who: tuple[int, int], prepare: Callable[[], object], de
         from remit.sandbox.launch import ground, stage
 
         try:
-            ground.begin(*who)
-        except OSError as error:
+            ground.begin(*who, _LATER)
+        except (OSError, ground.Refused) as error:
             posix.write(control, marshal.dumps(("failed", *ground.told(error))))
             process.leave(125)
         data = posix.read(control, LARGEST)

@@ -19,7 +19,7 @@ from remit.sandbox.launch.root import Root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     from remit.sandbox.launch.request import Request
     from remit.sandbox.launch.wire import Operation
@@ -122,12 +122,18 @@ class Ground:
         self._become_user()
         root.make_filesystems(request.operations)
         if request.begun:
-            root.have_copies(self._wait_for_launcher(), request.operations)
-            self._see_canary()
+            root.have_copies(self._copied(), request.operations)
         if "certificates" in self.found:
+            if request.begun:
+                self._wait_for_launcher()
             own = self._certified()
             root.certificates = lambda host: self._added(host, own)
         root.assemble(request.operations)
+        if request.begun:
+            # The host's tree is still there, below the new root.
+            if "certificates" not in self.found:
+                self._wait_for_launcher()
+            self._see_canary()
         self.canary = root.hidden_file()
         root.pivot(forbid_user_namespaces=bool(self.found["pivot"][1]))
         if self._own_network and self.found["unshare"][2]:
@@ -157,15 +163,23 @@ class Ground:
                     125,
                 )
 
-    def _wait_for_launcher(self) -> dict[str, bytes] | None:
-        """Until it has set this process up, and made the record, which is the canary. Returns what it has copied."""
+    def _wait_for_launcher(self) -> None:
+        """Until it has set this process up, and made the record, which is the canary."""
+        message: tuple[str, bytes, bytes | str] = self._heard()
+        self._seen = message[:2]
+        self._certificate = message[2]
+
+    def _copied(self) -> dict[str, bytes] | None:
+        """What the launcher has read of the files that the plan copies; None: nothing."""
+        copied: dict[str, bytes] | None = self._heard()
+        return copied
+
+    def _heard(self) -> Any:
+        """The launcher's next message."""
         data = posix.read(self.request.control, LARGEST)
         if not data:
             process.leave(125)  # the launcher is gone
-        message: tuple[str, bytes, dict[str, bytes] | None, bytes | str] = marshal.loads(data)
-        self._seen = message[:2]
-        self._certificate = message[3]
-        return message[2]
+        return marshal.loads(data)
 
     def _certified(self) -> bytes:
         """What the session's gateway made, if it had to make anything. Raises Refused where there is no gateway."""
@@ -274,9 +288,17 @@ def map_ids(uid: int, gid: int) -> None:
     files.write("/proc/self/gid_map", b"%d %d 1" % (gid, gid))
 
 
-def begin(uid: int, gid: int) -> None:
-    """In all new namespaces: what every plan begins with that wants them all."""
+def begin(uid: int, gid: int, missing: int) -> None:
+    """In all new namespaces but ``missing`` (flags), which are made first: what every plan begins with that wants them all.
+
+    Raises OSError, Refused.
+    """
     process.die_with_parent()
+    try:
+        process.unshare(missing)
+    except OSError as error:
+        hint = "'remit doctor' says what refuses them and how to allow them"
+        raise Refused("launch", f"no new namespaces: {error.strerror}", hint, 125) from None
     map_ids(uid, gid)
     mount.make_private()
 

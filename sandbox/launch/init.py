@@ -16,7 +16,7 @@ from fcntl import ioctl
 from remit.sandbox.events.action import DENIED
 from remit.sandbox.kernel import process
 from remit.sandbox.launch import limits, usage
-from remit.sandbox.mediate.broker import Broker, Source
+from remit.sandbox.mediate.broker import Broker, Source, brokers_reads
 from remit.sandbox.mediate.observe import GATHER_MS, GATHERED_AT_MOST, GATHERED_SIZE, size_of
 
 TYPE_CHECKING = False
@@ -62,9 +62,12 @@ class Init:
         self._early: dict[int, int] = {}
         self._early_stops: dict[int, int] = {}
         self._listener = -1
+        self._attended = False
         self._noted: list[tuple[Any, ...]] = []
         self._noted_size = 0
         self._broker: Broker | None = None
+        self._unrecorded = False
+        """The launcher has said that the record cannot be written."""
         # The command's process exists and has not run an instruction of its own program yet. More than one is tried
         # where the program is a script that only a shell takes.
         self._source = Source(before_exec=self._apply_limits)
@@ -74,7 +77,7 @@ class Init:
         self._wake_read, self._wake_write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         self._deadline = 0.0
         self._memory_limit = 0
-        self._next_look = 0.0
+        self._next_look = time.monotonic() + _WATCH_MS / 1000
         for _, what, value, mechanism in self._limits:
             if mechanism == "timer":
                 self._deadline = time.monotonic() + int(value) / 1000
@@ -87,9 +90,20 @@ class Init:
     # --- called by the command's thread ------------------------------------------------------------------------------
 
     def listen(self, listener: int) -> None:
-        """The filter is loaded: from now on its calls wait for this loop."""
+        """The filter is loaded: from now on its calls wait for this loop.
+
+        The loop hears of it at once where this thread's own opens are among them, else not before ``attend``: until there
+        is a process of the command's, two threads that run would only take the interpreter from each other.
+        """
         self._listener = listener
-        posix.write(self._wake_write, b"l")
+        if self._mediate is not None and brokers_reads(self._mediate):
+            self.attend()
+
+    def attend(self) -> None:
+        """The first call that waits for this loop is about to come."""
+        if self._listener >= 0 and not self._attended:
+            self._attended = True
+            posix.write(self._wake_write, b"l")
 
     def enforced(self, enforcement: dict[str, str]) -> None:
         """Every layer has been proven."""
@@ -111,8 +125,6 @@ class Init:
     def loop(self) -> None:
         """Until the command has ended. Does not return."""
         children = self._children
-        if self._mediate is not None:
-            self._make_broker(self._mediate)
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
@@ -154,12 +166,16 @@ class Init:
     def _woken(self, poll: select.poll) -> None:
         for event in posix.read(self._wake_read, 64):
             if event == ord("l"):
+                if self._mediate is not None:
+                    self._make_broker(self._mediate)
                 self._source.attach(self._listener)
                 poll.register(self._listener, select.POLLIN)
             elif event == ord("c"):
                 self._command = self._spawned
                 self._source.before_exec = None
                 self._tell("started", self._command, self._enforcement)
+                if self._noted:
+                    self._tell_noted()  # the record is written while the command runs, not after it
                 if self._command in self._early_stops:
                     self._tell("stopped", self._early_stops[self._command])
                 for number in self._held:
@@ -171,8 +187,9 @@ class Init:
                 process.leave(0)
 
     def _make_broker(self, plan: Operation) -> None:
-        """While the command's thread confines itself, and before it can be reported: its listener comes later."""
+        """While the command's process is being made."""
         self._broker = Broker(plan, self._note)
+        self._broker.held = self._unrecorded
 
     def _apply_limits(self, pid: int) -> None:
         limits.apply(pid, limits.prepared(self._limits))
@@ -202,8 +219,10 @@ class Init:
         if not data:
             process.leave(125)
         kind, number = data[:1], int.from_bytes(data[1:5], "little")
-        if kind == b"h" and self._broker is not None:
-            self._broker.held = bool(number)
+        if kind == b"h":
+            self._unrecorded = bool(number)
+            if self._broker is not None:
+                self._broker.held = self._unrecorded
         elif kind == b"r":
             self._end(None, "revoked")
         elif kind == b"f":

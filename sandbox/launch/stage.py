@@ -76,7 +76,7 @@ class Stage:
             if ground.canary >= 0:
                 posix.close(ground.canary)
             init.enforced(ground.enforcement)
-            init.command_started(self._spawn())
+            init.command_started(self._spawn(init))
         except Exception as error:
             phase, message, hint, status = told(error)
             # Here a name that is not there is the command's business, not the plan's.
@@ -96,7 +96,7 @@ class Stage:
             if notifies:
                 init.listen(listener)
 
-    def _spawn(self) -> int:
+    def _spawn(self, init: Init) -> int:
         request = self._request
         return program.start(
             request.argv,
@@ -105,4 +105,5 @@ class Stage:
             descriptors=tuple(self._ground.descriptors),
             new_group=True,
             foreground=self._ground.terminal,
+            about_to=init.attend,
         )

@@ -10,7 +10,7 @@ import marshal
 import posix
 import select
 import time
-from errno import ECONNRESET, EMSGSIZE
+from errno import ECONNRESET
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import memory, process, sockets
@@ -78,8 +78,6 @@ class Child:
         who = _identity(workspace, operations)
         self.way: Way | None = None
         self.groups: Groups | None = None
-        self._operations: Sequence[Operation] | None = None
-        """Of a child that is building already: the launcher reads for it what the plan copies."""
         self._went = False
         self._unsaid: list[bytes] = []
         flags = 0
@@ -114,7 +112,8 @@ class Child:
                 waiting.give_up()
                 waiting = None
             if waiting is not None and waiting.hand(request.packed()):
-                self.pid, self.control, self._operations = waiting.pid, waiting.control, operations
+                self.pid, self.control = waiting.pid, waiting.control
+                self._read_for_it(operations)
             else:
                 self.pid, self.control = _fork(request, flags, body)
         except BaseException:
@@ -156,14 +155,8 @@ class Child:
             self.way.certified(lambda certificate: self._go(canary, certificate))
 
     def _go(self, canary: tuple[str, bytes], certificate: bytes | str) -> None:
-        message = marshal.dumps((*canary, self._copied(), certificate))
         try:
-            try:
-                posix.write(self.control, message)
-            except OSError as error:
-                if error.errno != EMSGSIZE:
-                    raise
-                posix.write(self.control, marshal.dumps((*canary, None, certificate)))
+            posix.write(self.control, marshal.dumps((*canary, certificate)))
             self._went = True
             for data in self._unsaid:
                 posix.write(self.control, data)
@@ -175,18 +168,21 @@ class Child:
         if not self._went:
             self._unsaid.append(data)
             return
+        self._tell(data)
+
+    def _tell(self, data: bytes) -> None:
         try:
             posix.write(self.control, data)
         except OSError:
             pass  # it is ending; what it has to say comes first
 
-    def _copied(self) -> dict[str, bytes] | None:
-        if self._operations is None:
-            return None
+    def _read_for_it(self, operations: Sequence[Operation]) -> None:
+        """A child that is building already gets what the plan copies from the launcher, or has to read it by itself."""
         try:
-            return copies.read(self._operations)
+            posix.write(self.control, marshal.dumps(copies.read(operations)))
         except (OSError, copies.Swapped):
-            return None  # the child will meet it too, and knows what to say
+            # Too large for one message; or the child will meet it too, and knows what to say. Or it is dead.
+            self._tell(marshal.dumps(None))
 
     def _give_up(self) -> None:
         """Nothing has run: take away what there is of it."""

@@ -65,6 +65,12 @@ _LOOPBACK = (b"127.", b"[0:0:0:0:0:0:0:1]:", b"0.0.0.0:", b"[0:0:0:0:0:0:0:0]:",
 """A connection to no address at all goes to the own host (``ip(7)``)."""
 
 
+def brokers_reads(spec: tuple[Any, ...]) -> bool:
+    """Whether every open goes to the mediator, for reading too. ``spec``: as for ``Broker``."""
+    _, _, _, _, _, _, _, *rest = spec
+    return any(rest[:1]) or rest[3:4] == [FULL]
+
+
 class Denied(OSError):
     """An action outside the grant; already counted."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     Pattern: TypeAlias = tuple[str, tuple[str, ...], bool, str]
     Deep: TypeAlias = tuple[bytes, bytes, tuple[bytes, ...], int, str]
@@ -33,9 +33,31 @@ def join(directory: bytes, name: bytes) -> bytes:
 
 
 class Rules:
-    """``deny``, ``protect`` and the catalogue of one session, over canonical paths as bytes."""
+    """``deny``, ``protect`` and the catalogue of one session, over canonical paths as bytes.
+
+    Its tables are made when the first is looked at: many a command ends before anything is decided about a name.
+    """
 
     def __init__(
+        self,
+        roots: tuple[bytes, ...],
+        deny: tuple[Pattern, ...],
+        protect: tuple[Pattern, ...],
+        catalogue: tuple[tuple[str, ...], ...],
+        opened: tuple[str, ...],
+    ) -> None:
+        self._made_of = roots, deny, protect, catalogue, opened
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Of a table that is not there yet.
+            if "_made_of" in self.__dict__:
+                self._make(*self.__dict__.pop("_made_of"))
+                return getattr(self, name)
+            raise AttributeError(name)
+
+    def _make(
         self,
         roots: tuple[bytes, ...],
         deny: tuple[Pattern, ...],
