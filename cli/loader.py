@@ -64,6 +64,7 @@ def begin(bundle: int, content: "Content") -> bool:
         extension, sources, first, _, _ = content
         _load_extension("_ctypes", extension)
         _import(first, made)
+        sys.modules["remit.sandbox.kernel.call"].keep_memory()
         early = sys.modules["remit.sandbox.launch.early"]
         if posix.geteuid():
             early.begin(lambda: _import(_stage(bundle, content), []), bundle)

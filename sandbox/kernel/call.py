@@ -28,6 +28,8 @@ AT_RECURSIVE = 0x8000
 _FUNCFLAG_CDECL = 0x1
 _FUNCFLAG_USE_ERRNO = 0x8
 _INT_MAX = 0x7FFFFFFF
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+_ONE_HEAP = ((_M_TRIM_THRESHOLD, 1 << 26), (_M_TOP_PAD, 1 << 18), (_M_MMAP_THRESHOLD, 1 << 25), (_M_ARENA_MAX, 1))
 _BYTES_HEADER = bytes.__basicsize__ - 1
 
 
@@ -135,6 +137,16 @@ def has_libc(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def keep_memory() -> None:
+    """Let freed memory stay with this process, and all of it be one heap (``mallopt(3)``; not every libc has it).
+
+    A start takes and gives back the same pages some ten times, and the kernel asks more for each than all else about it costs.
+    """
+    if has_libc("mallopt"):
+        for option, value in _ONE_HEAP:
+            libc_call("mallopt", option, value)
 
 
 def check(name: str, *arguments: int | bytes | None) -> None:

@@ -373,3 +373,23 @@ def test_nothing_is_left_of_a_first_process_that_nobody_wanted(world: World) -> 
     assert world.remit("run", "--bogus").status == 2
     assert world.remit("run", "-p", "none", "--", "true").status == 2
     assert world.remit("run", "--help").status == 0
+
+
+@pytest.mark.needs(ordinary=True)
+@pytest.mark.parametrize(
+    ("most", "status", "said"),
+    [(9, 0, ""), (0, 125, "remit: error: no new namespaces: No space left on device\n")],
+)
+def test_invariant_1_a_namespace_that_its_first_process_cannot_make_is_no_start(
+    world: World, most: int, status: int, said: str
+) -> None:
+    without = 'exec setpriv --ambient-caps=-all --inh-caps=-all -- "$@"'
+    limited = f"echo {most} > /proc/sys/user/max_net_namespaces || exit 90; {without}"
+    around = ["unshare", "--user", "--map-current-user", "--keep-caps", "--", "sh", "-c", limited, "sh"]
+    argv = [*around, *world.run_argv(["sh", "-c", "echo ran > here"])]
+    done = subprocess.run(argv, capture_output=True, text=True, env=world.env(), cwd=world.workspace, check=False)
+
+    if done.returncode == 90:
+        pytest.skip(f"limits cannot be set here: {done.stderr.strip().splitlines()[-1]}")
+    assert (done.returncode, done.stderr.partition("remit: hint")[0]) == (status, said)
+    assert (world.workspace / "here").exists() == (status == 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,25 @@ def test_a_string_longer_than_the_first_look_is_read_whole() -> None:
     with pytest.raises(OSError, match="path") as caught:
         memory.read_string(os.getpid(), call.address(b"x" * 4096))
     assert caught.value.errno == errno.ENAMETOOLONG
+
+
+def test_a_start_keeps_the_memory_that_it_frees() -> None:
+    """Two arms: a block of 8 MiB goes back to the kernel, or stays."""
+    code = """
+import sys
+sys.path.append(sys.argv[1])
+from remit.sandbox.kernel import call, files
+resident = lambda: int(files.read("/proc/self/statm").split()[1])
+if len(sys.argv) > 2:
+    call.keep_memory()
+before = resident()
+block = b"x" * (8 << 20)
+del block
+print((resident() - before) * 4096 > 4 << 20)
+"""
+    root = str(Path(call.__file__).parents[3])
+    argv = [sys.executable, "-I", "-S", "-c", code, root]
+    said = [
+        subprocess.run([*argv, *more], capture_output=True, text=True, check=True).stdout for more in ([], ["keep"])
+    ]
+    assert said == ["False\n", "True\n" if call.has_libc("mallopt") else "False\n"]
