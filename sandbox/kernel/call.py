@@ -13,6 +13,10 @@ import posix
 
 from remit.sandbox.kernel.numbers import TABLE
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 MACHINE: str = posix.uname().machine
 """The kernel's name of this machine's instruction set: ``x86_64`` or ``aarch64``."""
 
@@ -128,6 +132,11 @@ def libc_call(name: str, *arguments: int | bytes | None) -> int:
         function = _functions[name] = _Function(_ctypes.dlsym(_LIBC, name))
     result: int = function(*_converted(arguments))
     return result
+
+
+def function(address: int) -> Callable[[object, object, object, object], int]:
+    """The machine code at ``address``, which must stay: takes what ``long`` makes, gives the interpreter lock up meanwhile."""
+    return _Function(address)
 
 
 def has_libc(name: str) -> bool:

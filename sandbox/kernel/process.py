@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import posix
+from _struct import Struct
 
-from remit.sandbox.kernel.call import NR, Buffer, address, call, check, has_libc, libc_call, quick
+from remit.sandbox.kernel.call import NR, Buffer, call, quick
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import NoReturn
 
 CLONE_NEWTIME = 0x80
@@ -52,17 +52,42 @@ _SIGCHLD = 17
 _SIG_BLOCK = 0
 _SIG_SETMASK = 2
 _INT_SIZE = 4
+_P_PID = 1
+_WEXITED = 4
+_WNOWAIT = 0x1000000
+_CLD_EXITED = 1
+_CLD_DUMPED = 3
+_WORDS = Struct("=7i")
+"""``siginfo_t`` of SIGCHLD: si_signo, si_errno, si_code, padding, si_pid, si_uid, si_status (64-bit machines)."""
+_USAGE = Struct("=5q")
+"""``struct rusage``: the two times, in seconds and microseconds, and ru_maxrss."""
 
 
 def clone3(flags: int, *, pidfd: Buffer | None = None) -> int:
     """``clone3(2)`` as a fork: 0 in the child, its pid in the parent. Raises OSError.
 
     The interpreter is not told (no ``PyOS_AfterFork_Child``): the caller must have one thread only, and the child must
-    not use ``threading``. That is what makes the child cheap.
+    not use ``threading``. That is what makes the child cheap. It is scheduled as others are, also where the caller
+    stands back.
     """
     fields = (flags | (CLONE_PIDFD if pidfd else 0), pidfd.address if pidfd else 0, 0, 0, _SIGCHLD, 0, 0, 0)
     arguments = b"".join([field.to_bytes(8, "little") for field in fields])
-    return quick(NR["clone3"], arguments, len(arguments))
+    pid = quick(NR["clone3"], arguments, len(arguments))
+    if pid == 0 and _standing_back:
+        _standing_back.clear()
+        posix.sched_setscheduler(0, posix.SCHED_OTHER, posix.sched_param(0))
+    return pid
+
+
+_standing_back: list[bool] = []
+
+
+def stand_back() -> None:
+    """From now on this process takes no CPU from another that runs there, only one that is free (SCHED_BATCH,
+    ``sched(7)``): what it does is nobody's to wait for. Where it was given another policy, that stays."""
+    if posix.sched_getscheduler(0) == posix.SCHED_OTHER:
+        posix.sched_setscheduler(0, posix.SCHED_BATCH, posix.sched_param(0))
+        _standing_back.append(True)
 
 
 def leave(status: int) -> NoReturn:
@@ -83,6 +108,18 @@ def setns(descriptor: int, flags: int) -> None:
 def pidfd_open(pid: int) -> int:
     """``pidfd_open(2)`` (Linux 5.3)."""
     return call(NR["pidfd_open"], pid, 0)
+
+
+def ended(pid: int) -> tuple[int, float, int]:
+    """How a child that has ended did, leaving it to be reaped: wait status, CPU time in seconds, largest resident set in
+    KiB (``waitid(2)`` with WNOWAIT, and the ``rusage`` that only the system call itself gives). Raises OSError."""
+    information, usage = Buffer(128), Buffer(144)
+    call(NR["waitid"], _P_PID, pid, information.address, _WEXITED | _WNOWAIT, usage.address)
+    words = _WORDS.unpack_from(information.view)
+    code, value = words[2], words[6]
+    status = value << 8 if code == _CLD_EXITED else value | (0x80 if code == _CLD_DUMPED else 0)
+    user, user_us, system, system_us, most = _USAGE.unpack_from(usage.view)
+    return status, user + system + (user_us + system_us) / 1e6, most
 
 
 def pidfd_send_signal(pidfd: int, signal: int) -> None:
@@ -152,116 +189,6 @@ def raise_ambient(capability: int) -> None:
 def close_range(first: int, last: int, *, on_exec: bool = False) -> None:
     """``close_range(2)`` (Linux 5.9), or with ``on_exec`` mark them close-on-exec (Linux 5.11)."""
     call(NR["close_range"], first, last, _CLOSE_RANGE_CLOEXEC if on_exec else 0)
-
-
-_SETPGROUP = 0x02
-_SETSIGDEF = 0x04
-_SETSIGMASK = 0x08
-_SETSID = 0x80
-_ATTRIBUTES_SIZE = 512
-_ACTIONS_SIZE = 128
-_SIGSET_SIZE = 128
-
-
-def _vector(strings: list[bytes]) -> bytes:
-    """A NULL-terminated array of the strings' addresses; ``strings`` must outlive it."""
-    return b"".join([address(s).to_bytes(8, "little") for s in strings]) + bytes(8)
-
-
-def spawn(
-    program: bytes,
-    arguments: list[bytes],
-    environment: list[bytes],
-    *,
-    directory: bytes,
-    descriptors: tuple[int, ...] = (0, 1, 2),
-    new_group: bool = False,
-    new_session: bool = False,
-    terminal: bytes = b"",
-    foreground: int = -1,
-    about_to: Callable[[], object] | None = None,
-) -> int:
-    """``posix_spawn(3)`` with every signal at its default and none blocked. Returns the pid; raises OSError.
-
-    ``os.posix_spawn`` will not do: it holds the interpreter lock until the child has exec'd, and a child whose execve(2)
-    is reported to a mediator in this very process would wait for ever. It also has no working directory
-    (``addchdir_np``, glibc 2.29) and no ``tcsetpgrp`` (``addtcsetpgrp_np``, glibc 2.35), without which a command started
-    in its own process group reads the terminal as a background job.
-
-    ``descriptors[i]`` becomes descriptor i; all others are closed on exec by the caller. ``foreground`` is a terminal
-    whose foreground group the new group becomes. ``new_session``: ``setsid(2)``; ``terminal`` is then the path of a
-    terminal that becomes the new session's own, opened before the descriptors are placed. ``about_to`` is called when
-    nothing but the call that makes the process is left.
-    """
-    flags = _SETSIGDEF | _SETSIGMASK | (_SETPGROUP if new_group else 0) | (_SETSID if new_session else 0)
-    attributes = _attributes(flags)
-    key = (descriptors, directory) if foreground < 0 and not terminal else None
-    actions = _made_actions.get(key)
-    if actions is None:
-        actions = _actions(descriptors, directory, terminal, foreground)
-        if key is not None and len(_made_actions) < _ACTIONS_AT_MOST:
-            _made_actions[key] = actions
-        else:
-            key = None
-    pid = Buffer(_INT_SIZE)
-    argv, envp = _vector(arguments), _vector(environment)
-    if about_to is not None:
-        about_to()
-    try:
-        check("posix_spawn", pid.address, program, actions.address, attributes.address, address(argv), address(envp))
-    finally:
-        if key is None:
-            libc_call("posix_spawn_file_actions_destroy", actions.address)
-    return int.from_bytes(pid.view, "little")
-
-
-_ACTIONS_AT_MOST = 32
-_made_actions: dict[tuple[tuple[int, ...], bytes] | None, Buffer] = {}
-"""Calls come by the thousand, with their streams at the same few numbers: made once, only read afterwards."""
-
-
-def _actions(descriptors: tuple[int, ...], directory: bytes, terminal: bytes, foreground: int) -> Buffer:
-    """A ``posix_spawn_file_actions_t``."""
-    actions = Buffer(_ACTIONS_SIZE)
-    check("posix_spawn_file_actions_init", actions.address)
-    try:
-        if foreground >= 0 and has_libc("posix_spawn_file_actions_addtcsetpgrp_np"):
-            check("posix_spawn_file_actions_addtcsetpgrp_np", actions.address, foreground)
-        if terminal:
-            # Opening it makes it the controlling one of a session's leader that has none (``tty_ioctl(4)``).
-            check("posix_spawn_file_actions_addopen", actions.address, 0, terminal, posix.O_RDWR, 0)
-        for number, descriptor in enumerate(descriptors):
-            check("posix_spawn_file_actions_adddup2", actions.address, descriptor, number)
-        check("posix_spawn_file_actions_addchdir_np", actions.address, directory)
-    except BaseException:
-        libc_call("posix_spawn_file_actions_destroy", actions.address)
-        raise
-    return actions
-
-
-_made_attributes: dict[int, Buffer] = {}
-_reset = [b"\xff" * _SIGSET_SIZE]
-
-
-def reset_only(signals: int) -> None:
-    """From now on programs are started with only these signals (a mask) reset, which this process ignores: exec resets the
-    handled ones by itself, and asking for all of them costs each program sixty system calls."""
-    _reset[:] = [signals.to_bytes(8, "little") + bytes(_SIGSET_SIZE - 8)]
-    _made_attributes.clear()
-
-
-def _attributes(flags: int) -> Buffer:
-    """A ``posix_spawnattr_t`` with every signal at its default and none blocked; made once, only read afterwards."""
-    made = _made_attributes.get(flags)
-    if made is None:
-        made, signals = Buffer(_ATTRIBUTES_SIZE), Buffer(_SIGSET_SIZE)
-        check("posix_spawnattr_init", made.address)
-        check("posix_spawnattr_setsigmask", made.address, signals.address)
-        signals.view[:] = _reset[0]
-        check("posix_spawnattr_setsigdefault", made.address, signals.address)
-        check("posix_spawnattr_setflags", made.address, flags)
-        _made_attributes[flags] = made
-    return made
 
 
 def set_limit(pid: int, resource: int, soft: int, hard: int) -> None:

@@ -11,14 +11,9 @@ from __future__ import annotations
 import _thread
 import marshal
 import posix
-import resource
 import select
 import time
 from errno import EACCES, EINTR, EPIPE
-
-# wait4(2) of ``posix`` would import it, in a confined thread, holding the interpreter; and where every open asks the
-# mediator, the mediator's thread would wait for the interpreter for ever.
-from resource import struct_rusage
 
 from remit.sandbox.kernel import landlock, notify, process, sockets
 from remit.sandbox.launch import envelope, program
@@ -46,11 +41,6 @@ _LONGEST_WAIT_MS = 5000
 """poll(2) does not count suspended time, an expiry does: so it is looked at again this often."""
 _ENDS = ("revoked", "expired")
 """Why a call that holds no authority any more is stopped; anything else ends it."""
-
-
-_RUSAGE = resource.struct_rusage
-"""``posix.wait4`` imports it by itself, under the interpreter's lock. In a thread whose opens wait for the mediator
-(``[audit] level = "full"``), which waits for that lock, it would wait for ever."""
 
 
 class Jail(Source):
@@ -219,14 +209,28 @@ class Jail(Source):
             posix.close(came.pop())
         self._tell_template("began", call, self.pid, _brief(argv), self.policy.identifier, chain)
         started = time.monotonic()
-        status, usage = self._wait(started)
+        status, cpu, memory = self._wait(started)
         clean = self._alone()
         if not background and not clean:
+            # The cell's PID 1 ends last, and not before the command's process is reaped (``pid_namespaces(7)``).
+            self._reap()
             self._end_cell()
-        self._answer(status, usage)
+            self._answer(status, cpu, memory)
+        else:
+            self._answer(status, cpu, memory)
+            self._reap()
+        self._tell_template("finished", self.call, status, self.limit, cpu, memory, self.denials)
         if background and not clean:
             self._linger(started)
         return clean and not self.policy.private
+
+    def _answer(self, status: int, cpu: float, memory: int) -> None:
+        self._reply("exited", status, self.limit, cpu, memory, self.denials, self.events[:_REPORTED])
+
+    def _reap(self) -> None:
+        with self.meeting:
+            pass
+        posix.waitpid(self.pid, 0)
 
     def _refuse_revoked(self) -> None:
         if not self.revoked.isdisjoint(self.chain):
@@ -248,8 +252,8 @@ class Jail(Source):
         posix.chdir("/")
         self.busy = False
 
-    def _wait(self, started: float) -> tuple[int, struct_rusage]:
-        """Until the command has ended: listen to the client meanwhile, and watch the clock."""
+    def _wait(self, started: float) -> tuple[int, float, int]:
+        """Until the command has ended, which is not reaped yet: listen to the client meanwhile, and watch the clock."""
         watched = process.pidfd_open(self.pid)
         poll = select.poll()
         poll.register(watched, select.POLLIN)
@@ -263,8 +267,7 @@ class Jail(Source):
                     if descriptor == watched:
                         with self.telling:
                             pass
-                        _, status, usage = posix.wait4(self.pid, 0)
-                        return status, usage
+                        return process.ended(self.pid)
                     if descriptor == self.woken:
                         self._heed()
                     elif events & (select.POLLHUP | select.POLLERR) and not events & select.POLLIN:
@@ -368,11 +371,6 @@ class Jail(Source):
                 return
             if ended:
                 self._tell_main("freeze")
-
-    def _answer(self, status: int, usage: struct_rusage) -> None:
-        cpu = usage.ru_utime + usage.ru_stime
-        self._reply("exited", status, self.limit, cpu, usage.ru_maxrss, self.denials, self.events[:_REPORTED])
-        self._tell_template("finished", self.call, status, self.limit, cpu, usage.ru_maxrss, self.denials)
 
     def _fail(self, error: Exception) -> None:
         failure = told(error)

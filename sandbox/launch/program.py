@@ -5,11 +5,12 @@ from __future__ import annotations
 import posix
 from errno import EACCES, ENOEXEC
 
-from remit.sandbox.kernel import process
+from remit.sandbox.kernel.spawn import spawn
 from remit.sandbox.launch.ground import NOT_HERE, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from typing import Any
 
 
@@ -28,18 +29,18 @@ def enter(directory: bytes) -> None:
 
 
 def start(argv: list[bytes], environment: list[bytes], **how: Any) -> int:
-    """``process.spawn`` of the program that ``argv[0]`` names, along the environment's PATH. Returns its pid.
+    """``spawn.spawn`` of the program that ``argv[0]`` names, along the environment's PATH. Returns its pid.
 
-    ``how``: the keywords of ``process.spawn``. Raises Refused with exit status 126 or 127.
+    ``how``: the keywords of ``spawn.spawn``. Raises Refused with exit status 126 or 127.
     """
     problem: OSError | None = None
     for candidate in _candidates(argv[0], environment):
         try:
-            return process.spawn(candidate, argv, environment, **how)
+            return spawn(candidate, argv, environment, **how)
         except OSError as error:
             if error.errno == ENOEXEC:
                 # As execvp(3) does: a file without a format is a shell script.
-                return process.spawn(b"/bin/sh", [b"sh", candidate, *argv[1:]], environment, **how)
+                return spawn(b"/bin/sh", [b"sh", candidate, *argv[1:]], environment, **how)
             if error.errno not in NOT_HERE:
                 problem = error
     name = argv[0].decode(errors="replace")
@@ -50,17 +51,16 @@ def start(argv: list[bytes], environment: list[bytes], **how: Any) -> int:
     raise Refused("exec", f"{name}: {problem.strerror}", "", 126)
 
 
-def _candidates(name: bytes, environment: list[bytes]) -> list[bytes]:
+def _candidates(name: bytes, environment: list[bytes]) -> Generator[bytes]:
     """Where execvp(3) would look for a program, without what is not there."""
     if b"/" in name:
-        return [name]
+        yield name
+        return
     path = next((v[5:] for v in environment if v.startswith(b"PATH=")), b"/usr/bin:/bin")
-    found: list[bytes] = []
     for directory in path.split(b":"):
         candidate = (directory or b".") + b"/" + name
         try:
             posix.stat(candidate)
         except OSError:
             continue
-        found.append(candidate)
-    return found
+        yield candidate

@@ -18,6 +18,7 @@ import posix
 
 from remit.sandbox.kernel import files, mount, process
 from remit.sandbox.kernel.call import MACHINE
+from remit.sandbox.kernel.spawn import spawn
 
 CODE = {
     "x86_64": bytes.fromhex(
@@ -80,7 +81,7 @@ def program() -> bytes:
 def start(path: bytes, life: int, ready: int) -> int:
     """Start it in the PID namespace that this thread's children are in; ``life`` and ``ready`` become 0 and 1."""
     if path:
-        return process.spawn(path, [NAME], [], directory=b"/", descriptors=(life, ready, ready))
+        return spawn(path, [NAME], [], directory=b"/", descriptors=(life, ready, ready))
     # Not clone3, which gives the interpreter up while it runs: in the child, the thread that has it then does not exist.
     child = posix.fork()
     if child == 0:

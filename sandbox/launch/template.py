@@ -491,6 +491,8 @@ def main(ledger: Callable[[str], Ledger]) -> None:
         gc.collect()
         gc.freeze()
         gc.disable()
+        # It is woken when a command begins and when it ends: the CPU is the command's.
+        process.stand_back()
         Template(CLIENT, LISTENER if arguments is not None else -1, ledger).loop()
         status = 0
     except Exception as error:

@@ -19,6 +19,7 @@ from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.egress import inside, wire
 from remit.sandbox.kernel import process, sockets
 from remit.sandbox.kernel.call import failure
+from remit.sandbox.kernel.spawn import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -285,9 +286,7 @@ def _start(control: int, who: Identity) -> int:
     null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
     try:
         if posix.geteuid() != 0:
-            return process.spawn(
-                program, argv, [], directory=b"/", descriptors=(null, null, null, control), new_group=True
-            )
+            return spawn(program, argv, [], directory=b"/", descriptors=(null, null, null, control), new_group=True)
         return _start_as(who, argv, null, control)
     finally:
         posix.close(null)

@@ -23,6 +23,7 @@ import time
 
 from remit.sandbox.events.action import DENIED
 from remit.sandbox.kernel import landlock, process, sockets
+from remit.sandbox.kernel.spawn import reset_only
 from remit.sandbox.launch import envelope, usage
 from remit.sandbox.launch.cell import Maker
 from remit.sandbox.launch.ground import Ground, Refused, open_inside, told
@@ -134,7 +135,7 @@ class Zygote:
         return [operation for operation in self._request.operations if operation[0] == "limit"]
 
     def _start_threads(self) -> None:
-        process.reset_only(usage.ignored_signals())
+        reset_only(usage.ignored_signals())
         _thread.stack_size(_STACK)
         self._arms_read, self._arms = sockets.packet_pair()
         self._jobs_read, self._jobs = posix.pipe2(posix.O_CLOEXEC)

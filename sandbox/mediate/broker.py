@@ -78,7 +78,7 @@ class Denied(OSError):
 class Source:
     """Whose calls one listener brings: those of one command and everything it starts, told by the filter they are under."""
 
-    __slots__ = ("before_exec", "denials", "handled", "listener", "telling")
+    __slots__ = ("before_exec", "denials", "handled", "listener", "meeting", "telling")
 
     def __init__(self, before_exec: Callable[[int], None] | None = None) -> None:
         self.listener = Listener(-1)
@@ -88,8 +88,11 @@ class Source:
         self.before_exec = before_exec
         """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
         self.telling = _thread.allocate_lock()
-        """Held from before a call is let go on until all of it has been noted. Whoever reaps the command takes it first: so
-        every action is noted before the end is told, and the command's process is there to be asked about."""
+        """Held from before a call is let go on until all of it has been noted. Whoever tells how the command ended takes it
+        first: so the denials that it counts are all of them."""
+        self.meeting = _thread.allocate_lock()
+        """The same for the exec of the command itself, which is no denial where the command runs. Whoever reaps the command
+        takes it first: its process is there to be asked about, and its end is noted last."""
 
     def attach(self, listener: int) -> None:
         """Its notifications come from this descriptor."""
@@ -162,7 +165,9 @@ class Broker:
         calls.performing = False
         calls.touched.clear()
         calls.view.begin(pid)
+        telling = source.telling
         if source.before_exec is not None and nr in self._execs:
+            telling = source.meeting
             self._observer.meet_newcomer(pid)
         else:
             # Before the answer: the caller may be gone right after it.
@@ -180,7 +185,7 @@ class Broker:
             listener.reply(identifier, error=EACCES)
             self._observer.failed(source, pid, nr, EACCES, f"{type(error).__name__}: {error}")
         else:
-            with source.telling:
+            with telling:
                 if answer == PROCEED:
                     listener.proceed(identifier)
                 elif answer != ANSWERED:

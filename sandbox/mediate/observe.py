@@ -185,7 +185,7 @@ class Observer:
 
     def meet_newcomer(self, pid: int) -> None:
         """The same of a command's first process, which is about to execute the command: it is still Remit's own program, and
-        nobody reaps it before its source's ``telling`` is free. So there is time to ask when there is something to tell."""
+        nobody reaps it before its source's ``meeting`` is free. So there is time to ask when there is something to tell."""
         self._who_calls, self._newcomer = None, pid
 
     def executes(self, pid: int) -> None:

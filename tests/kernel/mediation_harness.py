@@ -29,6 +29,7 @@ from remit.sandbox.compile.syscalls import refused
 from remit.sandbox.events.action import FIELDS
 from remit.sandbox.kernel import landlock, memory, mount, notify, process
 from remit.sandbox.kernel.call import MACHINE, NR, call
+from remit.sandbox.kernel.spawn import spawn
 from remit.sandbox.mediate.broker import Broker, Source
 from remit.sandbox.mediate.calls import PROCEED
 
@@ -263,7 +264,7 @@ def _command(setup: Setup, out: int, state: dict[str, int], gate: _thread.LockTy
         }
         vector = [os.fsencode(part) for part in setup.argv]
         variables = [os.fsencode(f"{name}={value}") for name, value in environment.items()]
-        state["pid"] = process.spawn(vector[0], vector, variables, directory=os.fsencode(setup.root))
+        state["pid"] = spawn(vector[0], vector, variables, directory=os.fsencode(setup.root))
     except BaseException:
         traceback.print_exc()
         os._exit(125)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import textwrap
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,14 @@ def named(marker: str) -> list[int]:
 
 
 def watched(marker: str) -> list[int]:
-    """Descriptors (pidfd) of those processes, but for what ended meanwhile."""
+    """Descriptors (pidfd) of those processes."""
+    return handles(named(marker))
+
+
+def handles(pids: Iterable[int]) -> list[int]:
+    """Descriptors (pidfd) of these processes, but for what ended meanwhile: a command's, after its answer."""
     found: list[int] = []
-    for pid in named(marker):
+    for pid in pids:
         with suppress(ProcessLookupError):
             found.append(os.pidfd_open(pid))
     return found

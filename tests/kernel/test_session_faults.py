@@ -21,6 +21,7 @@ from tests.kernel.session_harness import (
     comm,
     first_processes,
     gone,
+    handles,
     named,
     opened,
     python,
@@ -100,7 +101,7 @@ def test_the_template_is_killed_during_a_call(world: World) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", process.stderr
         (template,) = [pid for pid in descendants(process.pid) if comm(pid) == "remit-template"]
-        left = watched(marker) + [os.pidfd_open(pid) for pid in descendants(template)]
+        left = watched(marker) + handles(descendants(template))
         os.kill(template, signal.SIGKILL)
         output, errors = process.communicate(timeout=TIMEOUT)
     assert gone(left)
@@ -218,7 +219,7 @@ def test_a_first_process_that_is_stuck_keeps_nobody_waiting(world: World, way: s
             with patch.object(Door, "PATIENCE", 0.2 if stops else 60.0), opened(world) as session:
                 (zygote,) = first_processes() - before - others
                 assert session.run(["true"]).returncode == 0
-                left = [os.pidfd_open(zygote), *(os.pidfd_open(pid) for pid in descendants(zygote))]
+                left = handles([zygote, *descendants(zygote)])
                 with pytest.raises(expected):
                     wait(session, marker, partial(stopped, zygote) if stops else lambda: None)
                 if stops or way == "close":
@@ -256,7 +257,7 @@ def test_a_template_that_is_stuck_keeps_nobody_waiting(world: World) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", process.stderr
         (template,) = [pid for pid in descendants(process.pid) if comm(pid) == "remit-template"]
-        left = [os.pidfd_open(pid) for pid in (template, *descendants(template))]
+        left = handles([template, *descendants(template)])
         stopped(template)
         output, errors = process.communicate("\n", timeout=TIMEOUT)
     assert gone(left)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from remit.sandbox.kernel import call, files, memory, process
+from remit.sandbox.kernel import call, files, memory
+from remit.sandbox.kernel import spawn as spawning
+from remit.sandbox.kernel.spawn import spawn
 
 
 def test_result_and_errno() -> None:
@@ -65,12 +67,23 @@ def test_openat2_refuses_links_on_request(tmp_path: os.PathLike[str]) -> None:
     assert caught.value.errno == errno.ELOOP
 
 
+@pytest.fixture(params=["our own", "libc's"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to start a program."""
+    if request.param == "our own":
+        assert spawning.loaded() is not None
+    else:
+        monkeypatch.setattr(spawning, "_machine", [None])
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
 def test_spawn_has_a_directory_an_environment_a_group_and_default_signals(tmp_path: os.PathLike[str]) -> None:
     read, write = os.pipe()
     script = b'pwd; echo "$A"; ps -o pgid= -p $$ 2>/dev/null || echo $$; kill -PIPE $$; echo not reached'
     previous = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
-        pid = process.spawn(
+        pid = spawn(
             b"/bin/sh",
             [b"sh", b"-c", script],
             [b"A=b c", b"PATH=/usr/bin:/bin"],
@@ -90,12 +103,59 @@ def test_spawn_has_a_directory_an_environment_a_group_and_default_signals(tmp_pa
     assert os.WTERMSIG(status) == signal.SIGPIPE
 
 
+@pytest.mark.usefixtures("way")
+def test_spawn_places_descriptors_and_leaves_the_masked_signals_behind() -> None:
+    """The same number twice, one that stays, and one that is closed on exec elsewhere."""
+    read, write = os.pipe()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    script = b"grep -E '^Sig(Blk|Ign)' /proc/self/status; test /dev/fd/1 -ef /dev/fd/2 && echo same; ps -o sid= -p $$"
+    try:
+        pid = spawn(
+            b"/bin/sh",
+            [b"sh", b"-c", script],
+            [b"PATH=/usr/bin:/bin"],
+            directory=b"/",
+            descriptors=(0, write, write),
+            new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    os.close(write)
+    os.waitpid(pid, 0)
+    with open(read) as file:
+        lines = file.read().split("\n")
+    assert [int(line.split()[1], 16) for line in lines[:2]] == [0, 0]
+    assert lines[2:] == ["same", lines[3], ""]
+    assert int(lines[3]) == pid
+
+
+@pytest.mark.usefixtures("way")
+def test_spawn_gives_a_new_session_its_terminal() -> None:
+    ours, theirs = os.openpty()
+    name = os.ttyname(theirs).encode()
+    pid = spawn(
+        b"/bin/sh",
+        [b"sh", b"-c", b"ps -o tty=,tpgid= -p $$"],
+        [b"PATH=/usr/bin:/bin"],
+        directory=b"/",
+        descriptors=(theirs, theirs, theirs),
+        new_session=True,
+        terminal=name,
+    )
+    os.waitpid(pid, 0)
+    os.close(theirs)
+    tty, group = os.read(ours, 4096).split()
+    os.close(ours)
+    assert (b"/dev/" + tty, int(group)) == (name, pid)
+
+
+@pytest.mark.usefixtures("way")
 def test_spawn_reports_what_stopped_it() -> None:
-    with pytest.raises(OSError, match="posix_spawn") as caught:
-        process.spawn(b"/no/such/program", [b"x"], [], directory=b"/")
+    with pytest.raises(OSError, match="spawn") as caught:
+        spawn(b"/no/such/program", [b"x"], [], directory=b"/")
     assert caught.value.errno == errno.ENOENT
-    with pytest.raises(OSError, match="posix_spawn") as caught:
-        process.spawn(b"/etc/passwd", [b"x"], [], directory=b"/")
+    with pytest.raises(OSError, match="spawn") as caught:
+        spawn(b"/etc/passwd", [b"x"], [], directory=b"/")
     assert caught.value.errno == errno.EACCES
 
 
