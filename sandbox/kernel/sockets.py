@@ -14,6 +14,8 @@ STREAM = 1
 DATAGRAM = 2
 _AF_UNIX = 1
 _AF_NETLINK = 16
+_KERNEL = _AF_NETLINK.to_bytes(12, "little")
+"""``struct sockaddr_nl`` of the kernel."""
 _SOCK_RAW = 3
 _NETLINK_SIZE = 1 << 14
 _SOCK_SEQPACKET = 5
@@ -176,10 +178,10 @@ def netlink(protocol: int, data: bytes, acknowledged: int) -> None:
 
     Raises OSError with the kernel's first complaint; its file name is the message's sequence number.
     """
-    opened = call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
+    opened = netlink_socket(protocol)
     try:
         # To the kernel: struct sockaddr_nl of zeros but the family.
-        call(NR["sendto"], opened, data, len(data), 0, _AF_NETLINK.to_bytes(12, "little"), 12)
+        call(NR["sendto"], opened, data, len(data), 0, _KERNEL, len(_KERNEL))
         reply = Buffer(_NETLINK_SIZE)
         while acknowledged > 0:
             got = call(NR["recvfrom"], opened, reply.address, _NETLINK_SIZE, 0, None, None)
@@ -188,12 +190,25 @@ def netlink(protocol: int, data: bytes, acknowledged: int) -> None:
         posix.close(opened)
 
 
+def netlink_socket(protocol: int) -> int:
+    """A netlink socket, close-on-exec. It asks about the network namespace that this thread is in now."""
+    return call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
+
+
+def netlink_kind(opened: int, data: bytes) -> tuple[int, int]:
+    """Send a request that has one message as its answer: the kind of that, and the errno of an ERROR. Raises OSError."""
+    call(NR["sendto"], opened, data, len(data), 0, _KERNEL, len(_KERNEL))
+    reply = Buffer(HEADER + 4)
+    call(NR["recvfrom"], opened, reply.address, HEADER + 4, 0, None, None)
+    return int.from_bytes(reply.view[4:6], "little"), -int.from_bytes(reply.view[HEADER:], "little", signed=True)
+
+
 def dump(protocol: int, data: bytes) -> list[bytes]:
     """Send one request and return the messages of the answer, to its end or acknowledgement. Raises OSError."""
-    opened = call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
+    opened = netlink_socket(protocol)
     found: list[bytes] = []
     try:
-        call(NR["sendto"], opened, data, len(data), 0, _AF_NETLINK.to_bytes(12, "little"), 12)
+        call(NR["sendto"], opened, data, len(data), 0, _KERNEL, len(_KERNEL))
         reply = Buffer(_NETLINK_SIZE)
         while True:
             got = call(NR["recvfrom"], opened, reply.address, _NETLINK_SIZE, 0, None, None)

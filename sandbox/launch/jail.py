@@ -16,6 +16,7 @@ import time
 from errno import EACCES, EINTR, EPIPE
 
 from remit.sandbox.kernel import landlock, notify, process, sockets
+from remit.sandbox.kernel.netlink import SOCK_DIAG
 from remit.sandbox.launch import envelope, program
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.ground import HINT, Refused, told
@@ -146,12 +147,15 @@ class Jail(Source):
         for descriptor, kind in self.joins:
             process.setns(descriptor, kind)
             posix.close(descriptor)
+        # Of a network of the call's own, only a socket that was made in it can tell the mediator.
+        asks = (sockets.netlink_socket(SOCK_DIAG),) if policy.private else ()
         posix.chdir("/")
         landlock.restrict_self(policy.ruleset)
         process.set_capabilities(0)
         listener = notify.load_filter(policy.program, listener=True)
-        self._tell_main("armed", descriptors=(listener,))
-        posix.close(listener)
+        self._tell_main("armed", descriptors=(listener, *asks))
+        for descriptor in (listener, *asks):
+            posix.close(descriptor)
         ground.prove(("landlock", "seccomp"))
         posix.close(ground.place)
         self._tell_main("proven")

@@ -22,7 +22,7 @@ import select
 import time
 
 from remit.sandbox.events.action import DENIED
-from remit.sandbox.kernel import landlock, process, sockets
+from remit.sandbox.kernel import landlock, network, process, sockets
 from remit.sandbox.kernel.spawn import reset_only
 from remit.sandbox.launch import envelope, usage
 from remit.sandbox.launch.cell import Maker
@@ -396,6 +396,8 @@ class Zygote:
             self._broken(number, _FULL)
         elif kind == "armed" and jail is not None:
             jail.attach(came[0])
+            if len(came) > 1:
+                jail.listeners = network.Listeners(came[1])
             self._listeners[came[0]] = jail
             self._watch(came[0], self._from_filter)
         elif kind == "proven" and jail is not None:
@@ -427,6 +429,7 @@ class Zygote:
             del self._listeners[listener]
             self._forget(listener)
         posix.close(jail.wake)
+        jail.listeners.close()
         jail.before_exec = None  # a method of its own: a cycle, and nothing is collected here
         policy = jail.policy
         if policy.egress is not None:
@@ -446,6 +449,7 @@ class Zygote:
                 del self._listeners[jail.listener.fd]
                 self._forget(jail.listener.fd)
             posix.close(jail.wake)
+            jail.listeners.close()
             jail.before_exec = None
         if policy.egress is not None:
             self._tell("served", number)

@@ -63,6 +63,7 @@ _MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}
 _S_ISUID = 0o4000
 _LOOPBACK = (b"127.", b"[0:0:0:0:0:0:0:1]:", b"0.0.0.0:", b"[0:0:0:0:0:0:0:0]:", b"[0:0:0:0:0:ffff:7f")
 """A connection to no address at all goes to the own host (``ip(7)``)."""
+_LOCALHOST, _LOCALHOST_6, _MAPPED = b"\x7f\0\0\1", bytes(15) + b"\1", bytes(10) + b"\xff\xff"
 
 
 def brokers_reads(spec: tuple[Any, ...]) -> bool:
@@ -78,10 +79,12 @@ class Denied(OSError):
 class Source:
     """Whose calls one listener brings: those of one command and everything it starts, told by the filter they are under."""
 
-    __slots__ = ("before_exec", "denials", "handled", "listener", "meeting", "telling")
+    __slots__ = ("before_exec", "denials", "handled", "listener", "listeners", "meeting", "telling")
 
     def __init__(self, before_exec: Callable[[int], None] | None = None) -> None:
         self.listener = Listener(-1)
+        self.listeners = network.Listeners()
+        """Who listens in the network that they are in."""
         self.denials = 0
         """Actions outside the grant."""
         self.handled = 0
@@ -260,7 +263,7 @@ class Broker:
             allowed, rule, layer = known, PRIVATE if known else UNGRANTED, "" if known else "namespaces"
         elif right == "bind" or path.startswith(_LOOPBACK):
             # Where nobody listens inside, whoever connects means somebody else.
-            allowed = right == "bind" or network.listens(int(path.rpartition(b":")[2]))
+            allowed = right == "bind" or self._source.listeners.hear(*_own_end(path))
             rule, layer = (PRIVATE, "") if allowed else (UNGRANTED, "namespaces")
         else:
             allowed, rule, layer = self._observer.verdict(path, right)
@@ -283,6 +286,18 @@ class Broker:
                 self._observer.proceeding(
                     self._source, self._pid, self._nr, path, right, allowed=False, layer=layer, rule=rule
                 )
+
+
+def _own_end(path: bytes) -> tuple[bytes, int]:
+    """Address and port of a place on the own host, as ``Calls`` spells it."""
+    host, _, port = path.rpartition(b":")
+    if not host.startswith(b"["):
+        four = bytes([int(part) for part in host.split(b".")])
+        return (four if any(four) else _LOCALHOST), int(port)
+    six = b"".join([int(word, 16).to_bytes(2, "big") for word in host[1:-1].split(b":")])
+    if six.startswith(_MAPPED):
+        return six[len(_MAPPED) :], int(port)
+    return (six if any(six) else _LOCALHOST_6), int(port)
 
 
 def _bytes(text: str) -> bytes:

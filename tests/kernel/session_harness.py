@@ -98,20 +98,26 @@ def gone(pidfds: list[int]) -> bool:
 def first_processes() -> set[int]:
     """The first processes of this process's sessions, below its child, the template.
 
-    What a first process has just forked bears its name too, until it takes one of its own: the number inside tells.
+    What a first process has just forked bears its name too, until it takes one of its own: another process of its namespace,
+    or the first one of a call's.
     """
     children = [pid for pid in descendants(os.getpid()) if comm(pid) == "remit-template"]
     below = {pid for template in children for pid in descendants(template)}
-    return {pid for pid in below if comm(pid) == "remit-init" and number_inside(pid) == 1}
+    depth = len(numbers(os.getpid())) + 1
+    return {
+        pid
+        for pid in below
+        if comm(pid) == "remit-init" and numbers(pid)[1:][-1:] == [1] and len(numbers(pid)) == depth
+    }
 
 
-def number_inside(pid: int) -> int:
-    """A process's number in the innermost PID namespace it is in; 0 where it has gone."""
+def numbers(pid: int) -> list[int]:
+    """A process's numbers, from this PID namespace inwards; none where it has gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        return 0
-    return int(status.partition("\nNSpid:")[2].partition("\n")[0].split()[-1])
+        return []
+    return [int(word) for word in status.partition("\nNSpid:")[2].partition("\n")[0].split()]
 
 
 def comm(pid: int) -> str:

@@ -6,6 +6,7 @@ import os
 import pickle
 import select
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -359,6 +360,31 @@ def test_abstract_sockets_do_not_lead_from_call_to_call(session: Session) -> Non
         assert probe(session, connect) == "EPERM"
         other.kill()
     assert probe(session, connect, before=listen) == "ok"
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("kind", ["STREAM", "DGRAM"])
+def test_a_server_of_the_calls_own_is_not_taken_for_the_hosts(world: World, kind: str, private: bool) -> None:
+    """The same port, in the host's network and in the call's; a narrower call has a network of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        place = outside.getsockname()
+        code = f"""
+        import socket
+        place = {place!r}
+        with socket.socket(socket.AF_INET, socket.SOCK_{kind}) as server, socket.socket(socket.AF_INET, server.type) as end:
+            if sys.argv[1:]:
+                server.bind(place)
+                if server.type == socket.SOCK_STREAM:
+                    server.listen()
+            print(end.connect_ex(place))
+        """
+        with opened(world, connect=["granted.example.com:443"]) as session:
+            grant = Grant(read=["."]) if private else None
+            own = session.run([*python(code), "own"], grant=grant)
+            others = session.run(python(code), grant=grant)
+    assert (said(own), own.denied) == ("0", 0), own
+    assert others.denied == 1
+    assert others.denials[0].object == f"127.0.0.1:{place[1]}"
 
 
 def test_orphans_are_reaped(session: Session) -> None:
