@@ -1,8 +1,7 @@
 """HTTP/1.1 that is read: each request checked, its secrets put in, sent on; each answer passed back.
 
 Both sides are parsed and written again by h11, so that the server sees one spelling of every message, whatever the
-program sent: what two parsers would cut in two places never leaves. HTTP/2 is not spoken: ALPN offers ``http/1.1`` only,
-and clients of hosts with HTTP rules fall back to it.
+program sent: what two parsers would cut in two places never leaves. HTTP/2 (``http2``) is told to it in HTTP/1.1.
 """
 
 from __future__ import annotations

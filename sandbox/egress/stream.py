@@ -110,6 +110,11 @@ class Tls:
                 raise
         await self._flush()
 
+    @property
+    def protocol(self) -> str:
+        """What ALPN chose; empty where nothing was."""
+        return self._tls.selected_alpn_protocol() or ""
+
     async def read(self) -> bytes:
         """See ``Stream``. An end without TLS's own goodbye is an end too: HTTP knows by itself what is cut short."""
         while True:

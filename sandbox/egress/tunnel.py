@@ -6,7 +6,7 @@ What is looked at, for a destination that is granted by *name* (an address that 
   authenticates the host's key and carries no other name);
 - port 80: HTTP/1.1, and every request's Host is that name;
 - any other port: whatever it is may pass, but what *looks* like TLS or HTTP must not say another name;
-- a host with HTTP rules or a credential: HTTP/1.1 only, under the session's own TLS or plain.
+- a host with HTTP rules or a credential: HTTP that is read, under the session's own TLS (HTTP/2 or 1.1) or plain (1.1).
 
 Looking happens before a byte from inside is passed on, and never waits where the server speaks first (SSH, SMTP).
 """
@@ -236,6 +236,11 @@ class Tunnel:
         stream = Tls(self.inside, authority.context(self.wanted.name))
         async with asyncio.timeout(self.gate.limits.first):
             await stream.handshake()
+        if stream.protocol == "h2":
+            from remit.sandbox.egress.http2 import Front  # 15 ms: for whoever speaks it
+
+            await Front(self.gate, self.source, stream, self.wanted, self.via).run()
+            return
         await Exchange(self.gate, self.source, stream, self.wanted, secure=True, via=self.via).run()
 
     async def _http(self, reached: Reached) -> None:

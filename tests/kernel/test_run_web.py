@@ -260,18 +260,39 @@ def test_another_name_inside_our_own_tls_is_refused(net: Internet) -> None:
     assert len(said(net)) == 1
 
 
-def test_clients_fall_back_to_the_http_that_is_read(net: Internet) -> None:
+@pytest.mark.parametrize(
+    ("offered", "chosen"), [(["h2", "http/1.1"], "h2"), (["http/1.1"], "http/1.1"), (["h3"], "None")]
+)
+def test_clients_are_offered_the_http_that_is_read(net: Internet, offered: list[str], chosen: str) -> None:
     code = (
         PRELUDE
         + RAW
         + dedent(f"""
-    context.set_alpn_protocols(["h2", "http/1.1"])
+    context.set_alpn_protocols({offered!r})
     with socket.create_connection(("{GRANTED}", 443), 20) as plain:
         with context.wrap_socket(plain, server_hostname="{GRANTED}") as secure:
             print(secure.selected_alpn_protocol())
     """)
     )
-    assert run(net, RULES, [PYTHON, "-I", "-S", "-c", code]).lines == ["http/1.1"]
+    assert run(net, RULES, [PYTHON, "-I", "-S", "-c", code]).lines == [chosen]
+
+
+def test_curl_speaks_http2_and_the_rules_are_the_same(net: Internet) -> None:
+    if "HTTP2" not in subprocess.run(["curl", "-V"], capture_output=True, text=True, check=True).stdout:
+        pytest.skip("a curl without HTTP/2")
+    curl = "curl -sS -m 20 -o /dev/null -w '%{http_version} %{http_code}\\n'"
+    script = f"""
+    {curl} --http2 https://{GRANTED}/v1/models https://{GRANTED}/v2 -o /dev/null https://{GRANTED}/v1/models -o /dev/null
+    {curl} --http2 -X DELETE https://{GRANTED}/v1/models
+    {curl} --http2 -H 'Host: {OTHER}' https://{GRANTED}/v1/models
+    {curl} --http1.1 https://{GRANTED}/v1/models
+    {curl} --noproxy '*' --http2-prior-knowledge http://{GRANTED}/v1/models
+    """
+    result = shell(net, RULES, script)
+    assert result.lines[:5] == ["2 200", "2 403", "2 200", "2 403", "2 403"], result
+    assert result.lines[5] == "1.1 200"
+    assert result.lines[6].endswith(" 000"), result
+    assert [line.split(" ", 2)[2] for line in said(net)] == ["GET /v1/models HTTP/1.1"] * 3
 
 
 @pytest.mark.needs("openssl")
