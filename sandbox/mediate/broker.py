@@ -15,8 +15,15 @@ from remit.sandbox.events.action import HELD, PRIVATE, UNGRANTED
 from remit.sandbox.kernel import network
 from remit.sandbox.kernel.call import NR, failure
 from remit.sandbox.kernel.notify import Listener
+from remit.sandbox.mediate.attributes import Attributes
 from remit.sandbox.mediate.calls import ANSWERED, PROCEED, Calls
+from remit.sandbox.mediate.connecting import Connecting
+from remit.sandbox.mediate.making import Making
+from remit.sandbox.mediate.moving import Moving
 from remit.sandbox.mediate.observe import FULL, OFF, WRITES, Observer
+from remit.sandbox.mediate.opening import Opening
+from remit.sandbox.mediate.processes import Processes
+from remit.sandbox.mediate.programs import Programs
 from remit.sandbox.mediate.resolve import Foreign
 from remit.sandbox.mediate.rules import Rules
 
@@ -28,37 +35,7 @@ if TYPE_CHECKING:
     Note: TypeAlias = Callable[..., None]
     Condition: TypeAlias = tuple[int, int, int]
 
-MEDIATED = (
-    "open",
-    "openat",
-    "openat2",
-    "creat",
-    "truncate",
-    "mkdir",
-    "mkdirat",
-    "mknod",
-    "mknodat",
-    "symlink",
-    "symlinkat",
-    "link",
-    "linkat",
-    "unlink",
-    "unlinkat",
-    "rmdir",
-    "rename",
-    "renameat",
-    "renameat2",
-    "chmod",
-    "fchmod",
-    "fchmodat",
-    "fchmodat2",
-    "chown",
-    "lchown",
-    "fchown",
-    "fchownat",
-)
-OBSERVED = ("umask", "execve", "execveat", "connect", "bind", "kill", "ptrace")
-_NEVER_PROCEED = frozenset(["chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat"])
+_KINDS = (Opening, Making, Moving, Programs, Connecting, Processes)
 _MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}
 _S_ISUID = 0o4000
 _LOOPBACK = (b"127.", b"[0:0:0:0:0:0:0:1]:", b"0.0.0.0:", b"[0:0:0:0:0:0:0:0]:", b"[0:0:0:0:0:ffff:7f")
@@ -134,9 +111,10 @@ class Broker:
         self.calls.watches_reads = level == FULL
         self.calls.watches = level != OFF
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
-        for call in MEDIATED + OBSERVED:
-            if call in NR:
-                self._handlers[NR[call]] = (getattr(self.calls, call), call in _NEVER_PROCEED)
+        for kind in _KINDS:
+            for number, handler in kind(self.calls).handlers().items():
+                self._handlers[number] = (handler, False)
+        self.perform(Attributes(self.calls).handlers())
         self._refused: dict[int, list[tuple[int, tuple[Condition, ...]]]] = {}
         for call, errno, conditions in refuse:
             if call in NR:

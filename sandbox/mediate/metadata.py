@@ -12,14 +12,12 @@ from errno import E2BIG, EFAULT, EINVAL, ENAMETOOLONG, EPERM, ERANGE
 
 from remit.sandbox.kernel import memory
 from remit.sandbox.kernel.call import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, NR, call, failure
-from remit.sandbox.mediate.calls import positive
+from remit.sandbox.mediate.calls import Handlers, positive
 from remit.sandbox.mediate.resolve import signed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from remit.sandbox.mediate.calls import Calls
+    from typing import ClassVar
 
 _NAMES = (
     "utime",
@@ -41,15 +39,10 @@ _XATTR_FLAGS = 3
 _S_IFMT, _S_IFLNK = 0o170000, 0o120000
 
 
-class Metadata:
-    """Handlers that share the names, the rules and the denials of ``calls``."""
+class Metadata(Handlers):
+    """Performed on a descriptor of the object, or refused."""
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-
-    def handlers(self) -> dict[int, Callable[..., int]]:
-        """By the numbers that this machine has."""
-        return {NR[name]: getattr(self, name) for name in _NAMES if name in NR}
+    names: ClassVar[tuple[str, ...]] = _NAMES
 
     # --- times
 
