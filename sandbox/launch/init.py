@@ -51,6 +51,7 @@ class Init:
         self._descriptors = descriptors
         self._terminal = terminal
         self._mediate = operations.get("mediate")
+        self._lines = operations["record"][3] if "record" in operations else ()
         self._limits = [op for op in request.operations if op[0] == "limit"]
         self._own_namespace = "unshare" in operations
         self._command = 0
@@ -188,7 +189,7 @@ class Init:
 
     def _make_broker(self, plan: Operation) -> None:
         """While the command's process is being made."""
-        self._broker = Broker(plan, self._note)
+        self._broker = Broker(plan, self._note, self._lines)
         self._broker.held = self._unrecorded
 
     def _apply_limits(self, pid: int) -> None:

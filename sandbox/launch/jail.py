@@ -249,6 +249,7 @@ class Jail(Source):
         self.before_exec = self._executes
         self.denials = 0
         self.events = []
+        self.recent = []
         self.call, self.chain = "", ()
         self.pid = 0
         self.limit = ""

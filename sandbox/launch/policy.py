@@ -28,7 +28,15 @@ if TYPE_CHECKING:
 class Policy:
     """Made once for each authority; the armed threads of its calls wait on ``requests``."""
 
-    def __init__(self, identifier: int, wire: CallWire, requests: int, note: Note, places: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        identifier: int,
+        wire: CallWire,
+        requests: int,
+        note: Note,
+        places: tuple[str, ...],
+        lines: Sequence[tuple[str, str, int, str]],
+    ) -> None:
         """Raises OSError, Refused where an object is not the one that the grant was decided on."""
         _, digest, domain, program, mediation, limit, private, freeze, objects, own, self.authority, egress = wire
         self.identifier = identifier
@@ -57,7 +65,7 @@ class Policy:
         self.ruleset = _ruleset(domain, dict(objects))
         accesses = dict(own)
         self._own = tuple([accesses.get(place, 0) for place in places])
-        self.broker = Broker(mediation, note)
+        self.broker = Broker(mediation, note, lines)
         self.broker.calls.view.copies = True
         self.broker.perform(Metadata(self.broker.calls).handlers())
 

@@ -88,6 +88,9 @@ class Zygote:
         self._cells: list[Cell | OSError] = []
         self._ways: list[Operation | None] = []
         self._revoked: set[str] = set()
+        self._lines: tuple[tuple[str, str, int, str], ...] = next(
+            (operation[3] for operation in request.operations if operation[0] == "record"), ()
+        )
 
     def run(self) -> None:
         """Ends the process. A failure of the start is told to the template."""
@@ -326,7 +329,7 @@ class Zygote:
 
     def _define(self, door: int, identifier: int, wire: Any, requests: int) -> None:
         try:
-            policy = Policy(identifier, wire, requests, self._note, self._maker.places)
+            policy = Policy(identifier, wire, requests, self._note, self._maker.places, self._lines)
         except Exception as error:
             # Said before the socket closes: whoever sees its end asks here why.
             self._say(door, "refused", identifier, *told(error))

@@ -8,6 +8,7 @@ session ends; nothing opens.
 from __future__ import annotations
 
 import _thread
+import posix
 from errno import EACCES, ENOSPC, ENOSYS
 from time import monotonic
 
@@ -15,6 +16,7 @@ from remit.sandbox.events.action import HELD, PRIVATE, UNGRANTED
 from remit.sandbox.kernel import network
 from remit.sandbox.kernel.call import NR, failure
 from remit.sandbox.kernel.notify import Listener
+from remit.sandbox.mediate import inside
 from remit.sandbox.mediate.attributes import Attributes
 from remit.sandbox.mediate.calls import ANSWERED, PROCEED, Calls
 from remit.sandbox.mediate.connecting import Connecting
@@ -29,7 +31,7 @@ from remit.sandbox.mediate.rules import Rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, TypeAlias
 
     Note: TypeAlias = Callable[..., None]
@@ -53,10 +55,14 @@ class Denied(OSError):
     """An action outside the grant; already counted."""
 
 
+class _Asks(Exception):
+    """A program asks what was denied to it."""
+
+
 class Source:
     """Whose calls one listener brings: those of one command and everything it starts, told by the filter they are under."""
 
-    __slots__ = ("before_exec", "denials", "handled", "listener", "listeners", "meeting", "telling")
+    __slots__ = ("before_exec", "denials", "handled", "listener", "listeners", "meeting", "recent", "telling")
 
     def __init__(self, before_exec: Callable[[int], None] | None = None) -> None:
         self.listener = Listener(-1)
@@ -64,6 +70,8 @@ class Source:
         """Who listens in the network that they are in."""
         self.denials = 0
         """Actions outside the grant."""
+        self.recent: list[inside.Recent] = []
+        """The last of them."""
         self.handled = 0
         self.before_exec = before_exec
         """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
@@ -87,14 +95,17 @@ class Broker:
     ``events.action.FIELDS``, for what the spec's audit level says.
     """
 
-    def __init__(self, spec: tuple[Any, ...], note: Note) -> None:
+    def __init__(self, spec: tuple[Any, ...], note: Note, lines: Sequence[tuple[str, str, int, str]] = ()) -> None:
         name, roots, deny, protect, catalogue, opened, granted, *rest = spec
         defaults: tuple[Any, ...] = ((), (), (), WRITES, False)
         reads, refuse, outer, level, gateway = (*rest, *defaults[len(rest) :])
         if name != "mediate":
             raise ValueError(f"not a mediation: {name!r}")
+        self._lines = lines
+        """Where each rule stands: its text, file, line and key."""
         self.held = False
         """The record cannot be written: everything that would be recorded is refused."""
+        self._opens = frozenset([NR[call] for call in ("open", "openat", "openat2", "creat") if call in NR])
         self._execs = frozenset([NR[call] for call in ("execve", "execveat") if call in NR])
         self._pid = self._nr = self._errno = 0
         self._source = Source()
@@ -212,13 +223,30 @@ class Broker:
             if performs or self.calls.performing:
                 raise
             self._errno = error.errno or EACCES
-            if not self.calls.touched:
+            if self.calls.touched:
+                return PROCEED
+            try:
                 self._unresolved(nr, arguments)
+            except _Asks:
+                return self._show()
             return PROCEED
+        except _Asks:
+            return self._show()
         except Foreign:
             if performs:
                 raise failure(EACCES, "path") from None
             return PROCEED
+
+    def _show(self) -> int:
+        """The program's own denials, instead of a file."""
+        stand = {text: f"{file}:{line}" if line else file for text, file, line, _ in self._lines}
+        content = inside.opened(inside.text(self._source.recent, stand))
+        self.calls.touched.clear()
+        try:
+            self._source.listener.give(self.calls.id, content, cloexec=False)
+        finally:
+            posix.close(content)
+        return ANSWERED
 
     def _denied(self, right: str, path: bytes, rule: str, errno: int) -> OSError:
         self._source.denials += 1
@@ -229,8 +257,10 @@ class Broker:
     def _outside(self, path: bytes, right: str, errno: int = 0) -> None:
         """The kernel is about to decide, by mounts and Landlock: count what it will refuse, because nothing grants it.
 
-        ``errno``: what it will say where something does.
+        ``errno``: what it will say where something does. Raises _Asks for the name that asks.
         """
+        if path == inside.PLACE and right == "write" and self._nr in self._opens:
+            raise _Asks
         if self._gateway and right == "connect" and not path.startswith((b"/", *_LOOPBACK)):
             # The gateway's to judge, and to count; but only here it is known who asks.
             self._observer.relayed(self._source, self._pid, self._nr, path)
@@ -257,6 +287,8 @@ class Broker:
     def _unresolved(self, nr: int, arguments: list[int]) -> None:
         """A name that leads nowhere inside may be one that no grant shows."""
         for path, right in self._observer.names(nr, arguments, self.calls.view):
+            if path == inside.PLACE and right == "write" and nr in self._opens:
+                raise _Asks
             allowed, rule, layer = self._observer.verdict(path, right)
             if allowed:
                 self.calls.touched.append((path, right))

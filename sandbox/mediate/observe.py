@@ -12,6 +12,7 @@ from time import monotonic
 from remit.sandbox.events.action import ALLOWED, ASKED, ATTEMPTED, DENIED, EXERCISED, MOOT, PRIVATE, RELAYED, UNGRANTED
 from remit.sandbox.kernel import memory
 from remit.sandbox.kernel.call import AT_FDCWD, NR
+from remit.sandbox.mediate.inside import KEPT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,6 +168,11 @@ class Observer:
         start, exe = who
         if start < 0:
             return  # a thread that will execute the command, and tries the layers before
+        if verdict == DENIED:
+            recent = source.recent
+            recent.append((path, right, rule, exe))
+            if len(recent) > KEPT:
+                del recent[0]
         self._note(source, monotonic(), pid, start, exe, nr, path, right, verdict, certainty, layer, errno, rule)
 
     # --- who and what
