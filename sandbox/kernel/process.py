@@ -73,9 +73,8 @@ def clone3(flags: int, *, pidfd: Buffer | None = None) -> int:
     fields = (flags | (CLONE_PIDFD if pidfd else 0), pidfd.address if pidfd else 0, 0, 0, _SIGCHLD, 0, 0, 0)
     arguments = b"".join([field.to_bytes(8, "little") for field in fields])
     pid = quick(NR["clone3"], arguments, len(arguments))
-    if pid == 0 and _standing_back:
-        _standing_back.clear()
-        posix.sched_setscheduler(0, posix.SCHED_OTHER, posix.sched_param(0))
+    if pid == 0:
+        compete()
     return pid
 
 
@@ -88,6 +87,15 @@ def stand_back() -> None:
     if posix.sched_getscheduler(0) == posix.SCHED_OTHER:
         posix.sched_setscheduler(0, posix.SCHED_BATCH, posix.sched_param(0))
         _standing_back.append(True)
+
+
+def compete() -> bool:
+    """The contrary of ``stand_back``: whether it was in force."""
+    if not _standing_back:
+        return False
+    _standing_back.clear()
+    posix.sched_setscheduler(0, posix.SCHED_OTHER, posix.sched_param(0))
+    return True
 
 
 def leave(status: int) -> NoReturn:

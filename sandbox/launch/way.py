@@ -284,12 +284,15 @@ def _start(control: int, who: Identity) -> int:
     argv = [program, b"-I", b"-S", b"-X", b"utf8", b"-c", code, _HERE.encode(errors="surrogateescape"), b"3"]
     argv += [path.encode(errors="surrogateescape") for path in _sites()]
     null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+    process.compete()  # it inherits that
     try:
         if posix.geteuid() != 0:
             return spawn(program, argv, [], directory=b"/", descriptors=(null, null, null, control), new_group=True)
         return _start_as(who, argv, null, control)
     finally:
         posix.close(null)
+        # This process writes down what the gateway says: any CPU that is free will do.
+        process.stand_back()
 
 
 def _sites() -> list[str]:
