@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, ip_network
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ class Decision:
     detail: str = ""
 
 
+@lru_cache(maxsize=1024)
 def destination(host: str, port: int, protocol: str = "tcp") -> Destination:
     """What a program asked for, as one canonical value. ``host`` is a name or an address, IPv6 with or without brackets.
 

@@ -25,6 +25,9 @@ FIRST = 256
 LIMIT = 8192
 """Names at a time; about 400 bytes each."""
 
+_KEPT = 1024
+"""Addresses of which it is remembered whether they are in a range: most programs go to the same few."""
+
 
 class Names:
     """Names and their synthetic addresses, both ways."""
@@ -32,6 +35,7 @@ class Names:
     def __init__(self, limit: int = LIMIT, v4: IPv4Network = V4_RANGE, v6: IPv6Network = V6_RANGE) -> None:
         self._v4, self._v6 = int(v4.network_address), int(v6.network_address)
         self._ranges = (v4, v6)
+        self._inside: dict[str, bool] = {}
         self._end = min(v4.num_addresses, v6.num_addresses) - 1  # not the broadcast address
         self._limit = min(limit, self._end - FIRST)
         self._numbers: dict[str, int] = {}
@@ -69,8 +73,13 @@ class Names:
         Raises:
             ValueError: not an address.
         """
-        value = ip_address(address)
-        return any([value in one for one in self._ranges])
+        known = self._inside.get(address)
+        if known is None:
+            value = ip_address(address)
+            known = any([value in one for one in self._ranges])
+            if len(self._inside) < _KEPT:
+                self._inside[address] = known
+        return known
 
     def _free(self) -> int:
         if len(self._numbers) >= self._limit:
