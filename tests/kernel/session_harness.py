@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import textwrap
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,14 @@ def numbers(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(word) for word in status.partition("\nNSpid:")[2].partition("\n")[0].split()]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for it, looking."""
+    for _ in range(1_000_000):
+        if condition():
+            return
+    raise AssertionError("it never happened")
 
 
 def comm(pid: int) -> str:

@@ -11,13 +11,17 @@ import os
 import socket
 import subprocess
 import sys
+from array import array
+from fcntl import F_SETPIPE_SZ, fcntl, ioctl
 from pathlib import Path
+from termios import FIONREAD
 from typing import Any
 
 import jsonschema
 import pytest
 
 from tests.kernel.run_harness import World
+from tests.kernel.session_harness import opened, until
 
 pytestmark = pytest.mark.kernel
 SCHEMAS = Path(__file__).resolve().parents[2] / "cli" / "schemas"
@@ -382,3 +386,28 @@ def test_no_call_has_a_value_in_the_record(world: World) -> None:
     kept = [path for path in world.state.rglob("*") if path.is_file()]
     assert len(kept) > 3
     assert [path for path in kept if planted in path.read_text(errors="replace")] == []
+
+
+@pytest.mark.parametrize("words", [("audit", "show"), ("audit", "export"), ("audit", "export", "--ocsf")])
+def test_a_reader_that_never_reads_keeps_nobody_waiting(world: World, words: tuple[str, ...]) -> None:
+    """Readers have files, and no writer knows of them: what is done while one is stuck is done, and in the record."""
+    with opened(world) as session:
+        many = "for n in $(seq 150); do : > made$n; done"
+        assert session.run(["sh", "-c", many], timeout=60).returncode == 0
+        lines = world.state / "sessions" / session.id / "events.jsonl"
+        until(lambda: "made150" in lines.read_text())
+        ours, theirs = os.pipe()
+        fcntl(theirs, F_SETPIPE_SZ, 4096)
+        with (
+            open(ours, "rb") as answer,
+            subprocess.Popen(world.argv(*words, session.id), stdout=theirs, env=world.env()) as reader,
+        ):
+            os.close(theirs)
+            waiting = array("i", [0])
+            until(lambda: not ioctl(answer, FIONREAD, waiting) and waiting[0] > 2000)
+            assert session.run(["sh", "-c", ": > later"], timeout=60).returncode == 0
+            until(lambda: f"{world.workspace}/later" in lines.read_text())
+            assert reader.poll() is None
+            assert len(answer.read()) > 8192
+    assert reader.returncode == 0
+    assert (world.workspace / "later").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,7 +16,7 @@ from remit import PIPE, Grant, GrantError, GrantExpired, GrantRevoked, LaunchErr
 from remit.sandbox.session.core import Core
 from remit.sandbox.session.door import Door
 from tests.kernel.run_harness import World
-from tests.kernel.session_harness import gone, named, opened, probe, probes, python, said, watched
+from tests.kernel.session_harness import gone, named, opened, probe, probes, python, said, until, watched
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
 
@@ -405,13 +404,6 @@ def test_with_freeze_a_call_stops_where_it_stands(world: World, end: str) -> Non
         assert session.run(["true"]).returncode == 0  # the session goes on
         call.close()
         assert gone(processes)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1_000_000):
-        if condition():
-            return
-    raise AssertionError("it never happened")
 
 
 def state(pid: int) -> str:
