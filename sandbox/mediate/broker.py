@@ -240,7 +240,7 @@ class Broker:
     def _show(self) -> int:
         """The program's own denials, instead of a file."""
         stand = {text: f"{file}:{line}" if line else file for text, file, line, _ in self._lines}
-        content = inside.opened(inside.text(self._source.recent, stand))
+        content = inside.opened(inside.text(self._source.recent, stand, known=self.calls.watches))
         self.calls.touched.clear()
         try:
             self._source.listener.give(self.calls.id, content, cloexec=False)

@@ -25,11 +25,15 @@ KEPT = 8
 """Denials that are remembered for each command."""
 _OPTIONS = {"read": "--read", "write": "--write", "remove": "--write", "exec": "--exec"}
 _POINTLESS = "The kernel enforces this: trying again, or another way to the same end, will be denied too."
+_UNKNOWN = 'This session notes its start and end only ([audit] level = "off"): what was denied is not known.\n'
 _NONE = "The sandbox has denied nothing here that it saw. (A name that nothing grants is simply not there.)\n"
 
 
-def text(recent: Iterable[Recent], lines: Mapping[str, str]) -> bytes:
-    """The latest denials, three lines each, the last one first. ``lines``: where a rule stands, by its text."""
+def text(recent: Iterable[Recent], lines: Mapping[str, str], *, known: bool) -> bytes:
+    """The latest denials, three lines each, the last one first. ``lines``: where a rule stands, by its text. ``known``: what
+    is denied is noted at all."""
+    if not known:
+        return _UNKNOWN.encode()
     told = [_one(*one, lines) for one in reversed(list(recent))]
     return "\n\n".join(dict.fromkeys(told)).encode(errors="surrogateescape") + b"\n" if told else _NONE.encode()
 

@@ -160,15 +160,20 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
         _complete(record, result)
 
     # Its first process builds what it can while the plan is checked and the record made.
-    session = start.Session(
-        prepared.wire,
-        argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
-        environment=_environment(prepared),
-        directory=_directory(invocation, workspace),
-        on_event=happened,
-        on_start=started,
-        secrets=prepared.secrets.file if prepared.secrets is not None else None,
-    )
+    try:
+        session = start.Session(
+            prepared.wire,
+            argv=[argument.encode(errors="surrogateescape") for argument in invocation.command],
+            environment=_environment(prepared),
+            directory=_directory(invocation, workspace),
+            on_event=happened,
+            on_start=started,
+            secrets=prepared.secrets.file if prepared.secrets is not None else None,
+        )
+    except RemitError as error:
+        if error.phase != "changed":
+            _not_started(invocation, prepared, level, lines, error)
+        raise
     try:
         changed = assume.broken(prepared.assumed)
         if changed:
@@ -203,6 +208,16 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
     status = _exit_status(outcome)
     _report(invocation, outcome, status, record.identifier)
     return status
+
+
+def _not_started(
+    invocation: Invocation, prepared: Prepared, level: str, lines: tuple[Line, ...], error: RemitError
+) -> None:
+    """Record a start that ended before it had a record. Where that cannot be, the failure that there is says more."""
+    try:
+        _record(invocation, prepared, level, lines).ended({"failed": str(error), "phase": error.phase})
+    except (RemitError, OSError):
+        pass
 
 
 def _record(invocation: Invocation, prepared: Prepared, level: str, lines: tuple[Line, ...]) -> Record:

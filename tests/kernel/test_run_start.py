@@ -393,3 +393,21 @@ def test_invariant_1_a_namespace_that_its_first_process_cannot_make_is_no_start(
         pytest.skip(f"limits cannot be set here: {done.stderr.strip().splitlines()[-1]}")
     assert (done.returncode, done.stderr.partition("remit: hint")[0]) == (status, said)
     assert (world.workspace / "here").exists() == (status == 0)
+
+
+@pytest.mark.needs(ordinary=True)
+@pytest.mark.parametrize("most", ["1", "4000"])
+def test_a_start_without_a_first_process_is_in_the_record(world: World, most: str) -> None:
+    assert world.shell("true").status == 0  # so that the plan is there already
+    before = {one.name for one in (world.state / "sessions").iterdir()}
+    argv = ["prlimit", f"--nproc={most}", *world.run_argv(["sh", "-c", "echo ran > here"])]
+    done = subprocess.run(argv, capture_output=True, text=True, env=world.env(), cwd=world.workspace, check=False)
+
+    (session,) = {one.name for one in (world.state / "sessions").iterdir()} - before
+    last = json.loads((world.state / "sessions" / session / "events.jsonl").read_text().splitlines()[-1])
+    if most == "1":
+        assert done.returncode == 125
+        assert (last["phase"], last["failed"]) == ("launch", "no new namespaces: Resource temporarily unavailable")
+    else:
+        assert (done.returncode, last["status"]) == (0, 0)
+    assert (world.workspace / "here").exists() == (most != "1")

@@ -39,6 +39,11 @@ def test_a_denial_is_told_with_its_rule_its_line_and_what_to_ask_for(world: Worl
     assert not [line for line in record(world) if "/.remit" in str(line.get("object", ""))]
 
 
+def test_what_is_not_noted_is_not_said_to_be_nothing(world: World) -> None:
+    result = world.run("sh", "-c", f"echo x > /etc/nope; {ASK}", options=["-p", profile(world, "off")])
+    assert result.stdout.endswith("what was denied is not known.\n")
+
+
 def test_there_is_nothing_to_change_remove_or_forge(world: World) -> None:
     script = f"""
     echo x > /etc/nope
