@@ -174,7 +174,12 @@ class Exchange:
         """A connection to ``wanted``, the last one where that still stands."""
         kept = self.server
         if kept is not None:
-            if kept.wanted == wanted and kept.conn.our_state is h11.IDLE and not _stale(kept.sock):
+            if (
+                kept.wanted == wanted
+                and kept.conn.our_state is h11.IDLE
+                and not kept.stream.pending()
+                and not _stale(kept.sock)
+            ):
                 return kept
             self._leave()
         reached = await self.gate.connector.connect(self.source.rules, wanted)
@@ -237,8 +242,9 @@ class Exchange:
             try:
                 head = h11.Request(method=request.method, target=target, headers=headers)
                 await self._send(server, server.conn.send(head))
-            except h11.LocalProtocolError as error:
-                raise _Failed(f"cannot be passed on: {error}", answered=False) from None
+            except h11.LocalProtocolError:
+                # The secret has been put in: what is wrong with a header may be quoted with its value.
+                raise _Failed("the request cannot be passed on", answered=False) from None
             except OSError:
                 raise _Failed("the server closed the connection", answered=False) from None
             body = asyncio.create_task(self._body(server))
@@ -256,7 +262,12 @@ class Exchange:
                 if task is not None and not task.done():
                     task.cancel()
             await asyncio.gather(*[task for task in (body, answer) if task is not None], return_exceptions=True)
-        if server.conn.our_state is h11.DONE and server.conn.their_state is h11.DONE:
+        if (
+            server.conn.our_state is h11.DONE
+            and server.conn.their_state is h11.DONE
+            and not server.conn.trailing_data[0]
+        ):
+            # What came behind the answer was nobody's: kept, it would be the answer to the next request.
             server.conn.start_next_cycle()
         else:
             self._leave()
@@ -298,8 +309,9 @@ class Exchange:
                     raise _Failed("no answer", answered=answered) from None
                 sent = server.sent  # it is still being told something
                 continue
-            except h11.RemoteProtocolError as error:
-                raise _Failed(f"not HTTP: {error}", answered=answered) from None
+            except h11.RemoteProtocolError:
+                # The parser quotes what it could not read, and a server may have echoed a secret there.
+                raise _Failed("the server's answer is not HTTP", answered=answered) from None
             except OSError as error:
                 raise _Failed(f"no answer: {type(error).__name__}", answered=answered) from None
             if isinstance(event, h11.InformationalResponse):

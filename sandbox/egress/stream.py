@@ -32,6 +32,10 @@ class Stream(Protocol):
         """Say that nothing more will be written. Raises ``OSError``."""
         ...
 
+    def pending(self) -> bool:
+        """Whether something that has come was not read yet (what the socket still holds is not looked at)."""
+        ...
+
     def close(self) -> None:
         """Close the socket below."""
         ...
@@ -75,6 +79,10 @@ class Plain:
     async def end(self) -> None:
         """See ``Stream``."""
         self.sock.shutdown(socket.SHUT_WR)
+
+    def pending(self) -> bool:
+        """See ``Stream``."""
+        return bool(self.first)
 
     def close(self) -> None:
         """See ``Stream``."""
@@ -139,6 +147,10 @@ class Tls:
             pass  # the peer has not said goodbye yet; ours is in the buffer
         await self._flush()
         await self._below.end()
+
+    def pending(self) -> bool:
+        """See ``Stream``."""
+        return bool(self._tls.pending() or self._in.pending or self._below.pending())
 
     def close(self) -> None:
         """See ``Stream``."""

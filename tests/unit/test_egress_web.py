@@ -326,6 +326,58 @@ def test_the_secret_reaches_its_host_and_nobody_else(kind: str, name: str, said:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("answer", ["HTTP/1.1 200 OK\r\nx {} \0: y\r\n\r\n", "{} is no HTTP\r\n\r\n"])
+def test_what_a_server_echoes_that_is_no_http_is_told_to_nobody(answer: str) -> None:
+    holder = placeholder()
+
+    async def main() -> None:
+        site = Site()
+
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            site.heads.append(await head_of(reader))
+            writer.write(answer.format(SECRET).encode())
+            writer.close()
+
+        await site.world.serve(GOOD, 443, echo, site.certificates.server(HOST))
+        async with site.house((rule(),), (credential("header", "x-api-key", holder),)) as here:
+            status, body = await site.ask(here, request(more=f"X-Api-Key: {holder}\r\n"))
+            assert status == 502
+            assert SECRET.encode() in site.heads[0]
+            assert SECRET.encode() not in body
+            assert SECRET not in repr(here.events) + repr(here.messages)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("records", [1, 2])
+def test_what_follows_an_answer_is_not_the_next_answer(records: int) -> None:
+    """In one record of TLS with it, or in the next one, which came along."""
+
+    async def main() -> None:
+        site = Site()
+
+        async def two(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while head := await head_of(reader):
+                site.heads.append(head)
+                whole = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+                answers = [whole + b"hello", whole + b"wrong"]
+                for one in answers if records == 2 else [b"".join(answers)]:
+                    writer.write(one)
+
+        await site.world.serve(GOOD, 443, two, site.certificates.server(HOST))
+        async with site.house((rule(),)) as here:
+            reader, writer = await here.transparent(here.synthetic(HOST), 443, tls=here.inside, name=HOST)
+            for _ in range(3):
+                writer.write(request())
+                assert (await head_of(reader)).startswith(b"HTTP/1.1 200")
+                assert await reader.readexactly(5) == b"hello"
+            writer.close()
+            assert len(site.heads) == 3
+            assert len(site.world.dialled) == 3
+
+    asyncio.run(main())
+
+
 def test_another_host_gets_the_placeholder() -> None:
     async def main() -> None:
         heads: list[bytes] = []
