@@ -10,13 +10,11 @@ import shlex
 from typing import TYPE_CHECKING
 
 from remit.sandbox.audit.why import MAKE
-from remit.sandbox.events.action import UNGRANTED
+from remit.sandbox.events.action import POINTLESS, UNGRANTED
 
 if TYPE_CHECKING:
     from remit.sandbox.audit.why import Explanation
     from remit.sandbox.events.event import Event
-
-POINTLESS = "The kernel enforces this: trying again, or another way to the same end, will be denied too."
 
 
 def text(explanation: Explanation) -> str:

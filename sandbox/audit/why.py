@@ -12,14 +12,13 @@ from remit.sandbox.audit.decide import AUTO_EXEC, Decider, endpoint, group_of, i
 from remit.sandbox.authority import pattern
 from remit.sandbox.authority.model import AutoExec
 from remit.sandbox.compile import catalogue
-from remit.sandbox.events.action import BY_AUTHORITY, HELD, UNGRANTED
+from remit.sandbox.events.action import BY_AUTHORITY, HELD, OPTIONS, UNGRANTED
 from remit.sandbox.events.event import Event, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _KERNEL_LAYERS = ("namespaces", "landlock")
-_OPTIONS = {"read": "--read", "write": "--write", "remove": "--write", "exec": "--exec"}
 _KEYS = {
     "--read": ("filesystem", "read"),
     "--write": ("filesystem", "write"),
@@ -150,7 +149,7 @@ def _ungranted(found: Explanation, decider: Decider, exists: Callable[[str], boo
     path = event.object
     if event.right in ("signal", "trace"):
         return replace(found, note="not grantable: a session sees its own processes only")
-    option = _OPTIONS.get(event.right)
+    option = OPTIONS.get(event.right)
     if event.axis == "ipc" and event.right == "connect" and path[:1] == "/":
         option = "--unix"
     if event.axis == "network":

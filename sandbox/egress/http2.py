@@ -5,8 +5,12 @@ another way to say them. h2 holds the frames, the header block and the pseudo-he
 by h11, which takes no byte in a name, value, method or target that a reader of HTTP/1.1 could take for another. The
 servers are spoken to in HTTP/1.1, as for everybody: no trailers, so no gRPC.
 
-Bounded: streams at a time, bytes of a header list, what is kept of a body that nobody takes (the windows of flow control are
-opened again when it has been passed on), requests that are given up at once, and frames that say nothing.
+Bounded: streams at a time, bytes of a header list and of the table that it is compressed with, what is kept of a body that
+nobody takes (the windows of flow control are opened again when it has been passed on), requests that are given up at once,
+and frames that say nothing.
+
+One task reads, one writes, and each request has one: only the writer touches the connection's TLS, so that a request that is
+given up in the middle of a write cuts nobody's record in two.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from h2.settings import SettingCodes, Settings
 from remit.sandbox.egress.denial import Denial
 from remit.sandbox.egress.exchange import HEAD, Exchange
 from remit.sandbox.egress.gate import Gate, denied
-from remit.sandbox.egress.stream import Plain, Stream
+from remit.sandbox.egress.stream import Plain, Stream, linger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,12 +54,19 @@ GIVEN_UP = 64
 IDLE_FRAMES = 1000
 """Frames in a row that carry neither a request nor a byte of a body (CVE-2019-9512, -9515, -9518)."""
 
+HEADER_TABLE = 4096
+"""Bytes of the table that our answers' headers are compressed with (RFC 7541, 4.2), however large the client's may be."""
+
 _CONNECTIONS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
 Headers = list[tuple[bytes, bytes]]
 
 
 class _Bad(Exception):
     """A request that is well-formed HTTP/2 and is not passed on."""
+
+
+class _Full(Exception):
+    """There are as many connections as there may be."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,15 +80,17 @@ class _Lane:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One stream. ``pieces``: its body, None at the end; at most a flow-control window of it."""
+    """One stream. ``body``: what has come of it and was not passed on, at most a window of flow control; ``owed``: as much of
+    the windows is still to be opened again."""
 
     number: int
-    pieces: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue["bytes | None"])
-    window: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-    unacknowledged: int = 0
+    body: bytearray = field(default_factory=bytearray)
+    owed: int = 0
     told: bool = False
     """All of its body has come."""
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+    window: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
 
 
 class Front:
@@ -95,28 +108,53 @@ class Front:
             },
         )
         self._requests: dict[int, _Request] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._idle: list[_Lane] = []
         self._lanes: set[_Lane] = set()
-        self._sending = asyncio.Lock()
+        self._unsaid, self._said = asyncio.Event(), asyncio.Event()
         self._given_up = self._silent = 0
 
     async def run(self) -> None:
         """Until either side ends. Closes everything."""
+        ends = {asyncio.create_task(self._listen()), asyncio.create_task(self._speak())}
         try:
-            self._conn.initiate_connection()
-            await self._flush()
-            while await self._read():
-                pass
-        except (OSError, TimeoutError):
-            pass
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            tasks = [one.task for one in self._requests.values() if one.task is not None]
-            for task in tasks:
+            left = [*ends, *self._tasks]
+            for task in left:
                 task.cancel()
             for lane in list(self._lanes):
                 self._leave(lane)
-            await asyncio.gather(*tasks, return_exceptions=True)
+                left.append(lane.task)
+            await asyncio.gather(*left, return_exceptions=True)
             self.client.close()
+
+    async def _listen(self) -> None:
+        """The reader: frames, and what they mean."""
+        self._conn.initiate_connection()
+        await self._flush()
+        while await self._read():
+            pass
+        await self._flush()
+        await linger(self.client)  # so that the reason arrives
+
+    async def _speak(self) -> None:
+        """The writer: it ends with the connection."""
+        while True:
+            await self._unsaid.wait()
+            self._unsaid.clear()
+            data = self._conn.data_to_send()
+            if data:
+                async with asyncio.timeout(self.gate.limits.idle):
+                    await self.client.write(data)
+            if not self._unsaid.is_set():
+                self._said.set()
+
+    async def _flush(self) -> None:
+        """Wait until what there is to say has been written. Waiting is all that ends with whoever waits."""
+        self._said.clear()
+        self._unsaid.set()
+        await self._said.wait()
 
     async def _read(self) -> bool:
         """Some frames; whether more may come."""
@@ -129,19 +167,26 @@ class Front:
             return False
         try:
             events = self._conn.receive_data(data)
-        except ProtocolError:
-            await self._flush()  # why, for the other side
+        except ProtocolError as error:
+            self._note(f"not HTTP/2 ({type(error).__name__})")
             return False
-        going_on = True
+        if self._conn.encoder.header_table_size > HEADER_TABLE:
+            self._conn.encoder.header_table_size = HEADER_TABLE
         for event in events:
-            going_on = self._happened(event) and going_on
-        if not going_on:
+            if not self._happened(event):
+                return False
+        if self._silent > IDLE_FRAMES or self._given_up > GIVEN_UP:
+            self._note("more requests given up, or frames that say nothing, than may be")
             self._conn.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            return False
         await self._flush()
-        return going_on
+        return True
+
+    def _note(self, why: str) -> None:
+        self.gate.ledger.note(denied(self.source.call, "connect", self.via, Denial(400, f"{self.wanted}/tcp", why)))
 
     def _happened(self, event: Event) -> bool:
-        """False: enough of this connection."""
+        """False: the client will say nothing more."""
         self._silent += 1
         if isinstance(event, RequestReceived):
             self._silent = 0
@@ -149,6 +194,8 @@ class Front:
             request.task = asyncio.create_task(
                 self._serve(request, list(event.headers), event.stream_ended is not None)
             )
+            self._tasks.add(request.task)
+            request.task.add_done_callback(self._tasks.discard)
         elif isinstance(event, DataReceived):
             if event.data:
                 self._silent = 0
@@ -156,24 +203,32 @@ class Front:
             if taker is None:
                 self._took(event.stream_id, event.flow_controlled_length)
             else:
-                taker.unacknowledged += event.flow_controlled_length - len(event.data)  # padding
-                taker.pieces.put_nowait(event.data)
+                self._took(event.stream_id, event.flow_controlled_length - len(event.data))  # padding
+                taker.owed += len(event.data)
+                taker.body += event.data
+                taker.more.set()
         elif isinstance(event, StreamEnded):
             if (ended := self._requests.get(event.stream_id)) is not None:
                 ended.told = True
-                ended.pieces.put_nowait(None)
+                ended.more.set()
         elif isinstance(event, StreamReset):
             self._given_up += 1
             reset = self._requests.get(event.stream_id)
             if reset is not None and reset.task is not None:
+                # Here, and not when the task ends: one that has not begun never does.
+                self._forget(reset)
                 reset.task.cancel()
         elif isinstance(event, WindowUpdated):
             for one in self._requests.values():
                 if event.stream_id in (0, one.number):
                     one.window.set()
-        elif isinstance(event, ConnectionTerminated):
-            return False
-        return self._silent <= IDLE_FRAMES and self._given_up <= GIVEN_UP
+        return not isinstance(event, ConnectionTerminated)
+
+    def _forget(self, request: _Request) -> None:
+        """Nothing more comes for it, and nothing of what came is kept."""
+        if self._requests.pop(request.number, None) is not None:
+            self._took(request.number, request.owed)
+            request.owed = 0
 
     # --- one request --------------------------------------------------------------------------------------------------
 
@@ -188,6 +243,10 @@ class Front:
             except (_Bad, h11.LocalProtocolError) as error:
                 await self._refuse(request, Denial(400, f"{self.wanted}/tcp", f"not HTTP: {error}"))
                 return
+            except _Full:
+                most = self.gate.limits.connections
+                await self._refuse(request, Denial(403, "connection", f"more than {most} connections at a time"))
+                return
             await self._tell(lane, said)
             body = asyncio.create_task(self._body(request, lane))
             try:
@@ -200,25 +259,25 @@ class Front:
         except (OSError, TimeoutError, ProtocolError, h11.ProtocolError):
             self._reset(request, ErrorCodes.INTERNAL_ERROR)
         finally:
-            del self._requests[request.number]
-            self._took(request.number, request.unacknowledged)
-            while not request.pieces.empty():
-                self._took(request.number, len(request.pieces.get_nowait() or b""))
+            self._forget(request)
+            self._unsaid.set()
             if lane is not None:
                 self._put_back(lane, whole=whole)
-        try:
-            await self._flush()
-        except (OSError, TimeoutError):
-            pass  # whoever reads finds it out
 
     async def _body(self, request: _Request, lane: _Lane) -> None:
         """The body, to the exchange; what has been passed on makes room for more."""
         try:
-            while (piece := await request.pieces.get()) is not None:
+            while request.body or not request.told:
+                if not request.body:
+                    request.more.clear()
+                    await request.more.wait()
+                    continue
+                piece = bytes(request.body)
+                request.body.clear()
                 await self._tell(lane, lane.conn.send(h11.Data(data=piece)))
-                self._took(request.number, len(piece) + request.unacknowledged)
-                request.unacknowledged = 0
-                await self._flush()
+                self._took(request.number, len(piece))
+                request.owed -= len(piece)
+                self._unsaid.set()
             # Trailers stay here, as those of HTTP/1.1 do.
             await self._tell(lane, lane.conn.send(h11.EndOfMessage()))
         except (OSError, TimeoutError, ProtocolError, h11.LocalProtocolError):
@@ -287,20 +346,20 @@ class Front:
     # --- lanes --------------------------------------------------------------------------------------------------------
 
     def _take(self) -> _Lane:
-        """An exchange that waits for a request, or a new one. Raises _Bad where there are too many connections."""
+        """An exchange that waits for a request, or a new one. Raises _Full."""
         while self._idle:
             lane = self._idle.pop()
             if not lane.task.done():
                 return lane
             self._leave(lane)
-        limit = self.gate.limits.connections
-        if self.gate.open >= limit:
-            raise _Bad(f"more than {limit} connections at a time")
+        if self.gate.open >= self.gate.limits.connections:
+            raise _Full
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)
         exchange = Exchange(self.gate, self.source, Plain(theirs), self.wanted, secure=True, via=self.via)
         lane = _Lane(Plain(ours), h11.Connection(h11.CLIENT, 4 * HEAD), asyncio.create_task(exchange.run()))
+        lane.task.add_done_callback(lambda _: theirs.close())  # an exchange that never began closes nothing
         self.gate.open += 1
         self._lanes.add(lane)
         return lane
@@ -316,7 +375,8 @@ class Front:
         if lane in self._lanes:
             self._lanes.discard(lane)
             self.gate.open -= 1
-            lane.stream.close()  # the exchange sees that, and ends
+            lane.task.cancel()
+            lane.stream.close()
 
     async def _tell(self, lane: _Lane, data: bytes | None) -> None:
         if data:
@@ -332,12 +392,6 @@ class Front:
                 self._conn.acknowledge_received_data(count, number)
             except ProtocolError:
                 pass  # the connection is over
-
-    async def _flush(self) -> None:
-        async with self._sending, asyncio.timeout(self.gate.limits.idle):
-            data = self._conn.data_to_send()
-            if data:
-                await self.client.write(data)
 
 
 def _head(headers: Iterable[tuple[bytes, bytes]], *, ended: bool) -> h11.Request:

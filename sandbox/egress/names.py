@@ -11,6 +11,7 @@ it happens all the same, a program that kept the address reaches another *grante
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 V4_RANGE = IPv4Network("198.18.0.0/15")
@@ -25,8 +26,8 @@ FIRST = 256
 LIMIT = 8192
 """Names at a time; about 400 bytes each."""
 
-_KEPT = 1024
-"""Addresses of which it is remembered whether they are in a range: most programs go to the same few."""
+_parsed = lru_cache(maxsize=1024)(ip_address)
+"""Most programs go to the same few."""
 
 
 class Names:
@@ -35,7 +36,6 @@ class Names:
     def __init__(self, limit: int = LIMIT, v4: IPv4Network = V4_RANGE, v6: IPv6Network = V6_RANGE) -> None:
         self._v4, self._v6 = int(v4.network_address), int(v6.network_address)
         self._ranges = (v4, v6)
-        self._inside: dict[str, bool] = {}
         self._end = min(v4.num_addresses, v6.num_addresses) - 1  # not the broadcast address
         self._limit = min(limit, self._end - FIRST)
         self._numbers: dict[str, int] = {}
@@ -60,7 +60,7 @@ class Names:
         Raises:
             ValueError: not an address.
         """
-        value = ip_address(address)
+        value = _parsed(address)
         number = int(value) - (self._v4 if value.version == 4 else self._v6)
         found = self._names.get(number)
         if found is not None:
@@ -73,13 +73,8 @@ class Names:
         Raises:
             ValueError: not an address.
         """
-        known = self._inside.get(address)
-        if known is None:
-            value = ip_address(address)
-            known = any([value in one for one in self._ranges])
-            if len(self._inside) < _KEPT:
-                self._inside[address] = known
-        return known
+        value = _parsed(address)
+        return any([value in one for one in self._ranges])
 
     def _free(self) -> int:
         if len(self._numbers) >= self._limit:

@@ -52,6 +52,12 @@ RELAYED = "the gateway decides"
 HELD = "the record cannot be written"
 """The rule of what is refused because it could not be recorded."""
 
+POINTLESS = "The kernel enforces this: trying again, or another way to the same end, will be denied too."
+"""What whoever is told of a denial should read, a model above all."""
+
+OPTIONS = {"read": "--read", "write": "--write", "remove": "--write", "exec": "--exec"}
+"""The option that grants a right on a path."""
+
 AXES = {
     "read": "filesystem",
     "write": "filesystem",

@@ -33,7 +33,7 @@ _FUNCFLAG_CDECL = 0x1
 _FUNCFLAG_USE_ERRNO = 0x8
 _INT_MAX = 0x7FFFFFFF
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
-_ONE_HEAP = ((_M_TRIM_THRESHOLD, 1 << 26), (_M_TOP_PAD, 1 << 18), (_M_MMAP_THRESHOLD, 1 << 25), (_M_ARENA_MAX, 1))
+_KEPT = ((_M_TRIM_THRESHOLD, 1 << 26), (_M_TOP_PAD, 1 << 18), (_M_MMAP_THRESHOLD, 1 << 25))
 _BYTES_HEADER = bytes.__basicsize__ - 1
 
 
@@ -148,13 +148,20 @@ def has_libc(name: str) -> bool:
     return True
 
 
+def one_heap() -> None:
+    """Let every thread allocate from the same heap (``mallopt(3)``; not every libc has it)."""
+    if has_libc("mallopt"):
+        libc_call("mallopt", _M_ARENA_MAX, 1)
+
+
 def keep_memory() -> None:
-    """Let freed memory stay with this process, and all of it be one heap (``mallopt(3)``; not every libc has it).
+    """Let freed memory stay with this process, and all of it be one heap.
 
     A start takes and gives back the same pages some ten times, and the kernel asks more for each than all else about it costs.
     """
+    one_heap()
     if has_libc("mallopt"):
-        for option, value in _ONE_HEAP:
+        for option, value in _KEPT:
             libc_call("mallopt", option, value)
 
 

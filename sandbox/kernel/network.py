@@ -39,14 +39,14 @@ class Listeners:
         """Whether a TCP socket listens there, or a UDP socket is bound there, to ``host`` (4 or 16 bytes) or to any address.
         True where nobody can tell."""
         try:
-            if self._descriptor < 0:
+            if self._own and self._descriptor < 0:
                 self._descriptor = sockets.netlink_socket(SOCK_DIAG)
             return self._one(host, port, _TCP) or self._one(host, port, _UDP)
         except OSError:
             return not self._own or listens(port)
 
     def close(self) -> None:
-        """For good."""
+        """Of another namespace: nobody can tell any more."""
         if self._descriptor >= 0:
             posix.close(self._descriptor)
             self._descriptor = -1

@@ -26,7 +26,7 @@ from errno import EAGAIN, EMFILE
 from remit.sandbox.audit.record import Record
 from remit.sandbox.authority.errors import LaunchError, RemitError
 from remit.sandbox.kernel import process, sockets
-from remit.sandbox.kernel.call import libc_call
+from remit.sandbox.kernel.call import one_heap
 from remit.sandbox.launch import envelope
 from remit.sandbox.launch.start import Child
 from remit.sandbox.launch.zygote import Zygote
@@ -49,7 +49,6 @@ CLIENT = 3
 """The descriptor of the first client's socket."""
 LISTENER = 4
 """The descriptor of a listening socket, where there is one."""
-_M_ARENA_MAX = -8
 _LARGEST_REPORT = 1 << 17
 _DIED = "its first process died"
 _LOOK = 0.5
@@ -487,7 +486,7 @@ def main(ledger: Callable[[str], Ledger]) -> None:
         posix.chdir("/")
         arguments = posix.fstat(LISTENER) if _is_open(LISTENER) else None
         # One heap for every thread: each would keep one of its own, for as long as the session lives.
-        libc_call("mallopt", _M_ARENA_MAX, 1)
+        one_heap()
         gc.collect()
         gc.freeze()
         gc.disable()

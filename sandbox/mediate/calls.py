@@ -114,6 +114,21 @@ class Calls:
                     return self.view.own(parent), name, directory, False
         return self.view.parent(descriptor, path)
 
+    def target(self, descriptor: int, where: int, right: str) -> tuple[int, bytes, bytes, bytes, bool] | None:
+        """What the caller names, if it is the mediator's: (its directory, name, directory's path, own path, a slash behind).
+        None: the kernel goes on."""
+        found = self.resolved(descriptor, where)
+        if found is None:
+            return None
+        directory, name, place, slash = found
+        if name in DOTS:
+            return None
+        full = join(place, name)
+        if not self.inside(full):
+            self.elsewhere(full, right)
+            return None
+        return directory, name, place, full, slash
+
     def refuse_beyond(self, path: bytes, right: str) -> None:
         """Refuse what is writable for the session and not for this call: to the mediator, nothing else would."""
         if not self.inside(path) and any(under(path, place) for place in self._outer):

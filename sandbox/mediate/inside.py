@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posix
 
-from remit.sandbox.events.action import HELD, UNGRANTED
+from remit.sandbox.events.action import HELD, OPTIONS, POINTLESS, UNGRANTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 PLACE = b"/.remit/why"
 KEPT = 8
 """Denials that are remembered for each command."""
-_OPTIONS = {"read": "--read", "write": "--write", "remove": "--write", "exec": "--exec"}
-_POINTLESS = "The kernel enforces this: trying again, or another way to the same end, will be denied too."
 _UNKNOWN = 'This session notes its start and end only ([audit] level = "off"): what was denied is not known.\n'
 _NONE = "The sandbox has denied nothing here that it saw. (A name that nothing grants is simply not there.)\n"
 
@@ -49,9 +47,9 @@ def _one(path: bytes, right: str, rule: str, exe: bytes, lines: Mapping[str, str
     else:
         why = f"the rule {rule} takes it away" + (f" ({stands})" if stands else "")
     asks = "Do without it, or ask the user, who can see more with: remit why --last"
-    if rule == UNGRANTED and right in _OPTIONS and not name.startswith("/proc/"):
-        asks = f"If the task needs it, ask the user to grant: {_OPTIONS[right]} {name}"
-    return f"Denied by the sandbox: {right} {name}{by}: {why}.\n{_POINTLESS}\n{asks}."
+    if rule == UNGRANTED and right in OPTIONS and not name.startswith("/proc/"):
+        asks = f"If the task needs it, ask the user to grant: {OPTIONS[right]} {name}"
+    return f"Denied by the sandbox: {right} {name}{by}: {why}.\n{POINTLESS}\n{asks}."
 
 
 def _line(text: str) -> str:

@@ -8,8 +8,8 @@ from errno import EACCES, EINVAL, EPERM
 from remit.sandbox.kernel import memory
 from remit.sandbox.kernel.call import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_FOLLOW, failure
 from remit.sandbox.kernel.files import linkat, mknodat
-from remit.sandbox.mediate.calls import DOTS, PROCEED, SPECIAL_MODES, Handlers
-from remit.sandbox.mediate.rules import WRITE, join
+from remit.sandbox.mediate.calls import PROCEED, SPECIAL_MODES, Handlers
+from remit.sandbox.mediate.rules import WRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,14 +38,10 @@ class Making(Handlers):
 
     def mkdirat(self, descriptor: int, path: int, mode: int, *_: int) -> int:
         """``mkdirat(2)``."""
-        found = self._calls.resolved(descriptor, path)
+        found = self._calls.target(descriptor, path, WRITE)
         if found is None:
             return PROCEED
-        directory, name, place, slash = found
-        if name in DOTS:
-            return PROCEED
-        if not self._calls.inside(join(place, name)):
-            return self._calls.elsewhere(join(place, name), WRITE)
+        directory, name, place, _full, slash = found
         self._calls.creation(directory, place, name)
         self._calls.umasks.assume(self._view.pid)
         self._calls.performing = True
@@ -58,16 +54,12 @@ class Making(Handlers):
 
     def mknodat(self, descriptor: int, path: int, mode: int, device: int, *_: int) -> int:
         """``mknodat(2)``."""
-        found = self._calls.resolved(descriptor, path)
+        found = self._calls.target(descriptor, path, WRITE)
         if found is None:
             return PROCEED
-        directory, name, place, slash = found
-        if name in DOTS:
-            return PROCEED
-        if not self._calls.inside(join(place, name)):
-            return self._calls.elsewhere(join(place, name), WRITE)
+        directory, name, place, full, slash = found
         if mode & SPECIAL_MODES:
-            raise self._calls.denied("setuid", join(place, name), "setuid and setgid modes are refused", EPERM)
+            raise self._calls.denied("setuid", full, "setuid and setgid modes are refused", EPERM)
         self._calls.creation(directory, place, name)
         self._calls.umasks.assume(self._view.pid)
         self._calls.performing = True
@@ -81,15 +73,10 @@ class Making(Handlers):
     def symlinkat(self, target: int, descriptor: int, path: int, *_: int) -> int:
         """``symlinkat(2)``. A link may not stand where a rule names a directory: it would redirect the rule."""
         text = memory.read_string(self._view.pid, target)
-        found = self._calls.resolved(descriptor, path)
+        found = self._calls.target(descriptor, path, WRITE)
         if found is None:
             return PROCEED
-        directory, name, place, slash = found
-        full = join(place, name)
-        if name in DOTS:
-            return PROCEED
-        if not self._calls.inside(full):
-            return self._calls.elsewhere(full, WRITE)
+        directory, name, place, full, slash = found
         self._calls.refuse(full, WRITE)
         rule = self._rules.component(full)
         if not rule and name in self._rules.special:
@@ -113,15 +100,10 @@ class Making(Handlers):
         unnamed = bool(flags & AT_EMPTY_PATH and not source_path)
         # The kernel lets a process name its own unnamed file, but a descriptor from here is not its own.
         self._calls.performing = unnamed
-        found = self._calls.resolved(to, new)
+        found = self._calls.target(to, new, WRITE)
         if found is None:
             return PROCEED
-        directory, name, place, slash = found
-        full = join(place, name)
-        if name in DOTS:
-            return PROCEED
-        if not self._calls.inside(full):
-            return self._calls.elsewhere(full, WRITE)
+        directory, name, place, _full, slash = found
         source, origin = self._view.object(
             from_, source_path, follow=bool(flags & AT_SYMLINK_FOLLOW), empty=bool(flags & AT_EMPTY_PATH)
         )

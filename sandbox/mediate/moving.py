@@ -47,15 +47,10 @@ class Moving(Handlers):
         return self._remove(descriptor, path, flags)
 
     def _remove(self, descriptor: int, path: int, flags: int) -> int:
-        found = self._calls.resolved(descriptor, path)
+        found = self._calls.target(descriptor, path, REMOVE)
         if found is None:
             return PROCEED
-        directory, name, place, slash = found
-        full = join(place, name)
-        if name in DOTS:
-            return PROCEED
-        if not self._calls.inside(full):
-            return self._calls.elsewhere(full, REMOVE)
+        directory, name, place, full, slash = found
         self._calls.touched.append((full, REMOVE))
         text = self._rules.decide(full, REMOVE)
         if not text and name in self._rules.hooks:

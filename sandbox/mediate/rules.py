@@ -53,18 +53,13 @@ class Rules:
         def __getattr__(self, name: str) -> Any:
             # Of a table that is not there yet.
             if "_made_of" in self.__dict__:
-                self._make(*self.__dict__.pop("_made_of"))
+                self._make()
                 return getattr(self, name)
             raise AttributeError(name)
 
-    def _make(
-        self,
-        roots: tuple[bytes, ...],
-        deny: tuple[Pattern, ...],
-        protect: tuple[Pattern, ...],
-        catalogue: tuple[tuple[str, ...], ...],
-        opened: tuple[str, ...],
-    ) -> None:
+    def _make(self) -> None:
+        roots, deny, protect, catalogue, opened = self._made_of
+        del self._made_of
         literals: list[tuple[bytes, int, str]] = []
         deep: list[Deep] = []
         for kind, patterns in ((DENY, deny), (PROTECT, protect)):

@@ -103,12 +103,8 @@ def first_processes() -> set[int]:
     """
     children = [pid for pid in descendants(os.getpid()) if comm(pid) == "remit-template"]
     below = {pid for template in children for pid in descendants(template)}
-    depth = len(numbers(os.getpid())) + 1
-    return {
-        pid
-        for pid in below
-        if comm(pid) == "remit-init" and numbers(pid)[1:][-1:] == [1] and len(numbers(pid)) == depth
-    }
+    depth = len(numbers(os.getpid()))
+    return {pid for pid in below if comm(pid) == "remit-init" and numbers(pid)[depth:] == [1]}
 
 
 def numbers(pid: int) -> list[int]:

@@ -467,6 +467,14 @@ def test_the_limit_on_traffic_is_of_all_connections(net: Internet) -> None:
     assert json.loads(limited(net, 'limits.traffic = "80KiB"', code)[0].lower()) == [True] * 20
 
 
+def test_why_can_be_asked_beside_the_certificates(net: Internet) -> None:
+    """They are in the directory that the name is in."""
+    result = shell(net, RULES, "ls /.remit; echo x > /etc/nope; cat <>/.remit/why; echo x > /.remit/other")
+    assert result.lines[0] == "certificates.pem"
+    assert result.lines[1].startswith("Denied by the sandbox: write /etc/nope by ")
+    assert "cannot create /.remit/other: Read-only file system" in result.stderr
+
+
 # --- the secret --------------------------------------------------------------------------------------------------------
 
 SEARCH = """
@@ -623,6 +631,7 @@ def test_no_process_of_a_session_holds_the_secret_but_its_gateway(net: Internet)
             for pid in descendants(process.pid):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes()
                 kind = "gateway" if b"egress.gateway" in command else "inside"
+                assert os.sched_getscheduler(pid) == os.SCHED_OTHER
                 found.setdefault(kind, []).append(SECRET.encode() in memory_of(pid))
                 if kind == "gateway":
                     assert Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0") == b""
@@ -632,6 +641,7 @@ def test_no_process_of_a_session_holds_the_secret_but_its_gateway(net: Internet)
                     # Not dumpable: its files in /proc are root's, whoever it runs as.
                     assert os.stat(f"/proc/{pid}/environ").st_uid == 0
                     assert "\nUid:\t0\t" not in status
+            assert os.sched_getscheduler(process.pid) == os.SCHED_BATCH  # it writes down what the gateway says
             assert found["gateway"] == [True]
             assert len(found["inside"]) >= 2
             assert not any(found["inside"])

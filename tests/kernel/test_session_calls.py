@@ -15,7 +15,7 @@ import pytest
 
 from remit import DEVNULL, PIPE, STDOUT, CalledProcessError, Grant, GrantError, LaunchError, Session, TimeoutExpired
 from tests.kernel.run_harness import TIMEOUT, World, descendants
-from tests.kernel.session_harness import client, gone, named, opened, probe, probes, python, said, watched
+from tests.kernel.session_harness import client, comm, gone, named, opened, probe, probes, python, said, watched
 from tests.kernel.test_run_stdio import memory_holds
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
@@ -78,6 +78,16 @@ def test_the_signal_mask_and_dispositions_are_a_fresh_processs(session: Session)
     outside = subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     assert said(session.run(command)) == outside.rstrip("\n")
+
+
+def test_only_the_writer_of_the_record_stands_back(session: Session) -> None:
+    """What it forks, and what a call runs, is scheduled as usual."""
+    policy = said(session.run(python("print(os.sched_getscheduler(0))")))
+    below = {comm(pid): os.sched_getscheduler(pid) for pid in descendants(os.getpid())}
+
+    assert int(policy) == os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert below["remit-template"] == os.SCHED_BATCH
+    assert below["remit-init"] == os.SCHED_OTHER
 
 
 def test_streams_as_subprocess_has_them(session: Session, world: World) -> None:

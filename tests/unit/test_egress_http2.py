@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from remit.sandbox.egress import http2
 from remit.sandbox.egress.secrets import placeholder
-from tests.unit.egress_world import House
+from tests.unit.egress_world import House, head_of
 from tests.unit.test_egress_web import HOST, SECRET, Site, credential, rule
 
 Headers = list[tuple[str, str]]
@@ -156,6 +156,15 @@ def meet(
                 client.writer.close()
 
     asyncio.run(main())
+
+
+async def settled(here: House) -> int:
+    """How many bytes the session had passed when no more were."""
+    passed = -1
+    while here.gateway.gate.meter.bytes_passed != passed:
+        passed = here.gateway.gate.meter.bytes_passed
+        await asyncio.sleep(0.3)
+    return passed
 
 
 def test_a_rule_allows_what_it_says_and_the_denial_says_which_is_missing() -> None:
@@ -405,6 +414,153 @@ def test_a_client_that_never_opens_its_window_costs_a_window() -> None:
             client.writer.close()
 
     asyncio.run(main())
+
+
+def test_requests_that_are_taken_back_at_once_leave_nothing() -> None:
+    """Beside whole ones, so that they are never too many: their windows are opened again, and the connection grows idle."""
+
+    async def does(_site: Site, here: House, client: Client) -> None:
+        for _ in range(12):
+            given_up = client.ask("PUT", "/v1", end=False)
+            client.conn.send_data(given_up, bytes(16000))  # a quarter of the connection's window
+            client.conn.reset_stream(given_up, ErrorCodes.CANCEL)
+            (whole,) = await client.hear_out([client.ask("GET", "/v1")])
+            assert whole.status == 200
+        assert client.ended is None
+        here.gateway.gate.limits = replace(here.gateway.gate.limits, idle=0.1)
+        # The reader waits by the old limit until something comes.
+        await client.hear_out([client.ask("GET", "/v1")])
+        while await client.hear():
+            pass
+        client.writer.close()
+        while here.gateway.gate.open:
+            await asyncio.sleep(0)
+
+    meet(does)
+
+
+def test_a_request_that_is_given_up_while_it_is_written_cuts_nobody_else() -> None:
+    """What the client does not read fills every buffer, and a write waits in the middle of a record."""
+
+    async def main() -> None:
+        site = Site()
+
+        async def large(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while head := await head_of(reader):
+                size = 30_000_000 if b"/large" in head else 5
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+
+        await site.world.serve(GOOD_ADDRESS, 443, large, site.certificates.server(HOST))
+        async with site.house((rule(),)) as here:
+            client = await Client.of(here)
+            client.conn.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 100_000_000})
+            client.conn.increment_flow_control_window(100_000_000)
+            taken_back = client.ask("GET", "/large")
+            await client.flush()
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            kept = client.ask("GET", "/small")
+            assert 0 < await settled(here) < 30_000_000
+            client.conn.reset_stream(taken_back, ErrorCodes.CANCEL)
+            client.writer.write(client.conn.data_to_send())
+            await asyncio.sleep(0.2)
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            client.answers[taken_back].over = True
+            (answer,) = await client.hear_out([kept])
+            assert (answer.status, answer.body) == (200, b"x" * 5)
+            client.writer.close()
+
+    asyncio.run(main())
+
+
+def test_continuations_without_end_end_the_connection() -> None:
+    async def does(site: Site, _here: House, client: Client) -> None:
+        await client.flush()
+        begin = frame(1, 0, 1, b"\x82\x87\x84")  # HEADERS, and neither END_HEADERS nor END_STREAM
+        client.writer.write(begin + frame(9, 0, 1, b"") * 200)
+        try:
+            while client.ended is None and await client.hear():
+                pass
+        except ConnectionError:
+            return
+        assert client.ended
+        assert site.heads == []
+
+    meet(does)
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_a_body_of_another_length_than_was_said_ends_the_connection(size: int) -> None:
+    async def does(site: Site, here: House, client: Client) -> None:
+        number = client.ask("PUT", "/v1", ("content-length", "5"), end=False)
+        client.conn.send_data(number, bytes(size), end_stream=True)
+        (answer,) = await client.hear_out([number])
+        assert answer.status == 0
+        assert client.ended
+        assert len(site.bodies) == 0
+        assert [event[4] for event in here.events if event[3] == "denied"] == ["not HTTP/2 (InvalidBodyLengthError)"]
+
+    meet(does)
+
+
+def test_a_server_that_never_reads_costs_what_is_on_the_way() -> None:
+    async def main() -> None:
+        site, stuck = Site(), asyncio.Event()
+
+        async def deaf(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            await stuck.wait()
+
+        await site.world.serve(GOOD_ADDRESS, 443, deaf, site.certificates.server(HOST))
+        async with site.house((rule(),)) as here:
+            client = await Client.of(here)
+            number = client.ask("PUT", "/", end=False)
+            sending = asyncio.create_task(client.send(number, bytes(20_000_000)))
+            # The kernel's buffers fill by and by; without a bound, all of it would be here at once.
+            assert not (await asyncio.wait({sending}, timeout=1.5))[0]
+            assert 0 < here.gateway.gate.meter.bytes_passed < 30_000_000
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            stuck.set()
+            client.writer.close()
+
+    asyncio.run(main())
+
+
+def test_limits_of_the_session_hold_for_it() -> None:
+    async def does(_site: Site, here: House, client: Client) -> None:
+        gate = here.gateway.gate
+        gate.limits = replace(gate.limits, connections=1)
+        (full,) = await client.hear_out([client.ask("GET", "/v1")])
+        assert (full.status, json.loads(full.body)["reason"]) == (403, "more than 1 connections at a time")
+        gate.limits = replace(gate.limits, connections=100, time=0.5)
+        other = await Client.of(here)
+        assert (await other.hear_out([other.ask("GET", "/v1")]))[0].status == 200
+        while await other.hear():  # it may last that long, whatever it does
+            pass
+        other.writer.close()
+
+    meet(does)
+
+
+def test_the_table_of_headers_is_as_large_as_we_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[H2Connection] = []
+
+    def seen(config: H2Configuration) -> H2Connection:
+        made.append(H2Connection(config))
+        return made[-1]
+
+    monkeypatch.setattr(http2, "H2Connection", seen)
+
+    async def does(_site: Site, here: House, client: Client) -> None:
+        client.conn.update_settings({SettingCodes.HEADER_TABLE_SIZE: 1 << 30})
+        (answer,) = await client.hear_out([client.ask("GET", "/v1")])
+        assert answer.status == 200
+        (answer,) = await client.hear_out([client.ask("GET", "/v1")])
+        assert answer.status == 200
+        assert [one.encoder.header_table_size for one in made] == [http2.HEADER_TABLE]
+
+    meet(does)
 
 
 def frame(kind: int, flags: int, stream: int, data: bytes) -> bytes:

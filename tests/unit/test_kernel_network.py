@@ -68,6 +68,10 @@ def test_who_hears_where_nobody_can_tell(monkeypatch: pytest.MonkeyPatch) -> Non
     assert other.hear(b"\x7f\0\0\1", 1)
     own.close()
     other.close()
+    monkeypatch.undo()
+    assert not own.hear(b"\x7f\0\0\1", 1)
+    assert other.hear(b"\x7f\0\0\1", 1)  # its namespace is not this one: it is not asked instead
+    own.close()
 
 
 def test_where_there_is_no_sock_diag(monkeypatch: pytest.MonkeyPatch) -> None:
