@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,7 @@ from remit.sandbox.session.granted import absolute
 
 if TYPE_CHECKING:
     from remit.cli.options import Invocation
+    from remit.sandbox.session.result import CompletedCall
 
 _SESSION = "remit.exec.session"
 _TIME, _MEMORY = 124, 137
@@ -44,11 +45,12 @@ def _execute(invocation: Invocation, status: Status) -> int:
     )
     code = result.returncode if result.returncode >= 0 else 128 - result.returncode
     code = {"time": _TIME, "memory": _MEMORY}.get(result.limit, code)
-    status.exited(result)
+    denied = _denied(result)
+    status.exited(result, denied)
     if result.limit:
         render.problems([f"the {result.limit} limit ended the command"])
-    if code and result.denied and os.isatty(2):
-        actions = "1 action was" if result.denied == 1 else f"{result.denied} actions were"
+    if code and denied and os.isatty(2):
+        actions = "1 action was" if denied == 1 else f"{denied} actions were"
         render.problems([f"{actions} outside the grant: remit why {session} explains"])
     if invocation.denials:
         from remit.sandbox.audit import denials
@@ -67,6 +69,14 @@ def _execute(invocation: Invocation, status: Status) -> int:
         else:
             render.line(found.document())
     return code
+
+
+def _denied(result: CompletedCall[Any]) -> int:
+    """The status is the command's, whatever can be read of its record: then the network's part is missing."""
+    try:
+        return result.denied
+    except RemitError:
+        return result.counted
 
 
 class ExecCommand(GrantCommand):

@@ -32,10 +32,10 @@ class Status:
         """The command runs."""
         self._say({"event": "started", "session": session, "call": call})
 
-    def exited(self, result: CompletedCall[Any]) -> None:
-        """The command ended."""
+    def exited(self, result: CompletedCall[Any], denied: int) -> None:
+        """The command ended. ``denied``: how many of its actions were outside the grant."""
         how = {"signal": -result.returncode} if result.returncode < 0 else {"code": result.returncode}
-        self._say({"event": "exited", **how, "limit": result.limit or None, "denials": result.denied})
+        self._say({"event": "exited", **how, "limit": result.limit or None, "denials": denied})
 
     def failed(self, error: RemitError) -> None:
         """The command never ran."""

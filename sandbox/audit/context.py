@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from remit.sandbox.audit.decide import Decider
     from remit.sandbox.audit.why import Explanation
     from remit.sandbox.authority.model import Authority
 
@@ -53,7 +54,11 @@ class Context:
     def explain(self, event: Event) -> Explanation:
         """Why, and what would have allowed it. Looks at what is on the host now: only that can be granted."""
         from remit.sandbox.audit import why
+
+        return why.explain((event,), self.decider(), self.layers, os.path.lexists)
+
+    def decider(self) -> Decider:
+        """Decisions under that authority."""
         from remit.sandbox.audit.decide import Decider
 
-        decider = Decider(self.authority, self.canonical, self.visible)
-        return why.explain((event,), decider, self.layers, os.path.lexists)
+        return Decider(self.authority, self.canonical, self.visible)

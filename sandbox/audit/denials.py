@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remit.sandbox.audit import log, message, why
+from remit.sandbox.audit.joined import joined
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from remit.sandbox.audit.decide import Decider
     from remit.sandbox.audit.log import Log
     from remit.sandbox.audit.why import Explanation
     from remit.sandbox.events.event import Event
@@ -26,7 +28,7 @@ _TOLD = 8
 _FAILURES = 2
 _OWN_ERRORS = ("EACCES", "EPERM", "EROFS")
 """What a failure that looks like a denial, and is none, says."""
-_PAUSE = 0.005
+_PAUSE, _PATIENCE = 0.005, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,32 @@ def of(found: Log, call: str = "") -> Denials:
     )
 
 
-def of_call(state: str, session: str, call: str, patience: float = 1.0) -> Denials:
-    """Of a call that has just returned. Its record is another process's to write: wait ``patience`` seconds for its end."""
-    end = time.monotonic() + patience
-    while True:
-        found = log.read(state, session)
-        if any(one.identifier == call and one.ended is not None for one in found.calls) or time.monotonic() > end:
-            return of(found, call)
+def of_call(state: str, session: str, call: str) -> Denials:
+    """Of a call that has just returned. Its record is another process's to write: this waits for its end."""
+    directory = log.directory_of(state, session)
+    _wait(directory, lambda: log.since(directory, 0, call)[1])
+    return of(log.read(state, session), call)
+
+
+def of_network(directory: str, begin: int, call: str, decider: Callable[[str], Decider]) -> list[Event]:
+    """What the network refused to a call that has just returned: its denials that only the record has, because the gateway
+    is nobody's mediator.
+
+    ``begin``: how long the record in ``directory`` was before the call. Waits as ``of_call``. Raises RecordError.
+    """
+    _wait(directory, lambda: log.since(directory, begin, call)[1])
+    events, _ = log.since(directory, begin, call)
+    answered = {event.id for event in events if event.denied and event.source == "mediator"}
+    mine = [event for event in joined(events, decider) if event.call == call]
+    return [event for event in mine if event.denied and event.id not in answered]
+
+
+def _wait(directory: str, ended: Callable[[], bool]) -> None:
+    """Until ``ended``, as long as somebody writes the record; who writes it and is stuck is not waited for for ever."""
+    end = time.monotonic() + _PATIENCE
+    while not ended() and time.monotonic() < end:
+        if not log.running(directory):
+            return
         time.sleep(_PAUSE)
 
 

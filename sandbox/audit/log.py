@@ -216,6 +216,19 @@ def read(state: str, identifier: str) -> Log:
     return replace(made, events=joined(events, Deciders(made).of))
 
 
+def since(directory: str, begin: int, call: str) -> tuple[list[Event], bool]:
+    """The actions that a record tells of behind its first ``begin`` bytes, and whether ``call`` has returned by then. For
+    whoever knows the authority already. Raises RecordError."""
+    path = f"{directory}/events.jsonl"
+    lines, _ = _lines(path, begin)
+    try:
+        events = [Event.from_json(line) for line in lines if line["kind"] == "action"]
+        ended = any(line["kind"] == "returned" and line["call"] == call for line in lines)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"not an event: {error!r}", where=path) from None
+    return events, ended
+
+
 class Deciders:
     """Decisions under the authority of each call of a record, and under the session's (``session``).
 
@@ -253,9 +266,9 @@ def _returned(call: Call, line: dict[str, Any]) -> Call:
     )
 
 
-def _lines(path: str) -> tuple[list[dict[str, Any]], bool]:
-    """The whole lines of ``path``, and whether a torn one follows them."""
-    *lines, rest = _bytes(path).split(b"\n")
+def _lines(path: str, begin: int = 0) -> tuple[list[dict[str, Any]], bool]:
+    """The whole lines of ``path`` from an offset on, and whether a torn one follows them."""
+    *lines, rest = _bytes(path, begin).split(b"\n")
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -268,9 +281,10 @@ def _lines(path: str) -> tuple[list[dict[str, Any]], bool]:
     return found, bool(rest)
 
 
-def _bytes(path: str) -> bytes:
+def _bytes(path: str, begin: int = 0) -> bytes:
     try:
         with open(path, "rb") as file:
+            file.seek(begin)
             return file.read()
     except OSError as error:
         raise RecordError(error.strerror or str(error), where=path) from None

@@ -424,6 +424,8 @@ class Template:
     def _on_finished(
         self, running: Running, call: str, status: int, limit: str, cpu: float, memory: int, denials: int
     ) -> None:
+        if running.child.way is not None:
+            running.child.way.hear()
         result = {"status": status, "limit": limit or None, "cpu": cpu, "memory": memory, "denials": denials}
         running.record.event({"kind": "returned", "call": call, **result})
 

@@ -41,6 +41,8 @@ _BACKLOG = 128
 _SIGKILL = 9
 _HERE = __file__.rpartition("/remit/sandbox/")[0]
 _PATIENCE_MS = 1000
+_HEARD = 4096
+"""Messages that are read before a call's end is told: more than fit into a socket."""
 _LIMITS = {"connections": "connections", "traffic": "bytes", "connection-time": "time"}
 """A limit's name, and what the gateway calls it (``wire``)."""
 
@@ -116,6 +118,17 @@ class Way:
             self._problem = self._problem or "it ended by itself"
             self._on_event((self._problem,))
             self._certify(self._problem)
+
+    def hear(self) -> None:
+        """What the gateway has said until now, without waiting: so that a call's denials are told before its end. It says
+        what it refuses before the program can know of it."""
+        if self._control < 0 or self._dead:
+            return
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        for _ in range(_HEARD):
+            if not poll.poll(0) or not self._report():
+                return  # its end is for the loop to see: it reads the same again
 
     def hold(
         self,

@@ -39,6 +39,7 @@ from remit.sandbox.session.result import (
     Denial,
     GrantExpired,
     GrantRevoked,
+    OfNetwork,
     SessionClosed,
     Usage,
 )
@@ -91,6 +92,8 @@ class Ticket:
     grant: Grant
     args: Sequence[Any]
     started: float
+    begin: int
+    """How long the record was, where it will have to be read."""
 
 
 @dataclass(slots=True)
@@ -139,6 +142,7 @@ class Core:
         """The ids of the grants that this one came out of (the session's files' first, then the session's), and its own."""
         self._environ = environ
         self._record = f"{state_directory(dict(environ))}/sessions/{shared.session}"
+        self._gateway = bool(network.variables(ceiling.authority, ceiling.degrade))
         self._plans: OrderedDict[object, tuple[str, CallPlan, Authority, tuple[bytes, ...]]] = OrderedDict()
 
     # --- grants --------------------------------------------------------------------------------------------------------
@@ -344,7 +348,14 @@ class Core:
             raise LaunchError(
                 f"arguments and environment take {len(data)} bytes", hint="pass large data through stdin or a file"
             )
-        return Ticket(call, data, armed.requests, armed, grant, args, time.monotonic())
+        begin = self._recorded() if self._gateway else 0
+        return Ticket(call, data, armed.requests, armed, grant, args, time.monotonic(), begin)
+
+    def _recorded(self) -> int:
+        try:
+            return os.stat(f"{self._record}/events.jsonl").st_size
+        except OSError:
+            return 0  # whoever reads it will hear why
 
     def _derive(self, asked: Asked, authority: Authority, identifier: str, uses: Uses) -> Grant:
         parent = self.grant
@@ -445,15 +456,17 @@ class Core:
         """The result of a call that ran. Raises GrantExpired, GrantRevoked where that ended it."""
         _, status, limit, cpu, memory, denied, events = message
         self.raise_ended(ticket, limit)
-        denials = self._denials(ticket, events) if events else ()
+        context = self._context(ticket) if events or self._gateway else None
+        denials = _denials(ticket, events, context) if context is not None else ()
         return CompletedCall(
             args=ticket.args,
             returncode=posix.waitstatus_to_exitcode(status),
             stdout=stdout,
             stderr=stderr,
-            denials=denials,
+            answered=denials,
             # The mediator counts without knowing what there is outside: where it told of all, that is looked at.
-            denied=len(denials) if 0 < len(events) < REPORTED else denied,
+            counted=len(denials) if 0 < len(events) < REPORTED else denied,
+            network=OfNetwork(self._record, ticket.begin, context) if context is not None and self._gateway else None,
             record=self._record,
             usage=Usage(cpu, time.monotonic() - ticket.started, memory << 10),
             grant=ticket.grant,
@@ -463,20 +476,13 @@ class Core:
             stderr_lost=lost[1],
         )
 
-    def _denials(self, ticket: Ticket, events: Sequence[tuple[Any, ...]]) -> tuple[Denial, ...]:
-        """What the mediator told of a call, without what would have failed outside as well."""
-        call, grant = ticket.call, ticket.grant
+    def _context(self, ticket: Ticket) -> Context:
+        """What denials of a call are explained by."""
         ceiling = self.ceiling
         with self.shared.lock:
             canonical = {path: named.canonical for path, named in {**self.shared.names, **ceiling.names}.items()}
         visible = tuple(canonical.get(rule.path, rule.path) for rule in ceiling.authority.paths)
-        context = Context(grant.authority, canonical, visible, _LAYERS.difference(ceiling.degrade))
-        told = [(event_of(action, call, grant.id), action[10] or EACCES) for action in events]
-        return tuple(
-            Denial(event.object, event.right, errno, event.rule.text, event.pid, event, context)
-            for event, errno in told
-            if not event.moot
-        )
+        return Context(ticket.grant.authority, canonical, visible, _LAYERS.difference(ceiling.degrade))
 
     def raise_ended(self, ticket: Ticket, why: str, what: str = "the call was ended") -> None:
         """Raises GrantExpired, GrantRevoked where that is ``why`` a call ended (or was stopped)."""
@@ -488,3 +494,13 @@ class Core:
         kind, *values = message
         if kind == "refused":
             self.shared.refused[values[0]] = (values[1], values[2], values[3], values[4])
+
+
+def _denials(ticket: Ticket, events: Sequence[tuple[Any, ...]], context: Context) -> tuple[Denial, ...]:
+    """What the mediator told of a call, without what would have failed outside as well."""
+    told = [(event_of(action, ticket.call, ticket.grant.id), action[10] or EACCES) for action in events]
+    return tuple(
+        Denial(event.object, event.right, errno, event.rule.text, event.pid, event, context)
+        for event, errno in told
+        if not event.moot
+    )

@@ -104,6 +104,28 @@ class Denial:
 
 
 @dataclass(frozen=True, slots=True)
+class OfNetwork:
+    """Where a call's denials are that its answer does not bring: the gateway is in another process, and tells the record.
+
+    ``directory``: the record's. ``begin``: how long it was before the call. ``context``: what they are explained by.
+    """
+
+    directory: str
+    begin: int
+    context: Context
+
+    def read(self, call: str) -> tuple[Denial, ...]:
+        """As soon as the record tells of the call's end. Raises RecordError."""
+        from remit.sandbox.audit import denials
+
+        decider = self.context.decider()
+        events = denials.of_network(self.directory, self.begin, call, lambda _: decider)
+        return tuple(
+            Denial(event.object, event.right, 0, event.rule.text, event.pid, event, self.context) for event in events
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What a call used: ``cpu`` (user and system, of the command and the children that it waited for) and ``wall`` in
     seconds, ``memory_peak`` in bytes. ``memory_is_sum`` false: the largest single process's (``getrusage(2)``)."""
@@ -119,16 +141,13 @@ class CompletedCall(Generic[Output]):
     """As ``subprocess.CompletedProcess``, with what a sandbox knows besides.
 
     ``returncode`` is negative for a signal. ``limit`` names what ended the command where it was not its own doing
-    (``time``, ``memory``), else "". ``denials`` are at most 128 of the ``denied`` actions outside the grant, as the mediator
-    saw them; what the gateway refused is in the record (``record``, a directory), and ``explain`` has both.
+    (``time``, ``memory``), else "". ``record`` is the directory of the session's record.
     """
 
     args: Sequence[Any]
     returncode: int
     stdout: Output | None
     stderr: Output | None
-    denials: tuple[Denial, ...]
-    denied: int
     usage: Usage
     grant: Grant = field(repr=False)
     call: str = ""
@@ -136,6 +155,32 @@ class CompletedCall(Generic[Output]):
     stdout_lost: int = 0
     stderr_lost: int = 0
     record: str = field(default="", repr=False)
+    answered: tuple[Denial, ...] = field(default=(), repr=False)
+    """``denials``, without the network's."""
+    counted: int = field(default=0, repr=False)
+    """``denied``, without the network's."""
+    network: OfNetwork | None = field(default=None, repr=False, compare=False)
+    _heard: list[tuple[Denial, ...]] = field(
+        default_factory=list[tuple[Denial, ...]], init=False, repr=False, compare=False
+    )
+
+    @property
+    def denials(self) -> tuple[Denial, ...]:
+        """Actions outside the grant: at most 128 of those that the mediator stopped, and all that the network refused.
+
+        Where the session has a way out, the first look at this reads the record, and waits until the call's end is in it
+        (ten seconds at most, where its writer is stuck). Raises RecordError where it cannot be read.
+        """
+        if self.network is None:
+            return self.answered
+        if not self._heard:
+            self._heard.append(self.network.read(self.call))
+        return self.answered + self._heard[0]
+
+    @property
+    def denied(self) -> int:
+        """How many there were. Raises RecordError, as ``denials``."""
+        return self.counted + len(self.denials) - len(self.answered)
 
     def explain(self) -> str:
         """What a model should read: the distinct denials; for a failure without one, that it was not the sandbox's. Empty

@@ -665,6 +665,72 @@ def test_a_calls_own_network_grant(net: Internet) -> None:
     assert not any(call == calls[3] for call, _ in denied)
 
 
+TOLD = """
+import json, os, pickle, signal, sys
+from remit import Grant, Session
+hosts = ["granted.example.com:8080", "203.0.113.20:8080"]
+def told(result):
+    assert pickle.loads(pickle.dumps(result)).denials == result.denials and len(result.denials) == result.denied
+    found = sorted({(one.object, one.right, " ".join(one.missing)) for one in result.denials})
+    print(json.dumps([result.returncode, found, str(result.denials[0]).splitlines()[0] if found else ""]), flush=True)
+with Session("offline", os.environ["WORK"], connect=hosts) as running:
+    python = ["/usr/bin/python3", "-I", "-S", "-c"]
+    for grant in (None, Grant(read=["."], connect=hosts[:1]), Grant(read=["."])):
+        told(running.run([*python, sys.argv[1]], grant=grant, timeout=60))
+    told(running.run([*python, sys.argv[2]], timeout=60))
+    told(running.run(["true"]))
+    # The gateway's word and the call's end lie there together when whoever writes the record wakes up.
+    template = int(open(f"/proc/self/task/{os.getpid()}/children").read().split()[0])
+    for _ in range(5):
+        os.kill(template, signal.SIGSTOP)
+        late = running.run([*python, sys.argv[1].replace("203.0.113.20", "203.0.113.30")], timeout=60)
+        os.kill(template, signal.SIGCONT)
+        told(late)
+    with running.narrow(Grant(read=["."], connect=hosts[:1])) as narrow:
+        told(narrow.run([*python, sys.argv[1]], timeout=60))
+    gone = running.run(["false"])
+    os.rename(gone.record, gone.record + "-away")
+    try:
+        gone.denials
+    except Exception as error:
+        print(type(error).__name__, gone.counted)
+    os.rename(gone.record + "-away", gone.record)
+"""
+
+
+def test_a_calls_denials_have_what_the_network_refused(net: Internet) -> None:
+    """The gateway's refusals and the namespace's are told beside the mediator's, of each call its own."""
+    beside = "\ntry:\n    open('/usr/planted', 'w')\nexcept OSError:\n    pass\n"
+    refused, reached = (
+        libc_python(HELPERS)[-1] + text
+        for text in (beside + "talk('203.0.113.20', 8080)\n", beside + "talk('granted.example.com', 8080)\n")
+    )
+    done = subprocess.run(
+        [*net.world.prefix, sys.executable, "-c", TOLD, refused, reached],
+        env=net.world.env({"WORK": str(net.world.workspace)}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *told, gone = done.stdout.splitlines()
+    whole, own, none, fine, silent, *late, narrow = (json.loads(line) for line in told)
+    planted = ["/usr/planted", "write", "--write /usr"]
+    address = ["203.0.113.20:8080/tcp", "connect", "--connect 203.0.113.20:8080"]
+    assert whole[:2] == [0, [planted]]
+    for one in (own, narrow):
+        assert one[0] != 0
+        assert one[1] == [planted, address]
+    assert none[0] != 0
+    assert [*none[1][0]] == planted
+    assert [thing.partition("/")[0] for thing, *_ in none[1][1:]] == ["203.0.113.20:8080"]
+    assert fine[:2] == [0, [planted]]
+    assert silent == [0, [], ""]
+    for one in late:
+        assert [thing for thing, *_ in one[1]] == ["/usr/planted", "203.0.113.30:8080/tcp"]
+    assert gone == "RecordError 0"
+
+
 NARROWED = """
 import os
 from remit import Grant, Session
