@@ -163,7 +163,7 @@ class Broker:
             self._observer.meet_newcomer(pid)
         else:
             # Before the answer: the caller may be gone right after it.
-            self._observer.meet(pid)
+            self._observer.meet(pid, starting=source.before_exec is not None)
         try:
             answer = self._answer(nr, arguments)
         except Denied as error:

@@ -177,8 +177,11 @@ class Observer:
 
     # --- who and what
 
-    def meet(self, pid: int) -> None:
-        """Remember when the caller started, and its program: for a second, far less than a pid takes to come round again."""
+    def meet(self, pid: int, *, starting: bool) -> None:
+        """Remember when the caller started, and its program: for a second, far less than a pid takes to come round again.
+
+        ``starting``: the command does not run yet, so that the caller may be a thread of this process.
+        """
         if self.level == OFF:
             return
         now = monotonic()
@@ -186,7 +189,7 @@ class Observer:
             self._who.clear()
             self._since = now
         if pid not in self._who:
-            self._who[pid] = (-1, b"") if _own_thread(pid) else (_started(pid), _program(pid))
+            self._who[pid] = (-1, b"") if starting and _own_thread(pid) else (_started(pid), _program(pid))
         self._who_calls = self._who[pid]
 
     def meet_newcomer(self, pid: int) -> None:
