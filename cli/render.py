@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from remit.sandbox.kernel import files
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -98,21 +100,28 @@ class Progress:
 
 
 def problems(lines: Iterable[str]) -> None:
-    """Lines on stderr, each under the program's name. A closed stderr is no reason to fail differently."""
-    try:
-        print(*[f"remit: {printable(line)}\n" for line in lines], sep="", end="", file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        return
+    """Lines on stderr, each under the program's name."""
+    _to_stderr("".join([f"remit: {printable(line)}\n" for line in lines]))
 
 
 def line(content: Mapping[str, object]) -> None:
     """One JSON object on stderr, as its last line."""
     import json
 
+    _to_stderr(json.dumps(content) + "\n")
+
+
+def _to_stderr(text: str) -> None:
+    """A stderr that is closed, or that nobody reads, is no reason to fail differently."""
+    stream = sys.stderr
     try:
-        print(json.dumps(content), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        return
+        stream.flush()
+        if stream is sys.__stderr__:
+            files.say(2, text.encode(errors="backslashreplace"))
+        else:
+            print(text, end="", file=stream, flush=True)  # a program's own, which runs this within it
+    except (AttributeError, OSError, ValueError):
+        return  # None where it was closed
 
 
 def traceback(error: BaseException) -> None:

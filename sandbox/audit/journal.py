@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from remit.sandbox.events.event import Event
 
 SOCKET = "/run/systemd/journal/socket"
+_PATIENCE = 5.0
+"""Seconds for which the journal may read nothing."""
 _WARNING, _INFORMATION = "4", "6"
 """Priorities of ``syslog(3)``."""
 
@@ -55,12 +57,13 @@ def send(events: Iterable[Event], session: str, path: str = "") -> int:
     count = 0
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as journal:
         try:
+            journal.settimeout(_PATIENCE)
             journal.connect(path or SOCKET)
             for event in events:
                 journal.send(entry(event, session))
                 count += 1
         except OSError as error:
-            reason = f"{error.strerror}, after {count} events"
+            reason = f"{error.strerror or 'it takes no more'}, after {count} events"
             raise UsageError(f"the journal cannot be written: {reason}", where=path or SOCKET) from None
     return count
 

@@ -14,7 +14,7 @@ from errno import errorcode
 from remit.sandbox.audit import outside
 from remit.sandbox.audit.chain import chain
 from remit.sandbox.audit.text import dumps
-from remit.sandbox.events.action import ATTEMPTED, DENIED, MOOT, axis
+from remit.sandbox.events.action import ATTEMPTED, DENIED, EXECUTES, MOOT, TAKES_AWAY, axis
 from remit.sandbox.kernel.call import NR
 
 TYPE_CHECKING = False
@@ -103,6 +103,7 @@ class Record:
         self._sequence = self._size = 0
         self._head = chain(b"", f"{SCHEMA} {self.identifier}".encode())
         self._lines = lines
+        self._stand: dict[str, tuple[str, int, str]] = {}
         self._places: dict[str, str] = {}
         self._clock = 0.0
         token = posix.urandom(_TOKEN_SIZE).hex()
@@ -145,9 +146,12 @@ class Record:
             verdict, layer = MOOT, ""
         if right == "call" and not name:
             name = syscall
-        where = self._places.get(rule)
+        kind = EXECUTES if right == "exec" else ""
+        if verdict == DENIED:
+            kind = TAKES_AWAY
+        where = self._places.get(kind + rule)
         if where is None:
-            where = self._place(rule)
+            where = self._place(kind, rule)
         # Spelled out, because every action of a session comes by here.
         text = (
             f'{{"time":{self._clock + mono!r},"mono":{mono!r},"kind":"action","call":{dumps(call)},"grant":"{grant}",'
@@ -158,16 +162,15 @@ class Record:
         )
         return text, verdict == DENIED
 
-    def _place(self, rule: str) -> str:
-        if not self._places:
-            self._places = {
-                text: dumps({"text": text, "file": file, "line": line, "key": key})
-                for text, file, line, key in self._lines
-            }
-        found = self._places.get(rule)
-        if found is None:
-            found = self._places[rule] = dumps({"text": rule, "file": "", "line": 0, "key": ""})
-        return found
+    def _place(self, kind: str, rule: str) -> str:
+        if not self._stand:
+            self._stand = {text: (file, line, key) for text, file, line, key in self._lines}
+        found = self._stand.get(kind + rule)
+        if found is None and kind != TAKES_AWAY:
+            found = self._stand.get(rule)
+        file, line, key = found or ("", 0, "")
+        made = self._places[kind + rule] = dumps({"text": rule, "file": file, "line": line, "key": key})
+        return made
 
     def _append(self, texts: list[str]) -> bytes:
         head, sequence = self._head, self._sequence

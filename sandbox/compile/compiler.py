@@ -34,6 +34,7 @@ from remit.sandbox.compile.plan import (
 )
 from remit.sandbox.compile.seccomp import build_filter
 from remit.sandbox.compile.syscalls import refused
+from remit.sandbox.events.action import EXECUTES, TAKES_AWAY
 from remit.sandbox.kernel.facts import HostFacts
 from remit.sandbox.resolve.binding import Kind, Named
 
@@ -294,12 +295,15 @@ class Job(Objects):
         )
 
     def lines(self) -> tuple[tuple[str, str, int, str], ...]:
-        """Where each rule stands; of several for one object, the first."""
+        """Where each rule stands (``plan.Record``); of several for one object, the first."""
         found: dict[str, Source] = {}
         for rule in self.authority.paths:
-            found.setdefault(self.name(rule.path).canonical, rule.source)
+            path = self.name(rule.path).canonical
+            found.setdefault(path, rule.source)
+            if rule.where(Right.EXEC) != rule.source:
+                found.setdefault(f"{EXECUTES}{path}", rule.exec_source)
         for pattern in (*self.authority.deny, *self.authority.protect):
-            found.setdefault(str(pattern), pattern.source)
+            found.setdefault(f"{TAKES_AWAY}{pattern}", pattern.source)
         return tuple((text, s.file, s.line, s.key) for text, s in sorted(found.items()) if s.file)
 
     def entries(self, pattern: PathPattern) -> list[_PatternEntry]:

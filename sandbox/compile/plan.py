@@ -411,7 +411,9 @@ class Mediate(Op):
 @dataclass(frozen=True, slots=True)
 class Record(Op):
     """What the session's record holds, what happens when it cannot be written (``deny`` or ``stop``), and ``lines``:
-    where each rule that an event may name stands (rule text or granted path inside, file, line, key)."""
+    where each rule that an event may name stands (rule, file, line, key). A rule is a granted path inside; behind
+    ``EXECUTES``, one whose right to execute stands in another line; behind ``TAKES_AWAY``, a pattern of ``deny`` or
+    ``protect``."""
 
     name: ClassVar[str] = "record"
     layer: ClassVar[str] = "audit"

@@ -55,6 +55,10 @@ HELD = "the record cannot be written"
 POINTLESS = "The kernel enforces this: trying again, or another way to the same end, will be denied too."
 """What whoever is told of a denial should read, a model above all."""
 
+EXECUTES, TAKES_AWAY = "exec ", "no "
+"""Before a rule, where it is asked where that stands: the right to execute what is granted, and what takes away. Rules begin
+with a slash, and one text can be both."""
+
 OPTIONS = {"read": "--read", "write": "--write", "remove": "--write", "exec": "--exec"}
 """The option that grants a right on a path."""
 

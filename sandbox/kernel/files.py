@@ -19,6 +19,7 @@ _OPENAT2 = NR.get("openat2", -1)
 _FCHMODAT2 = NR.get("fchmodat2", -1)
 _how = Struct("=QQQ").pack
 _PIECE = 1 << 14
+_READER_MS = 1000
 
 
 def openat2(directory: int, path: bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
@@ -54,6 +55,21 @@ def change_mode(descriptor: int, mode: int) -> None:
 def fchownat(directory: int, path: bytes, uid: int, gid: int, flags: int) -> None:
     """``fchownat(2)``; -1 leaves a number as it is."""
     quick(NR["fchownat"], directory, path, uid, gid, flags)
+
+
+def say(descriptor: int, data: bytes) -> None:
+    """Write all of it where somebody may read: a descriptor that does not block is waited for, a second without progress at
+    most. Raises OSError (EAGAIN where that is not enough)."""
+    while data:
+        try:
+            data = data[posix.write(descriptor, data) :]
+        except BlockingIOError:
+            import select  # for whoever needs it
+
+            poll = select.poll()
+            poll.register(descriptor, select.POLLOUT)
+            if not poll.poll(_READER_MS):
+                raise
 
 
 def write(path: str, data: bytes) -> None:

@@ -12,7 +12,7 @@ import posix
 from errno import EACCES, ENOSPC, ENOSYS
 from time import monotonic
 
-from remit.sandbox.events.action import HELD, PRIVATE, UNGRANTED
+from remit.sandbox.events.action import HELD, PRIVATE, TAKES_AWAY, UNGRANTED
 from remit.sandbox.kernel import network
 from remit.sandbox.kernel.call import NR, failure
 from remit.sandbox.kernel.notify import Listener
@@ -239,8 +239,14 @@ class Broker:
 
     def _show(self) -> int:
         """The program's own denials, instead of a file."""
-        stand = {text: f"{file}:{line}" if line else file for text, file, line, _ in self._lines}
-        content = inside.opened(inside.text(self._source.recent, stand, known=self.calls.watches))
+        stand = {
+            text.removeprefix(TAKES_AWAY): f"{file}:{line}" if line else file
+            for text, file, line, _ in self._lines
+            if text.startswith(TAKES_AWAY)
+        }
+        content = inside.opened(
+            inside.text(self._source.recent, stand, known=self.calls.watches, gateway=self._gateway)
+        )
         self.calls.touched.clear()
         try:
             self._source.listener.give(self.calls.id, content, cloexec=False)

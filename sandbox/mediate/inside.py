@@ -24,23 +24,30 @@ PLACE = b"/.remit/why"
 KEPT = 8
 """Denials that are remembered for each command."""
 _UNKNOWN = 'This session notes its start and end only ([audit] level = "off"): what was denied is not known.\n'
+_GATEWAY = (
+    "Connections to the network are not in this list: a refused one was reset, or answered 403 with the reason.\n"
+)
+_UNSEEN = f"{UNGRANTED} (whether it would work without the sandbox is not known in here)"
 _NONE = "The sandbox has denied nothing here that it saw. (A name that nothing grants is simply not there.)\n"
 
 
-def text(recent: Iterable[Recent], lines: Mapping[str, str], *, known: bool) -> bytes:
+def text(recent: Iterable[Recent], lines: Mapping[str, str], *, known: bool, gateway: bool) -> bytes:
     """The latest denials, three lines each, the last one first. ``lines``: where a rule stands, by its text. ``known``: what
-    is denied is noted at all."""
+    is denied is noted at all. ``gateway``: connections are decided elsewhere."""
     if not known:
         return _UNKNOWN.encode()
     told = [_one(*one, lines) for one in reversed(list(recent))]
-    return "\n\n".join(dict.fromkeys(told)).encode(errors="surrogateescape") + b"\n" if told else _NONE.encode()
+    found = "\n\n".join(dict.fromkeys(told)) + "\n" if told else _NONE
+    return (found + ("\n" + _GATEWAY if gateway else "")).encode(errors="surrogateescape")
 
 
 def _one(path: bytes, right: str, rule: str, exe: bytes, lines: Mapping[str, str]) -> str:
     name = _line(path.decode(errors="surrogateescape"))
     by = f" by {_line(exe.decode(errors='surrogateescape'))}" if exe else ""
     stands = lines.get(rule, "")
-    if rule in (UNGRANTED, HELD):
+    if rule == UNGRANTED:
+        why = _UNSEEN
+    elif rule == HELD:
         why = rule
     elif right in ("call", "setuid"):
         why = rule if right == "call" else "setuid and setgid modes are refused"

@@ -476,22 +476,26 @@ def _tell_denials(invocation: Invocation, status: int, identifier: str) -> None:
     if invocation.denials == "json" and invocation.status_fd >= 0:
         _status(invocation.status_fd, found.document())
     elif invocation.denials == "json":
-        posix.write(2, (dumps(found.document()) + "\n").encode())
+        _to_stderr(dumps(found.document()) + "\n")
     else:
-        for line in found.text(status):
-            _say(line)
+        _say(*found.text(status))
 
 
-def _say(line: str) -> None:
-    posix.write(2, f"remit: {line}\n".encode(errors="surrogateescape"))
+def _say(*lines: str) -> None:
+    _to_stderr("".join([f"remit: {line}\n" for line in lines]))
+
+
+def _to_stderr(text: str) -> None:
+    try:
+        files.say(2, text.encode(errors="surrogateescape"))
+    except OSError:
+        pass  # nobody reads it, and the command's status stays its own
 
 
 def _status(descriptor: int, event: dict[str, object]) -> None:
     if descriptor >= 0:
-        data = (dumps({"schema": "remit.status/1", **event}) + "\n").encode()
         try:
-            while data:
-                data = data[posix.write(descriptor, data) :]
+            files.say(descriptor, (dumps({"schema": "remit.status/1", **event}) + "\n").encode())
         except OSError as error:
             _say(f"--status-fd {descriptor}: {error.strerror}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -94,6 +95,38 @@ def test_what_changes_the_workspace_is_exercised_and_nothing_else_is(world: Worl
     assert not [e for e in events(world) if e["verdict"] == "denied"]
     assert {e["rule"]["text"] for e in events(world) if e["certainty"] == "exercised"} == {str(w)}
     assert all(e["rule"]["file"] and e["rule"]["line"] for e in events(world) if e["certainty"] == "exercised")
+
+
+def test_events_name_the_line_that_decided_of_several_about_one_place(world: World) -> None:
+    """One path can be granted by three lines, and taken away by a fourth: each right has its own."""
+    tools = world.home / "tools"
+    tools.mkdir()
+    world.give(tools)
+    shutil.copy("/usr/bin/true", tools / "program")
+    world.give(tools / "kept").write_text("")
+    profile(world, "writes")
+    path = world.home / ".config/remit/profiles/audit-writes.toml"
+    lines = [
+        "[filesystem]",
+        f'write = ["{tools}"]',
+        f'exec = ["{tools}"]',
+        f'protect = ["{tools}/kept"]',
+        f'read = ["{tools}/kept"]',
+    ]
+    path.write_text(path.read_text() + "\n".join(lines) + "\n")
+    at = {line.partition(" ")[0]: number for number, line in enumerate(path.read_text().splitlines(), 1)}
+    script = f"{tools}/program; echo x > {tools}/made; echo x > {tools}/kept; cat {tools}/kept"
+    world.run("sh", "-c", script, options=["-p", "audit-writes"])
+    found = {
+        (e["right"], e["verdict"]): (e["rule"]["text"], e["rule"]["file"], e["rule"]["line"])
+        for e in events(world)
+        if e["object"].startswith(str(tools))
+    }
+    assert found == {
+        ("exec", "allowed"): (str(tools), str(path), at["exec"]),
+        ("write", "allowed"): (str(tools), str(path), at["write"]),
+        ("write", "denied"): (f"{tools}/kept", str(path), at["protect"]),
+    }
 
 
 def test_the_oracle_sees_nothing_that_the_record_has_not(world: World) -> None:
@@ -411,3 +444,43 @@ def test_a_reader_that_never_reads_keeps_nobody_waiting(world: World, words: tup
             assert len(answer.read()) > 8192
     assert reader.returncode == 0
     assert (world.workspace / "later").exists()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("live", [False, True])
+def test_denials_go_to_a_stderr_that_is_full_and_does_not_block(
+    world: World, form: str, reads: bool, live: bool
+) -> None:
+    """Whole to whoever reads late; where nobody does, the command's status is still its own."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    fcntl(writer, F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    filled = os.write(writer, b"." * 4096)
+    script = "for n in $(seq 30); do { true > /etc/nope-$n; } 2>/dev/null; done; echo done; exit 3"
+    options = [f"--denials={form}"]
+    command = ["sh", "-c", script]
+    session = (
+        world.remit("session", "start", "-p", "offline", "-w", str(world.workspace)).stdout.strip() if live else ""
+    )
+    try:
+        argv = world.argv("exec", session, *options, "--", *command) if live else world.run_argv(command, options)
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writer, env=world.env(), cwd=world.workspace
+        ) as run:
+            os.close(writer)
+            assert run.stdout is not None
+            assert run.stdout.readline() == b"done\n"
+            told = b""
+            while reads and (piece := os.read(reader, 1000)):
+                told += piece
+            status = run.wait(60)
+    finally:
+        os.close(reader)
+        if live:
+            world.remit("session", "stop", session)
+    assert status == 3
+    if reads:
+        told = told[filled:]
+        assert told.endswith(b"\n")
+        assert len(json.loads(told.splitlines()[-1])["denials"]) == 30 if form == "json" else told.count(b"nope-") >= 8

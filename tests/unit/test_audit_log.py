@@ -314,6 +314,22 @@ def test_events_are_entries_of_the_journal(
     assert main.run(["audit", "export", "--last", "--journald", "--ocsf"]) == 2
 
 
+def test_a_journal_that_reads_nothing_is_given_up(
+    state: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(state, *[b"/w/%d" % n for n in range(2000)])
+    monkeypatch.setattr(journal, "_PATIENCE", 0.05)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, tempfile.TemporaryDirectory() as place:
+        monkeypatch.setattr(journal, "SOCKET", f"{place}/socket")
+        listener.bind(f"{place}/socket")
+        assert main.run(["audit", "export", "--last", "--journald"]) == 2
+        read = len(listener.recv(1 << 16))
+    told = capsys.readouterr().err
+    assert read
+    assert "it takes no more, after " in told
+    assert "after 0 events" not in told
+
+
 # --- what is kept
 
 
