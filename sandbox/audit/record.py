@@ -119,6 +119,10 @@ class Record:
         """Append one line, with the next sequence number of the session and the time (Unix seconds). Returns the line."""
         return self._append([dumps({"time": time.time(), **fields})])
 
+    def lines(self, texts: list[str]) -> None:
+        """Append lines that are JSON objects already, each with its time."""
+        self._append(texts)
+
     def actions(self, actions: Iterable[tuple[Any, ...]], call: str = "1", grant: str = "") -> None:
         """Append what a mediator noted (``events.action.FIELDS``) of ``call``, under ``grant`` (else the session's own).
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -55,6 +56,52 @@ class Reached:
     sock: socket.socket
     wanted: Destination
     decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A connection that is being made to one address: there already, or not yet (``errno`` EINPROGRESS), or not at all."""
+
+    sock: socket.socket
+    wanted: Destination
+    decision: Decision
+    errno: int
+
+    @property
+    def reached(self) -> Reached | None:
+        """The connection, if it is there."""
+        return None if self.errno else Reached(self.sock, self.wanted, self.decision)
+
+    async def finish(self) -> Reached:
+        """Wait for it. Raises OSError."""
+        try:
+            if self.errno == errno.EINPROGRESS:
+                await _writable(self.sock)
+                failed = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            else:
+                failed = self.errno
+            if failed:
+                raise OSError(failed, os.strerror(failed))
+        except BaseException:
+            self.sock.close()
+            raise
+        return Reached(self.sock, self.wanted, self.decision)
+
+
+async def _writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    descriptor = sock.fileno()
+    loop.add_writer(descriptor, _done, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(descriptor)
+
+
+def _done(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def hosts_file(name: str, path: str = "/etc/hosts") -> list[str]:
@@ -142,16 +189,16 @@ class Connector:
             raise Refused(bad[1], bad[0])
         raise Unreachable("no-address", f"{wanted.name} has no address")
 
-    async def connect(self, rules: Rules, wanted: Destination) -> Reached:
-        """A connection to ``wanted`` at one of the addresses that were checked.
+    async def connect(self, rules: Rules, wanted: Destination, begun: Begun | None = None) -> Reached:
+        """A connection to ``wanted`` at one of the addresses that were checked. ``begun``: what ``begin`` made of it.
 
         Raises:
             Refused, Unreachable: as ``allowed``; Unreachable also where nothing answers.
         """
-        places = _interleaved(await self.allowed(rules, wanted))
+        places = _interleaved(await self.allowed(rules, wanted)) if begun is None else []
         try:
             async with asyncio.timeout(self._connect_timeout):
-                return await self._first(places)
+                return await (self._first(places) if begun is None else begun.finish())
         except TimeoutError:
             raise Unreachable("timeout", f"{wanted} does not answer") from None
         except OSError as error:
@@ -223,17 +270,26 @@ class Connector:
                 task.add_done_callback(_close_late)
 
     async def _one(self, wanted: Destination, decision: Decision) -> Reached:
+        return await self.begin(wanted, decision).finish()
+
+    def begin(self, wanted: Destination, decision: Decision) -> Begun:
+        """Begin to connect to an address that was decided on. Raises OSError: there is no socket."""
         place = self._route(wanted.address, wanted.port)
         family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # A number, never a name: the loop resolves nothing here.
-            await asyncio.get_running_loop().sock_connect(sock, place)
+            # A number, never a name: nothing is resolved here.
+            code = sock.connect_ex(place)
+            if code == errno.EINPROGRESS:
+                # On this machine's own networks it is there by now, and asking is cheaper than being told.
+                code = sock.connect_ex(place)
         except BaseException:
             sock.close()
             raise
-        return Reached(sock, wanted, decision)
+        if code in (errno.EALREADY, errno.EINTR):
+            code = errno.EINPROGRESS
+        return Begun(sock, wanted, decision, 0 if code == errno.EISCONN else code)
 
 
 def _interleaved(places: list[tuple[Destination, Decision]]) -> list[tuple[Destination, Decision]]:

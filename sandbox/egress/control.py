@@ -10,14 +10,19 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from remit.sandbox.egress.wire import MESSAGE_SIZE, MOST_DESCRIPTORS
+from remit.sandbox.egress.wire import EVENTS, MESSAGE_SIZE, MOST_DESCRIPTORS
+
+GATHER = 0.005
+"""Seconds for which an event that may wait does, for others to be told with it."""
+_GATHERED_AT_MOST = 64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 class Control:
-    """``received`` gets each message and its descriptors, to keep; ``ended`` is called when the launcher is gone."""
+    """``received`` gets each message and its descriptors, to keep; ``ended`` is called when the launcher is gone, ``written``
+    for each event that has left."""
 
     def __init__(
         self,
@@ -28,21 +33,51 @@ class Control:
     ) -> None:
         self._sock, self._received, self._ended, self._written = sock, received, ended, written
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[tuple[bytes, bool]] = deque()
+        self._queue: deque[tuple[bytes, int]] = deque()
+        self._gathered: list[tuple[Any, ...]] = []
+        self._timed = self._waits = False
         self._empty: asyncio.Future[None] | None = None
         self._space = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)
         sock.setblocking(False)
         self._loop.add_reader(sock, self._readable)
 
-    def send(self, message: tuple[Any, ...], *, counted: bool = False) -> None:
-        """Send a message, now or when there is room. ``counted``: ``written`` is called when it has left."""
+    def send(self, message: tuple[Any, ...]) -> None:
+        """Send a message, now or when there is room."""
+        self._put(marshal.dumps(message), 0)
+
+    def tell(self, event: tuple[Any, ...], *, waits: bool = False) -> None:
+        """Send an event, with those that waited for one. ``waits``: so may this one, for ``GATHER`` seconds at most."""
+        self._gathered.append(tuple(event))  # marshal takes no named ones
+        if not waits or len(self._gathered) >= _GATHERED_AT_MOST:
+            self._tell_gathered()
+        elif not self._timed:
+            self._timed = True
+            self._loop.call_later(GATHER, self._time)
+
+    def _time(self) -> None:
+        self._timed = False
+        self._tell_gathered()
+
+    def _tell_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if not gathered:
+            return
+        data = marshal.dumps((EVENTS, gathered))
+        if len(data) <= MESSAGE_SIZE:
+            self._put(data, len(gathered))
+        else:
+            for event in gathered:
+                self._put(marshal.dumps((EVENTS, [event])), 1)
+
+    def _put(self, data: bytes, events: int) -> None:
         waiting = bool(self._queue)
-        self._queue.append((marshal.dumps(message), counted))
+        self._queue.append((data, events))
         if not waiting:
             self._writable()
 
     async def flushed(self) -> None:
         """Wait until everything has left, or nobody is there to read it."""
+        self._tell_gathered()
         if self._queue:
             self._empty = self._loop.create_future()
             await self._empty
@@ -79,19 +114,23 @@ class Control:
 
     def _writable(self) -> None:
         while self._queue:
-            data, counted = self._queue[0]
+            data, events = self._queue[0]
             try:
                 self._sock.send(data)
             except (BlockingIOError, InterruptedError):
-                self._loop.add_writer(self._sock, self._writable)
+                if not self._waits:
+                    self._waits = True
+                    self._loop.add_writer(self._sock, self._writable)
                 return
             except OSError:
                 self._queue.clear()
                 self._ended()
                 break
             self._queue.popleft()
-            if counted:
+            for _ in range(events):
                 self._written()
-        self._loop.remove_writer(self._sock)
+        if self._waits:
+            self._loop.remove_writer(self._sock)
+            self._waits = False
         if self._empty is not None and not self._empty.done():
             self._empty.set_result(None)

@@ -62,7 +62,7 @@ class Ledger:
 
     async def allowed(self, event: Event) -> None:
         """Record what is about to be done."""
-        if self._free <= 0:
+        if not self.at_once(event):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             try:
@@ -71,9 +71,15 @@ class Ledger:
                 if turn.done() and not turn.cancelled():
                     self.written()
                 raise
-        else:
-            self._free -= 1
+            self._write(event)
+
+    def at_once(self, event: Event) -> bool:
+        """Record what is about to be done, if the record is not behind."""
+        if self._free <= 0:
+            return False
+        self._free -= 1
         self._write(event)
+        return True
 
     def note(self, event: Event) -> None:
         """Record what happened. Where the record is behind, it is counted and not kept: a confined program that

@@ -113,6 +113,7 @@ def _listen(made: Sockets, family: int, loopback: bytes, udp: Iterable[int]) -> 
         one = sockets.internet(family, kind)
         _bind(one, family, loopback, port)
         if kind == sockets.STREAM:
+            sockets.undelayed(one)
             sockets.listen(one, BACKLOG)
         made.add(role, 0, one)
     for index, port in enumerate(udp):

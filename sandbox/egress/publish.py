@@ -97,6 +97,6 @@ async def serve(gate: Gate, source: Source, doors: Doors, outside: socket.socket
         gate.ledger.note(Event(source.call, "publish", text, "ended", relay.ending, "", "published", sent, received))
 
     gate.open += 1
-    relay = Relay(gate.engine, outside, inside, gate.meter, done)
+    relay = Relay(gate.engine, outside, inside, gate.meter, done, copied=True)
     if not relay.closed:
         source.relays.add(relay)

@@ -14,9 +14,12 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from remit.sandbox.egress.loop import READ, WRITE
+
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
+
+    from remit.sandbox.egress.loop import Loop
 
 CHUNK = 1 << 18
 """Bytes taken at a time: where throughput stops growing (measured: 64 KiB gives 40% of it)."""
@@ -51,8 +54,9 @@ class Meter:
 class Engine:
     """Every relay of a process: the shared buffer, and a clock that is coarse, because it is read for each chunk."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: Loop) -> None:
         self.loop = loop
+        self.selector = loop.watcher
         self.buffer = bytearray(CHUNK)
         self.view = memoryview(self.buffer)
         self.relays: set[Relay] = set()
@@ -102,8 +106,6 @@ class _Way:
         engine = relay.engine
         self._buffer, self._view = engine.buffer, engine.view
         self._receive, self._send = source.recv_into, target.send
-        # Numbers, not sockets: the selectors format a socket into the error that says that it is not registered, and
-        # asyncio provokes that error at each change. It was a sixth of a connection's cost.
         self._from, self._to = source.fileno(), target.fileno()
         self._waits = _NOTHING
 
@@ -121,16 +123,16 @@ class _Way:
         self._wait(_NOTHING)
 
     def _wait(self, what: int) -> None:
-        loop = self.relay.engine.loop
+        selector = self.relay.engine.selector
         if self._waits == _SOURCE:
-            loop.remove_reader(self._from)
+            selector.unwatch(self._from, READ)
         elif self._waits == _TARGET:
-            loop.remove_writer(self._to)
+            selector.unwatch(self._to, WRITE)
         self._waits = what
         if what == _SOURCE:
-            loop.add_reader(self._from, self._readable)
+            selector.watch(self._from, READ, self._readable)
         elif what == _TARGET:
-            loop.add_writer(self._to, self._writable)
+            selector.watch(self._to, WRITE, self._writable)
 
     def _passed(self, count: int) -> bool:
         self.count += count
@@ -191,24 +193,26 @@ class _Way:
     def _end(self) -> None:
         """The source has no more: say so to the target, keep the other direction."""
         self.ended = True
+        if self.relay.over():
+            return
         self.stop()
         try:
             self.target.shutdown(socket.SHUT_WR)
         except OSError as error:
             self.relay.abort(_text(error))
-            return
-        self.relay.way_ended()
 
 
 class Relay:
     """Joins ``inside`` and ``outside`` (connected, non-blocking; owned from here on) until both have ended.
 
     ``first`` are bytes that inside has said already; ``first_out`` what outside has. ``done`` is called once, with the
-    relay, when both sockets are closed; ``ending`` is then "" for an orderly end.
+    relay, when both sockets are closed; ``ending`` is then "" for an orderly end. ``copied``: they are not the only descriptors
+    of what they are.
     """
 
     __slots__ = (
         "__weakref__",
+        "_copied",
         "_done",
         "active",
         "began",
@@ -231,7 +235,10 @@ class Relay:
         done: Callable[[Relay], None],
         first: bytes = b"",
         first_out: bytes = b"",
+        *,
+        copied: bool = False,
     ) -> None:
+        self._copied = copied
         self.engine, self.inside, self.outside, self.meter, self._done = engine, inside, outside, meter, done
         self.began = self.active = engine.now
         self.ending = ""
@@ -243,10 +250,11 @@ class Relay:
         if not self.closed:  # what was said already can be too much
             self.outward.start(first)
 
-    def way_ended(self) -> None:
-        """Called by a direction that has passed everything."""
+    def over(self) -> bool:
+        """Called by a direction that has passed everything: whether both have, and both sockets are closed."""
         if self.outward.ended and self.inward.ended:
             self._close()
+        return self.closed
 
     def abort(self, why: str) -> None:
         """End both sides with a reset."""
@@ -257,9 +265,8 @@ class Relay:
     def _close(self) -> None:
         self.closed = True
         self.engine.relays.discard(self)
-        self.outward.stop()
-        self.inward.stop()
         for sock in (self.inside, self.outside):
+            self.engine.selector.forget(sock.fileno(), copied=self._copied)
             if self.ending:
                 reset(sock)
             else:

@@ -25,6 +25,8 @@ from remit.sandbox.egress.decide import Rules
 from remit.sandbox.egress.denial import Denial
 from remit.sandbox.egress.dns import LONGEST, Code, Reply, answer
 from remit.sandbox.egress.gate import Event, Gate, Ledger, denied
+from remit.sandbox.egress.loop import Loop
+from remit.sandbox.egress.loop import run as run_loop
 from remit.sandbox.egress.names import Names
 from remit.sandbox.egress.policy import Source, Web
 from remit.sandbox.egress.relay import Engine, Meter, reset
@@ -68,6 +70,10 @@ class _Live:
         self.told: OrderedDict[str, None] = OrderedDict()
 
 
+_Serve = Callable[[_Live, socket.socket], Coroutine[Any, Any, None] | None]
+"""What a connection is handed to. It returns what is still to be waited for."""
+
+
 class Gateway:
     """One gateway on a control socket. The rest is for tests: their own resolver, certificates, redirection."""
 
@@ -79,7 +85,10 @@ class Gateway:
         verify: Callable[[], ssl.SSLContext] | None = None,
         original: Callable[[socket.socket], tuple[str, int]] | None = None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, Loop):
+            raise TypeError("a gateway runs in a loop of its own kind (egress.loop.run)")
+        self._loop = loop
         self._over, self._configured = asyncio.Event(), asyncio.Event()
         self._original = original or original_destination
         self._live: dict[str, _Live] = {}
@@ -208,7 +217,8 @@ class Gateway:
         self._over.set()
 
     def _event(self, event: Event) -> None:
-        self.control.send((wire.EVENT_KIND, *event), counted=True)
+        # How a connection ended may be told a little later: with the next one's beginning, most of the time.
+        self.control.tell(event, waits=event.verdict == "ended")
 
     def _system_trust(self) -> ssl.SSLContext:
         if self._trust is None:
@@ -232,9 +242,7 @@ class Gateway:
 
     # --- what programs inside do --------------------------------------------------------------------------------------
 
-    def _accept(
-        self, live: _Live, listener: socket.socket, serve: Callable[[_Live, socket.socket], Coroutine[Any, Any, None]]
-    ) -> None:
+    def _accept(self, live: _Live, listener: socket.socket, serve: _Serve) -> None:
         for _ in range(_BATCH):
             try:
                 sock, _ = listener.accept()
@@ -252,18 +260,15 @@ class Gateway:
                 self.ledger.note(denied(live.source.call, "connect", "transparent", denial))
                 reset(sock)
                 continue
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except OSError:
-                pass  # it is gone already: whoever reads from it will see
+            rest = serve(live, sock)
+            if rest is None:
+                continue
             self.gate.open += 1
-            task = self._loop.create_task(self._served(serve(live, sock)))
+            task = self._loop.create_task(self._served(rest))
             live.tasks.add(task)
             task.add_done_callback(live.tasks.discard)
 
-    def _again(
-        self, live: _Live, listener: socket.socket, serve: Callable[[_Live, socket.socket], Coroutine[Any, Any, None]]
-    ) -> None:
+    def _again(self, live: _Live, listener: socket.socket, serve: _Serve) -> None:
         if listener.fileno() >= 0:
             self._loop.add_reader(listener, self._accept, live, listener, serve)
 
@@ -280,7 +285,7 @@ class Gateway:
         finally:
             self.gate.open -= 1
 
-    async def _transparent(self, live: _Live, sock: socket.socket) -> None:
+    def _transparent(self, live: _Live, sock: socket.socket) -> Coroutine[Any, Any, None] | None:
         plain = Plain(sock)
         text = "connection"
         try:
@@ -293,8 +298,8 @@ class Gateway:
             reason = error.message if isinstance(error, ParseError) else str(error)
             self.ledger.note(denied(live.source.call, "connect", "transparent", Denial(403, text, reason)))
             plain.reset()
-            return
-        await Tunnel(self.gate, live.source, plain, wanted, "transparent").run()
+            return None
+        return Tunnel(self.gate, live.source, plain, wanted, "transparent").begin()
 
     async def _proxy(self, live: _Live, sock: socket.socket) -> None:
         await proxy.serve(self.gate, live.source, Plain(sock))
@@ -382,4 +387,4 @@ def run(control: int) -> None:
     async def serve() -> None:
         await Gateway(socket.socket(fileno=control)).run()
 
-    asyncio.run(serve())
+    run_loop(serve())

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h11
 
-from remit.sandbox.egress.connect import Reached, Refused, Unreachable
+from remit.sandbox.egress.connect import Begun, Reached, Refused, Unreachable
 from remit.sandbox.egress.decide import Decision, Destination, Reason, decide
 from remit.sandbox.egress.denial import Denial
 from remit.sandbox.egress.exchange import HEAD, Exchange, Server
@@ -70,6 +70,27 @@ class Tunnel:
     refuse: Callable[[Denial], bytes] = lambda _: b""
     """What the program is told of a refusal, before the end."""
 
+    _begun: Begun | None = None
+
+    def begin(self) -> Coroutine[Any, Any, None] | None:
+        """The same as ``run``; None where there is nothing to wait for: to a granted address that is there at once, the
+        relay goes on by itself already, and has had no task."""
+        wanted = self.wanted
+        if wanted.name or self.established:
+            return self.run()
+        decision = decide(self.source.rules, wanted)
+        if not decision.allowed:
+            return self.run()
+        try:
+            self._begun = self.gate.connector.begin(wanted, decision)
+        except OSError:
+            return self.run()
+        reached = self._begun.reached
+        if reached is None or not self.gate.ledger.at_once(self._allowed(decision, wanted.address)):
+            return self.run()
+        self._relay(reached, b"")
+        return None
+
     async def run(self) -> None:
         """To the end, or to where the relay goes on by itself. Closes ``inside`` in every other case."""
         try:
@@ -93,9 +114,9 @@ class Tunnel:
                 raise Refused(decision, self.wanted)
             await self._read()
             return
-        reached = await self.gate.connector.connect(self.source.rules, self.wanted)
+        reached = await self.gate.connector.connect(self.source.rules, self.wanted, self._begun)
         try:
-            await self._allowed(reached.decision, reached.wanted.address)
+            await self.gate.ledger.allowed(self._allowed(reached.decision, reached.wanted.address))
             if self.established:
                 await self.inside.write(self.established)
             said = b""
@@ -112,9 +133,8 @@ class Tunnel:
             raise
         self._relay(reached, said)
 
-    async def _allowed(self, decision: Decision, reason: str) -> None:
-        event = Event(self.source.call, "connect", f"{self.wanted}/tcp", "allowed", reason, _where(decision), self.via)
-        await self.gate.ledger.allowed(event)
+    def _allowed(self, decision: Decision, reason: str) -> Event:
+        return Event(self.source.call, "connect", f"{self.wanted}/tcp", "allowed", reason, _where(decision), self.via)
 
     def _ended(self, reached: Reached, why: str, sent: int = 0, received: int = 0, began: float | None = None) -> None:
         milliseconds = int((time.monotonic() - began) * 1000) if began is not None else 0

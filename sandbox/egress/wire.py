@@ -12,7 +12,7 @@ launcher, so ``marshal`` is one format here; nothing that a confined process wro
     gateway -> launcher     ("ready", certificate)                          once, when the config has been read: the
                                                                             certificate (PEM) of the authority by which the
                                                                             requests of some hosts are read, or b""
-                            ("event", ...EVENT fields)                      see EVENT
+                            ("events", (EVENT fields, ...))                 see EVENT
                             ("failed", message, hint)                       the gateway ends itself
 
 A config's descriptor is of a file in memory (``kernel.memfd``) with more options, ``marshal``led: the secrets. Whoever
@@ -61,7 +61,7 @@ MOST_DESCRIPTORS = 253
 """In one message: SCM_MAX_FD of ``unix(7)``. A source with more sockets comes in several messages of one call."""
 
 CONFIG, LISTEN, CLOSE = "config", "listen", "close"
-READY, EVENT_KIND, FAILED = "ready", "event", "failed"
+READY, EVENTS, FAILED = "ready", "events", "failed"
 
 OPTIONS = ("rules", "http", "credentials", "limits")
 """Keys of a config's options, each of which may be missing:
@@ -83,7 +83,8 @@ TCP, DNS_UDP, DNS_TCP, PROXY, UDP, PUBLISH, PUBLISHED = (
 
 ROLES = (TCP, DNS_UDP, DNS_TCP, PROXY, UDP, PUBLISH, PUBLISHED)
 """What a socket is for, and its number. A role comes once for IPv4 and once for IPv6 where the host has it; the socket
-itself says which (``SO_DOMAIN``). All are non-blocking. All but ``published`` belong to the session's namespace.
+itself says which (``SO_DOMAIN``). All are non-blocking; those that listen for TCP have TCP_NODELAY, for what is accepted. All but
+``published`` belong to the session's namespace.
 
 ``tcp``: listening; every TCP connection that a program makes to anything but its own loopback arrives here. Where it was
     going says ``SO_ORIGINAL_DST`` (SOL_IP, 80) or ``IP6T_SO_ORIGINAL_DST`` (SOL_IPV6, 80): a synthetic address of the
@@ -104,7 +105,7 @@ itself says which (``SO_DOMAIN``). All are non-blocking. All but ``published`` b
 """
 
 EVENT = ("call", "right", "object", "verdict", "reason", "rule", "via", "sent", "received", "duration", "grant")
-"""Fields of an ``event`` message, in order, after the kind:
+"""Fields of one of ``events``, in order:
 
 ``call`` (str, "" for the session's own), ``right`` (``connect``, ``request``, ``resolve``, ``publish``), ``object``
 (HOST:PORT/PROTOCOL as the program meant it, canonical; for ``request`` METHOD URL, without a query; for ``resolve`` the name

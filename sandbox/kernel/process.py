@@ -62,6 +62,8 @@ _WORDS = Struct("=7i")
 _USAGE = Struct("=5q")
 """``struct rusage``: the two times, in seconds and microseconds, and ru_maxrss."""
 
+_CLOCK_MONOTONIC = 1
+
 
 def clone3(flags: int, *, pidfd: Buffer | None = None) -> int:
     """``clone3(2)`` as a fork: 0 in the child, its pid in the parent. Raises OSError.
@@ -237,6 +239,18 @@ def ignore_signal(signal: int) -> None:
     """``SIG_IGN`` for this process."""
     ignored = (1).to_bytes(8, "little") + bytes(24)
     call(NR["rt_sigaction"], signal, ignored, None, 8)
+
+
+def timer() -> int:
+    """``timerfd_create(2)``: a descriptor that can be read when its time has come. Non-blocking, close-on-exec."""
+    return call(NR["timerfd_create"], _CLOCK_MONOTONIC, posix.O_CLOEXEC | posix.O_NONBLOCK)
+
+
+def set_timer(descriptor: int, milliseconds: int) -> None:
+    """``timerfd_settime(2)``: once, in so many milliseconds (more than 0). What it said of an earlier time is forgotten."""
+    seconds, rest = divmod(milliseconds, 1000)
+    once = bytes(16) + seconds.to_bytes(8, "little") + (rest * 1_000_000).to_bytes(8, "little")
+    call(NR["timerfd_settime"], descriptor, 0, once, None)
 
 
 def signalfd(signals: tuple[int, ...]) -> int:

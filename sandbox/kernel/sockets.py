@@ -24,6 +24,7 @@ _SOCK_NONBLOCK = 0o4000
 _SOL_SOCKET = 1
 _SO_TYPE, _SO_PEERCRED, _SO_DOMAIN = 3, 17, 39
 _SCM_RIGHTS = 1
+_IPPROTO_TCP, _TCP_NODELAY = 6, 1
 _MSG_CMSG_CLOEXEC = 0x40000000
 _MSG_CTRUNC = 0x8
 _MSG_DONTWAIT = 0x40
@@ -56,6 +57,12 @@ def internet(family: int, kind: int) -> int:
 def option(socket: int, level: int, name: int, value: int) -> None:
     """``setsockopt(2)`` of an int."""
     call(NR["setsockopt"], socket, level, name, value.to_bytes(4, "little"), 4)
+
+
+def undelayed(socket: int) -> None:
+    """TCP_NODELAY (``tcp(7)``), for it and for all that is accepted from it: they inherit it when they are made, which for
+    what waits in the backlog is before anybody accepts."""
+    option(socket, _IPPROTO_TCP, _TCP_NODELAY, 1)
 
 
 def bind(socket: int, family: int, host: bytes, port: int) -> None:

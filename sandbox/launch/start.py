@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.cgroups import Groups
     from remit.sandbox.launch.request import Terminal
     from remit.sandbox.launch.terminal import Relay
-    from remit.sandbox.launch.way import Way
+    from remit.sandbox.launch.way import Events, Way
     from remit.sandbox.launch.wire import Operation, Wire
 
 _SIGINFO_SIZE = 128
@@ -70,7 +70,7 @@ class Child:
         environment: list[bytes] | None = None,
         directory: str = "/",
         terminal: Terminal | None = None,
-        on_network: Callable[[tuple[object, ...]], None] | None = None,
+        on_network: Callable[[Events], None] | None = None,
         waiting: early.Waiting | None = None,
         secrets: Callable[[], int] | None = None,
     ) -> None:
@@ -242,7 +242,7 @@ class Session:
             environment=environment,
             directory=directory,
             terminal=self._terminal,
-            on_network=lambda event: on_event(("gateway", *event)),
+            on_network=lambda events: on_event(("gateway", events)),
             waiting=early.take(),
             secrets=secrets,
         )

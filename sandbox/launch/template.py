@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from remit.sandbox.launch.request import Request
+    from remit.sandbox.launch.way import Events
     from remit.sandbox.launch.wire import Wire
 
     class Ledger(Protocol):
@@ -85,17 +86,19 @@ class Running:
         self.calls: dict[str, tuple[str, tuple[str, ...]]] = {}
         """Which call, with its grants, a network of its own serves: by the number that its sockets came under."""
 
-    def network(self, event: tuple[object, ...]) -> None:
+    def network(self, events: Events) -> None:
         """The gateway decided something, or is gone."""
         from remit.sandbox.audit import network  # only where there is a gateway
 
-        if len(event) == 1:
-            self.record.event(network.gone(str(*event)))
+        if isinstance(events, str):
+            self.record.event(network.gone(events))
             return
-        source, *rest = event
-        call, chain = self.calls.get(str(source), ("", ()))
-        fields = network.connection((call, *rest))
-        self.record.event({**fields, "grant": chain[-1] if chain else self.record.identifier})
+        now, mono = time.time(), time.monotonic()
+        told: list[str] = []
+        for event in events:
+            call, chain = self.calls.get(str(event[0]), ("", ()))
+            told.append(network.line(event, call, chain[-1] if chain else self.record.identifier, now, mono))
+        self.record.lines(told)
 
 
 class Template:
@@ -223,7 +226,7 @@ class Template:
             child = Child(
                 wire,
                 _become_zygote,
-                on_network=lambda event: made[0].network(event),
+                on_network=lambda events: made[0].network(events),
                 secrets=came.pop if came else None,
             )
             child.go(record.canary)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.request import Identity
     from remit.sandbox.launch.wire import Operation
 
+    Events: TypeAlias = list[tuple[object, ...]] | str
     _Source: TypeAlias = tuple[str, tuple[wire.Rule, ...], tuple[wire.Role, ...], tuple[str, ...], list[int]]
     """(call, its rules, what the sockets are for, the placeholders' variables that it has, the sockets)."""
 
@@ -42,18 +43,18 @@ _SIGKILL = 9
 _HERE = __file__.rpartition("/remit/sandbox/")[0]
 _PATIENCE_MS = 1000
 _HEARD = 4096
-"""Messages that are read before a call's end is told: more than fit into a socket."""
+"""Messages that are read at a time: more than fit into a socket."""
+_GATHER_MS = 5
+"""As the mediator's actions: the record is that much behind at most."""
 _LIMITS = {"connections": "connections", "traffic": "bytes", "connection-time": "time"}
 """A limit's name, and what the gateway calls it (``wire``)."""
 
 
 class Way:
-    """One session's way out. ``on_event`` is called with the fields of ``egress.wire.EVENT``, or with one text: why the
-    gateway is gone."""
+    """One session's way out. ``on_events`` is called with tuples of the fields of ``egress.wire.EVENT``, or with a text: why
+    the gateway is gone."""
 
-    def __init__(
-        self, operations: Sequence[Operation], who: Identity, on_event: Callable[[tuple[object, ...]], None]
-    ) -> None:
+    def __init__(self, operations: Sequence[Operation], who: Identity, on_events: Callable[[Events], None]) -> None:
         """Bind what is published. Raises LaunchError."""
         found = {operation[0]: operation for operation in operations}
         _, rules, _udp, published, _filter, _variables = found["egress"]
@@ -65,13 +66,17 @@ class Way:
         if self._web:
             self._options["http"] = found["web"][1]
         self._who = who
-        self._on_event = on_event
-        self._control = -1
+        self._on_events = on_events
+        self._control = self._timer = -1
+        self._ears: select.poll | None = None
+        """The control socket alone."""
+        self._pauses = False
+        """The loop waits for the timer, and not for the control socket."""
         self._pid = 0
         self._ready = False
         self._dead = False
         self._problem = ""
-        self.denials = 0
+        self.denials = self._told = 0
         self._waiting: list[_Source] = []
         self._watched: set[int] = set()
         if published:
@@ -103,32 +108,46 @@ class Way:
 
     def owns(self, descriptor: int) -> bool:
         """Whether ``ready`` is to be called for it."""
-        return descriptor == self._control or descriptor in self._watched
+        return descriptor in (self._control, self._timer) or descriptor in self._watched
 
     def ready(self, descriptor: int, poll: select.poll) -> None:
         """Something can be read there."""
-        if descriptor != self._control:
+        if descriptor in self._watched:
             self._unwatch(poll)
             self._start()
             poll.register(self._control, select.POLLIN)
             self._hand_over()
-        elif not self._report():
-            poll.unregister(descriptor)
+            return
+        before = self._told
+        if not self._listen():
+            self._leave(poll)
             self._dead = True
             self._problem = self._problem or "it ended by itself"
-            self._on_event((self._problem,))
+            self._on_events(self._problem)
             self._certify(self._problem)
+        elif self._told != before:
+            self._pause(poll)
+        elif self._pauses:
+            self._pauses = False
+            poll.unregister(self._timer)
+            poll.register(self._control, select.POLLIN)
 
     def hear(self) -> None:
         """What the gateway has said until now, without waiting: so that a call's denials are told before its end. It says
         what it refuses before the program can know of it."""
-        if self._control < 0 or self._dead:
-            return
-        poll = select.poll()
-        poll.register(self._control, select.POLLIN)
-        for _ in range(_HEARD):
-            if not poll.poll(0) or not self._report():
-                return  # its end is for the loop to see: it reads the same again
+        if self._control >= 0 and not self._dead:
+            self._listen()  # the gateway's end is for the loop to see, which reads the same again
+
+    def _pause(self, poll: select.poll) -> None:
+        """Listen again a little later, to several connections at once: to be woken for each, and to wake, costs them more
+        than all else that is done for the record."""
+        if self._timer < 0:
+            self._timer = process.timer()
+        process.set_timer(self._timer, _GATHER_MS)
+        if not self._pauses:
+            self._pauses = True
+            poll.unregister(self._control)
+            poll.register(self._timer, select.POLLIN)
 
     def hold(
         self,
@@ -166,7 +185,10 @@ class Way:
         """The loop has no more to do with it: ``close`` comes next."""
         self._unwatch(poll)
         if self._control >= 0 and not self._dead:
-            poll.unregister(self._control)
+            self._leave(poll)
+
+    def _leave(self, poll: select.poll) -> None:
+        poll.unregister(self._timer if self._pauses else self._control)
 
     def _unwatch(self, poll: select.poll) -> None:
         for descriptor in self._watched:
@@ -204,8 +226,27 @@ class Way:
                 for descriptor in descriptors:
                     posix.close(descriptor)
 
-    def _report(self) -> bool:
-        """Read one message. False: the gateway is gone."""
+    def _listen(self) -> bool:
+        """Read what there is. False: the gateway is gone."""
+        if self._ears is None:
+            self._ears = select.poll()
+            self._ears.register(self._control, select.POLLIN)
+        events: list[tuple[object, ...]] = []
+        lives = True
+        for _ in range(_HEARD):
+            if not self._ears.poll(0):
+                break
+            lives = self._read(events)
+            if not lives:
+                break
+        if events:
+            self._told += len(events)
+            self.denials += len([event for event in events if event[3] == "denied"])
+            self._on_events(events)
+        return lives
+
+    def _read(self, events: list[tuple[object, ...]]) -> bool:
+        """Read one message; its events are added. False: the gateway is gone."""
         try:
             data = posix.read(self._control, wire.MESSAGE_SIZE)
         except OSError as error:
@@ -220,10 +261,8 @@ class Way:
             self._certify(values[0])
         elif kind == wire.FAILED:
             self._problem = str(values[0])
-        elif kind == wire.EVENT_KIND:
-            if values[3] == "denied":
-                self.denials += 1
-            self._on_event(tuple(values))
+        elif kind == wire.EVENTS:
+            events += values[0]
         return True
 
     def certified(self, then: Callable[[bytes | str], object]) -> None:
@@ -256,9 +295,11 @@ class Way:
                 pass
             poll = select.poll()
             poll.register(self._control, select.POLLIN)
-            while poll.poll(_PATIENCE_MS) and self._report():
+            while poll.poll(_PATIENCE_MS) and self._listen():
                 pass
         posix.close(self._control)
+        if self._timer >= 0:
+            posix.close(self._timer)
         if self._pid and not posix.waitpid(self._pid, posix.WNOHANG)[0]:
             # It had its time to say what happened; a gateway that hangs does not keep a session from ending.
             posix.kill(self._pid, _SIGKILL)
@@ -281,6 +322,7 @@ def _publish(host: str, port: int, _inner: int) -> int:
     listener = sockets.internet(family, sockets.STREAM)
     try:
         sockets.option(listener, _SOL_SOCKET, _SO_REUSEADDR, 1)
+        sockets.undelayed(listener)
         sockets.bind(listener, family, sockets.packed(host), port)
         sockets.listen(listener, _BACKLOG)
     except OSError as error:

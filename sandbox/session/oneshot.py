@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posix
 import sys
+import time
 
 import remit
 from remit.sandbox.audit.record import Record, keep_plan, state_directory
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from remit.cli.options import Invocation
     from remit.sandbox.audit.record import Line
     from remit.sandbox.launch.assume import Check
+    from remit.sandbox.launch.way import Events
     from remit.sandbox.launch.wire import Wire
     from remit.sandbox.session.ledger import Plain
     from remit.sandbox.session.secrets import Secrets
@@ -134,7 +136,7 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
 
     def happened(actions: tuple[Any, ...]) -> None:
         if actions and actions[0] == "gateway":
-            _network(record, actions[1:])
+            _network(record, actions[1])
             return
         missing = record.lost
         try:
@@ -405,15 +407,15 @@ def _directory(invocation: Invocation, workspace: str) -> str:
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def _network(record: Record, event: tuple[object, ...]) -> None:
+def _network(record: Record, events: Events) -> None:
     from remit.sandbox.audit import network  # only where there is a gateway
 
-    if len(event) > 1:
-        record.event({**network.connection(event), "call": "1", "grant": record.identifier})
-        return
-    problem = str(*event)
-    record.event(network.gone(problem))
-    _say(f"the gateway is gone ({problem}): no network from now on")
+    if isinstance(events, str):
+        record.event(network.gone(events))
+        _say(f"the gateway is gone ({events}): no network from now on")
+    else:
+        now, mono = time.time(), time.monotonic()
+        record.lines([network.line(one, "1", record.identifier, now, mono) for one in events])
 
 
 def _exit_status(outcome: start.Outcome) -> int:

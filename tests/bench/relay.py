@@ -8,7 +8,6 @@ A bare connection stands beside them. Ratios are of medians; there is nothing th
 from __future__ import annotations
 
 import array
-import asyncio
 import contextlib
 import marshal
 import os
@@ -19,6 +18,7 @@ import threading
 from collections.abc import Callable, Generator
 
 from remit.cli.bench import traffic
+from remit.sandbox.egress.loop import run
 
 MEGABYTES = 256
 CONNECTIONS = 200
@@ -54,7 +54,7 @@ def gateway(listener: socket.socket, place: tuple[str, int]) -> None:
         while ours.recv(1 << 17):
             pass
 
-    asyncio.run(main())
+    run(main())
 
 
 @contextlib.contextmanager

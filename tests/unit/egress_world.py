@@ -174,6 +174,7 @@ class House:
             sock = socket.socket(family, kind)
             sock.bind(("127.0.0.1", 0))
             if kind == socket.SOCK_STREAM:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.listen(2048)
             self.ports[f"{call}:{role}"] = sock.getsockname()[1]
             sockets.append(sock)
@@ -188,7 +189,10 @@ class House:
 
     async def _read(self) -> None:
         while message := await self._message():
-            (self.events if message[0] == wire.EVENT_KIND else self.messages).append(message[1:])
+            if message[0] == wire.EVENTS:
+                self.events += message[1]
+            else:
+                self.messages.append(message[1:])
 
     async def transparent(
         self, host: str, port: int, call: str = "", tls: ssl.SSLContext | None = None, name: str | None = None

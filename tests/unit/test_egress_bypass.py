@@ -11,6 +11,7 @@ import struct
 import pytest
 
 from remit.sandbox.egress.addresses import canonical
+from remit.sandbox.egress.loop import run
 from tests.unit.egress_world import (
     Certificates,
     House,
@@ -82,7 +83,7 @@ def test_an_empty_list_allows_nothing() -> None:
             writer.close()
             assert (world.asked, world.dialled) == ([], [])
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_names_that_only_look_like_the_granted_one(host: bytes) -> None:
             assert await socks(here, host, ECHO) in (1, 2)
             nobody_else(world)
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("host", ["API.EXAMPLE.COM", "Api.Example.Com.", "api.example.com."])
@@ -133,7 +134,7 @@ def test_spellings_of_the_granted_name_are_it(host: str) -> None:
             assert await connect(here, f"{host}:{ECHO}") == 200
             assert world.asked == ["api.example.com"]
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_addresses_and_their_odd_spellings(granted: str, asked: str, works: bool
             assert (status == 200) == works
             assert {address for address, _ in world.dialled} <= {granted}
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_straight_to_an_address_of_a_granted_name() -> None:
@@ -187,7 +188,7 @@ def test_straight_to_an_address_of_a_granted_name() -> None:
             assert await socks(here, bytes([203, 0, 113, 10]), ECHO, kind=1) == 2
             nobody_else(world)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_socks_client_that_resolved_the_name_itself() -> None:
@@ -200,7 +201,7 @@ def test_a_socks_client_that_resolved_the_name_itself() -> None:
             assert await socks(here, evil, ECHO, kind=1) == 2
             nobody_else(world)
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("port", [1, 22, 25, 80, 443, 2221])
@@ -212,7 +213,7 @@ def test_odd_ports(port: int) -> None:
             assert await connect(here, f"api.example.com:{port}") == 403
             nobody_else(world)
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_connect_needs_a_port(target: str) -> None:
             assert await connect(here, target) == 400
             assert world.asked == []
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_connect_with_another_host() -> None:
@@ -235,7 +236,7 @@ def test_connect_with_another_host() -> None:
             assert await connect(here, f"api.example.com:{ECHO}", f"api.example.com:{ECHO}") == 200
             assert await connect(here, f"api.example.com:{ECHO}", "evil.example") == 403
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,7 @@ def test_a_granted_name_that_points_elsewhere(behind: str, grant: str, works: bo
             assert (await connect(here, f"api.example.com:{ECHO}") == 200) == works
             assert bool(world.dialled) == works
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_rebinding_between_check_and_connection() -> None:
@@ -304,7 +305,7 @@ def test_rebinding_between_check_and_connection() -> None:
             assert await connect(here, f"api.example.com:{ECHO}") == 403
             assert world.dialled == [(GOOD, ECHO)]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_of_several_addresses_only_the_good_ones_are_tried() -> None:
@@ -315,7 +316,7 @@ def test_of_several_addresses_only_the_good_ones_are_tried() -> None:
             assert await connect(here, f"api.example.com:{ECHO}") == 200
             assert world.dialled == [(GOOD, ECHO)]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_the_hosts_loopback() -> None:
@@ -332,7 +333,7 @@ def test_the_hosts_loopback() -> None:
         async with house(world, [f"127.0.0.1/32:{ECHO}/tcp"]) as here:
             assert await connect(here, f"127.0.0.1:{ECHO}") == 200
 
-    asyncio.run(main())
+    run(main())
 
 
 # --- TLS --------------------------------------------------------------------------------------------------------------
@@ -379,7 +380,7 @@ def test_sni(port: int, sni: str | None, works: bool) -> None:
         async with house(world, [f"api.example.com:{port}/tcp"]) as here:
             assert await tls_status(here, "api.example.com", port, sni) == works
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_sni_that_is_not_the_connect_target() -> None:
@@ -401,7 +402,7 @@ def test_sni_that_is_not_the_connect_target() -> None:
                     assert not works
                 writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -433,7 +434,7 @@ def test_what_else_is_said_on_port_443(first: bytes, works: bool) -> None:
             assert await reader.readexactly(len(first)) == first
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_server_that_speaks_first() -> None:
@@ -452,7 +453,7 @@ def test_a_server_that_speaks_first() -> None:
             assert await reader.readline() == b"QUIT\r\n"
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------
@@ -534,7 +535,7 @@ def test_plain_http_by_name(said: bytes, answers: list[bytes]) -> None:
             assert b"upgrade" not in head
             assert b"http2-settings" not in head
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -567,7 +568,7 @@ def test_absolute_form(target: str, host: str, works: bool) -> None:
             writer.close()
             nobody_else(world)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_http_on_another_port_must_say_the_name_too() -> None:
@@ -586,7 +587,7 @@ def test_http_on_another_port_must_say_the_name_too() -> None:
             assert await refused(reader)
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_redirects_are_new_destinations() -> None:
@@ -607,7 +608,7 @@ def test_redirects_are_new_destinations() -> None:
             writer.close()
             nobody_else(world)
 
-    asyncio.run(main())
+    run(main())
 
 
 # --- DNS --------------------------------------------------------------------------------------------------------------
@@ -663,7 +664,7 @@ def test_dns_asks_nobody(tcp: bool) -> None:
             assert world.asked == []
             await until(lambda: ("evil.example", "denied") in here.verdicts("resolve"))
 
-    asyncio.run(main())
+    run(main())
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------
@@ -704,7 +705,7 @@ def test_a_calls_grant_holds_for_the_call_and_never_above_the_session() -> None:
             with pytest.raises(ConnectionError):
                 await here.transparent(api, ECHO, "narrow")
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_dead_gateway_is_no_network() -> None:
@@ -720,4 +721,4 @@ def test_a_dead_gateway_is_no_network() -> None:
         with pytest.raises(ConnectionError):
             await here.transparent(place, ECHO)
 
-    asyncio.run(main())
+    run(main())

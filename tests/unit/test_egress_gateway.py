@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
 from remit.sandbox.egress.connect import hosts_file, system_resolver
+from remit.sandbox.egress.loop import run
 from tests.unit.egress_world import Certificates, World, echo, everything, house, refused, saying, until
 
 
@@ -36,7 +36,7 @@ def test_a_granted_name_passes_and_another_does_not() -> None:
                 ("evil.example:2222/tcp", "denied"),
             ]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_proxy_connect_and_plain() -> None:
@@ -69,7 +69,7 @@ def test_proxy_connect_and_plain() -> None:
             assert "--connect evil.example:443" in told["next_steps"][0]
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("host", [b"api.example.com", b"\x01"])
@@ -92,7 +92,7 @@ def test_socks(host: bytes) -> None:
                 assert code == 2
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_the_next_address_is_tried_where_one_does_not_answer() -> None:
@@ -112,7 +112,7 @@ def test_the_next_address_is_tried_where_one_does_not_answer() -> None:
             writer.close()
             await until(lambda: ("api.example.com:2222/tcp", "failed") in here.verdicts())
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_name_that_is_granted_and_does_not_exist_has_failed() -> None:
@@ -125,7 +125,7 @@ def test_a_name_that_is_granted_and_does_not_exist_has_failed() -> None:
             writer.close()
             await until(lambda: here.verdicts() == [("api.example.com:2222/tcp", "failed")])
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_the_hosts_resolver_is_asked_for_that_name_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_the_hosts_resolver_is_asked_for_that_name_and_no_other(monkeypatch: pyt
 
     monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
     for name in ("api.remit-tests.example", "remit-tests-single"):
-        assert asyncio.run(system_resolver(name)) == ["203.0.113.10", "2001:db8::1"]
+        assert run(system_resolver(name)) == ["203.0.113.10", "2001:db8::1"]
     assert asked == ["api.remit-tests.example.", "remit-tests-single"]
 
 

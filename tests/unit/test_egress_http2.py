@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remit.sandbox.egress import http2
+from remit.sandbox.egress.loop import run
 from remit.sandbox.egress.secrets import placeholder
 from tests.unit.egress_world import House, head_of
 from tests.unit.test_egress_web import HOST, SECRET, Site, credential, rule
@@ -155,7 +156,7 @@ def meet(
             finally:
                 client.writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 async def settled(here: House) -> int:
@@ -308,7 +309,7 @@ def test_bodies_go_whole_both_ways(length: bool) -> None:
             await does(site, here, client)
             client.writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 GOOD_ADDRESS = "203.0.113.10"
@@ -413,7 +414,7 @@ def test_a_client_that_never_opens_its_window_costs_a_window() -> None:
             assert sent[0] < 30_000_000
             client.writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_requests_that_are_taken_back_at_once_leave_nothing() -> None:
@@ -469,7 +470,7 @@ def test_a_request_that_is_given_up_while_it_is_written_cuts_nobody_else() -> No
             assert (answer.status, answer.body) == (200, b"x" * 5)
             client.writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_continuations_without_end_end_the_connection() -> None:
@@ -524,7 +525,7 @@ def test_a_server_that_never_reads_costs_what_is_on_the_way() -> None:
             stuck.set()
             client.writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_limits_of_the_session_hold_for_it() -> None:
@@ -600,4 +601,4 @@ def test_what_is_no_http2_ends_the_connection_and_the_next_one_is_served(said: l
             while here.gateway.gate.open:
                 await asyncio.sleep(0.001)
 
-    asyncio.run(main())
+    run(main())

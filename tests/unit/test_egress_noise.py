@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from remit.sandbox.egress.loop import run
 from tests.unit.egress_world import House, World, echo, head_of, house, saying, until
 
 GOOD, NAME = "203.0.113.10", "api.example.com"
@@ -121,7 +122,7 @@ def test_noise_at_every_door(visits: list[tuple[str, list[bytes], bool]]) -> Non
             assert {address for address, _ in world.dialled} <= {GOOD}
             assert here.messages == []
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -169,4 +170,4 @@ def test_a_word_without_an_end(door: str, start: bytes) -> None:
             ended.cancel()
             await until(lambda: here.gateway.gate.open == 0)
 
-    asyncio.run(main())
+    run(main())

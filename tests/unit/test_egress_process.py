@@ -96,12 +96,12 @@ def test_it_serves_says_what_happened_and_ends_with_its_launcher() -> None:
         refusal, other = connect(port, "127.0.0.1:1")
         other.close()
         assert refusal.startswith(b"HTTP/1.1 403")
-        allowed, denied = gateway.hear(), gateway.hear()
-        assert allowed[:8] == (
-            "event", "", "connect", f"{target}/tcp", "allowed", "127.0.0.1", "p.toml:3 network.connect", "connect",
+        (allowed,), (denied,) = gateway.hear()[1], gateway.hear()[1]
+        assert allowed[:7] == (
+            "", "connect", f"{target}/tcp", "allowed", "127.0.0.1", "p.toml:3 network.connect", "connect",
         )  # fmt: skip
-        assert denied[4:7] == ("denied", "the host is granted, but not on this port (1)", "")
-        assert denied[11] == "127.0.0.1:1"
+        assert denied[3:6] == ("denied", "the host is granted, but not on this port (1)", "")
+        assert denied[10] == "127.0.0.1:1"
 
         # No signal of the terminal ends it.
         os.kill(gateway.process.pid, signal.SIGINT)
@@ -109,9 +109,9 @@ def test_it_serves_says_what_happened_and_ends_with_its_launcher() -> None:
         assert sock.recv(100) == b"still"
 
         gateway.control.shutdown(socket.SHUT_WR)  # the launcher ends it, and listens to its last words
-        ended = gateway.hear()
-        assert ended[2:5] == ("connect", f"{target}/tcp", "ended")
-        assert ended[9] == 10
+        ((ended,),) = gateway.hear()[1:]
+        assert ended[1:4] == ("connect", f"{target}/tcp", "ended")
+        assert ended[8] == 10
         assert gateway.hear() == ()
         with pytest.raises(ConnectionResetError):
             sock.recv(1)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remit.sandbox.egress import wire
+from remit.sandbox.egress.loop import Loop, run
 from remit.sandbox.egress.relay import CHUNK, Engine, Meter, Relay, reset
 from tests.unit.egress_world import House, World, echo, everything, house, refused, until
 
@@ -36,7 +37,7 @@ class Joined:
     """``client`` - (inside, outside) - ``server`` with a relay in between."""
 
     def __init__(self, limit: int = 0, first: bytes = b"", first_out: bytes = b"") -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop = cast("Loop", asyncio.get_running_loop())
         self.client, inside = tcp_pair()
         outside, self.server = tcp_pair()
         for sock in (inside, outside):
@@ -98,7 +99,7 @@ def test_what_goes_in_comes_out(pieces: list[tuple[bool, int]], first: bytes, fi
             assert joined.relay.outward.count == len(first + out)
             assert joined.meter.bytes_passed == len(first + out + first_out + back)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_half_closed_the_other_direction_goes_on() -> None:
@@ -114,7 +115,7 @@ def test_half_closed_the_other_direction_goes_on() -> None:
             await joined.over.wait()
             assert joined.relay.ending == ""
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_peer_that_never_reads_costs_a_chunk() -> None:
@@ -140,7 +141,7 @@ def test_a_peer_that_never_reads_costs_a_chunk() -> None:
             got = await joined.get(joined.client, sent)
             assert len(got) >= sent
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("who", ["client", "server"])
@@ -156,7 +157,7 @@ def test_a_reset_is_a_reset_on_the_other_side(who: str) -> None:
             await joined.over.wait()
             assert joined.relay.ending
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_limits() -> None:
@@ -179,7 +180,7 @@ def test_limits() -> None:
                 joined.engine.sweep(idle, total)
                 assert joined.relay.ending == why
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_more_connections_than_allowed() -> None:
@@ -208,7 +209,7 @@ def test_more_connections_than_allowed() -> None:
             for _, one in [*held[1:], (reader, writer)]:
                 one.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_silence_before_a_word_ends() -> None:
@@ -225,7 +226,7 @@ def test_silence_before_a_word_ends() -> None:
                 writer.close()
             await until(lambda: here.gateway.gate.open == 0)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_noise_does_not_end_the_gateway() -> None:
@@ -273,7 +274,7 @@ def test_noise_does_not_end_the_gateway() -> None:
             await until(lambda: here.gateway.gate.open == 0)
             assert here.messages == []
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_the_record_can_be_slow() -> None:
@@ -306,7 +307,7 @@ def test_the_record_can_be_slow() -> None:
                 assert await waits == b"x"
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_published_ports() -> None:
@@ -345,7 +346,7 @@ def test_published_ports() -> None:
             verdicts = {verdict for _, verdict in here.verdicts("publish")}
             assert verdicts == {"allowed", "ended", "failed"}
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_datagrams() -> None:
@@ -387,7 +388,7 @@ def test_datagrams() -> None:
             client.close()
         transport.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.slow
@@ -456,4 +457,4 @@ def test_connections_that_misbehave(capsys: pytest.CaptureFixture[str]) -> None:
                 )
         assert len(os.listdir("/proc/self/fd")) <= before_all
 
-    asyncio.run(main())
+    run(main())

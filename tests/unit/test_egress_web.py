@@ -15,6 +15,7 @@ from cryptography import x509
 
 from remit.sandbox.authority.web import Credential
 from remit.sandbox.egress import ca
+from remit.sandbox.egress.loop import run
 from remit.sandbox.egress.secrets import Exchange, Secret, SecretError, obtain, placeholder, put_in
 from tests.unit.egress_world import Certificates, House, World, everything, head_of, house
 
@@ -106,7 +107,7 @@ def test_a_rule_allows_what_it_says_and_the_denial_says_which_is_missing(via: st
                 "no HTTP rule allows it",
             )
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_paths_that_a_server_may_read_as_others(path: str) -> None:
             assert (status == 200) == (path == "/%76%31")
             assert len(site.heads) == (status == 200)
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_headers_that_ask_for_another_request(header: str) -> None:
             assert (await site.ask(here, request(more="X-Other: 1\r\n")))[0] == 200
             assert (await site.ask(here, request(more=header + "\r\n")))[0] == 403
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_the_other_name_under_our_own_tls() -> None:
@@ -176,7 +177,7 @@ def test_the_other_name_under_our_own_tls() -> None:
             assert site.heads == []
             assert site.world.dialled == []
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_plain_requests_meet_the_rules_too() -> None:
@@ -195,7 +196,7 @@ def test_plain_requests_meet_the_rules_too() -> None:
                 writer.close()
             assert len(site.heads) == 2
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_websocket_passes_where_its_request_does() -> None:
@@ -211,7 +212,7 @@ def test_a_websocket_passes_where_its_request_does() -> None:
             assert await reader.readexactly(4) == b"late"
             writer.close()
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_answers_come_whole_and_uploads_too() -> None:
@@ -224,7 +225,7 @@ def test_answers_come_whole_and_uploads_too() -> None:
             assert body == b"5\r\nhello\r\n0\r\n\r\n"
             assert site.bodies == [b"x" * 3_000_000]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_server_without_the_right_certificate_is_not_spoken_with() -> None:
@@ -235,7 +236,7 @@ def test_a_server_without_the_right_certificate_is_not_spoken_with() -> None:
             assert (await site.ask(here, request()))[0] == 502
             assert site.heads == []
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_the_sessions_authority_stands_for_its_hosts_only() -> None:
@@ -323,7 +324,7 @@ def test_the_secret_reaches_its_host_and_nobody_else(kind: str, name: str, said:
                 assert SECRET not in repr(shown)
                 assert base64.b64encode(f"me:{SECRET}".encode()).decode() not in repr(shown)
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("answer", ["HTTP/1.1 200 OK\r\nx {} \0: y\r\n\r\n", "{} is no HTTP\r\n\r\n"])
@@ -346,7 +347,7 @@ def test_what_a_server_echoes_that_is_no_http_is_told_to_nobody(answer: str) -> 
             assert SECRET.encode() not in body
             assert SECRET not in repr(here.events) + repr(here.messages)
 
-    asyncio.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("records", [1, 2])
@@ -375,7 +376,7 @@ def test_what_follows_an_answer_is_not_the_next_answer(records: int) -> None:
             assert len(site.heads) == 3
             assert len(site.world.dialled) == 3
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_another_host_gets_the_placeholder() -> None:
@@ -406,7 +407,7 @@ def test_another_host_gets_the_placeholder() -> None:
         assert holder.encode() in heads[0]
         assert SECRET.encode() not in heads[0]
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_secret_does_not_show_itself() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import marshal
+import select
 import socket
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -26,11 +27,15 @@ class _Heard:
         self.record: list[str] = []
         egress = ("egress", (), (), (), (), ())
         who = Identity(0, 0, self_map=True, idmapped={})
-        self.way = Way([egress], who, lambda event: self.record.append(str(event[2])))
+
+        def hear(events: list[tuple[object, ...]] | str) -> None:
+            self.record += [events] if isinstance(events, str) else [str(event[2]) for event in events]
+
+        self.way = Way([egress], who, hear)
         self.way._control = theirs.detach()  # pyright: ignore[reportPrivateUsage]
 
     def say(self, *fields: Any) -> None:
-        self.ours.send(marshal.dumps((wire.EVENT_KIND, *fields)))
+        self.ours.send(marshal.dumps((wire.EVENTS, [fields])))
 
     def finished(self) -> None:
         """The template hears that the call has ended."""
@@ -74,3 +79,45 @@ def test_a_dead_gateways_end_is_left_to_the_loop(heard: _Heard) -> None:
     assert heard.record == ["203.0.113.9:80/tcp", "returned"]
     heard.finished()
     assert heard.record[2:] == ["returned"]
+
+
+def test_several_connections_are_heard_of_together_and_an_idle_gateway_at_once(heard: _Heard) -> None:
+    poll = select.poll()
+    heard.way.watch(poll)
+
+    def turn(milliseconds: int = 20_000) -> list[int]:
+        ready = [descriptor for descriptor, _ in poll.poll(milliseconds)]
+        for descriptor in ready:
+            assert heard.way.owns(descriptor)
+            heard.way.ready(descriptor, poll)
+        return ready
+
+    control = heard.way._control  # pyright: ignore[reportPrivateUsage]
+    heard.say(*EVENT)
+    assert turn() == [control]
+    for number in range(5):
+        heard.say(*EVENT[:2], str(number), *EVENT[3:])
+    (timer,) = turn()  # not the socket, although it can be read
+    assert timer != control
+    assert heard.record[1:] == ["0", "1", "2", "3", "4"]
+    assert turn() == [timer]  # nothing came: the socket is listened to again
+    heard.say(*EVENT)
+    assert turn() == [control]
+    heard.ours.close()
+    assert turn() == [timer]
+    assert heard.record[-1] == "it ended by itself"
+    assert turn(0) == []
+    assert heard.way.denials == 7
+
+
+def test_leaving_while_it_waits(heard: _Heard) -> None:
+    poll = select.poll()
+    heard.way.watch(poll)
+    heard.say(*EVENT)
+    for descriptor, _ in poll.poll(20_000):
+        heard.way.ready(descriptor, poll)
+    heard.say(*EVENT)
+    heard.way.leave(poll)
+    assert poll.poll(20) == []
+    heard.finished()
+    assert len(heard.record) == 3

@@ -209,7 +209,7 @@ def test_what_the_gateway_refused(
     state: str, event: tuple[object, ...], kind: str, grant: str, note: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = Record(state, "d", {"argv": ["x"]})
-    record.event({**network.connection(event), "call": "1", "grant": record.identifier})
+    record.lines([network.line(event, "1", record.identifier, 1.0, 1.0)])
     record.ended({"status": 1})
     (found,) = json_of([record.identifier], capsys)["denials"]
     assert (found["kind"], found["layers"]) == (kind, ["gateway"])
