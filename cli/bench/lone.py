@@ -25,6 +25,7 @@ ADDRESS = "192.0.2.1"
 PLACE = "{place}"
 """Stands for the server's endpoint in what ``network.py`` sends, who cannot know the port."""
 RELAY = "relay without a policy"
+SRT = "srt's proxy"
 _PATIENCE = 60.0
 """Seconds until an answer counts as never to come."""
 _END = 10.0
@@ -37,7 +38,8 @@ class Lone:
 
     ``settings``: ``python`` and ``own``, the interpreter inside and Remit's own, with their options; ``script``, where
     ``traffic.py`` is for both; ``workspace``; ``remit``, how a command is confined, with PLACE for what it may connect
-    to; ``errors``, the file of everybody's standard error.
+    to; ``srt``, the same for srt, whose programs have to ask its proxy, or nothing; ``errors``, the file of everybody's
+    standard error.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -65,6 +67,8 @@ class Lone:
             (RUN, [*confined, *client, server]),
         ):
             self._clients[name] = self._start(argv)
+        if self._settings["srt"]:
+            self._clients[SRT] = self._start([*self._settings["srt"], *python, script, "proxied", ADDRESS, server])
         return {}
 
     def sample(self, measure: str, number: int, rounds: int) -> dict[str, object]:

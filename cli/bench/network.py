@@ -11,13 +11,12 @@ from pathlib import Path
 
 from remit.cli.bench import peers, traffic
 from remit.cli.bench.client import Program
-from remit.cli.bench.lone import PLACE, RELAY
+from remit.cli.bench.lone import ADDRESS, PLACE, RELAY, SRT
 from remit.cli.bench.measure import RUN, Command, Line, NotMeasured, interleave, milliseconds, row, run
 from remit.cli.bench.setting import PROFILE, Setting
 
 GROUP = "network"
 ADDED = "start, more with a way out than without"
-_SRT = "srt"
 _STARTS = 5
 """So many times the rounds: one start varies more than what is looked for."""
 _CONNECTIONS, _ROUND_TRIPS = 200, 1000
@@ -26,7 +25,6 @@ _CONNECTIONS, _ROUND_TRIPS = 200, 1000
 def measure(setting: Setting, rounds: int, mebibytes: int) -> Iterable[Line]:
     """The rows of the group. ``mebibytes`` is what goes through a connection in one sample of throughput."""
     yield from _added(setting, _STARTS * rounds)
-    yield _peer(setting)
     yield from _traffic(setting, rounds, mebibytes)
 
 
@@ -53,12 +51,14 @@ def _traffic(setting: Setting, rounds: int, mebibytes: int) -> list[Line]:
     workspace = setting.directory("network")
     # Where a session sees it too.
     script = shutil.copy(Path(traffic.__file__), workspace)
+    proxied, missing = peers.proxied(setting, workspace, ADDRESS)
     settings: dict[str, object] = {
         "python": [setting.python, "-I", "-S"],
         "own": [sys.executable, "-I", "-S"],
         "script": script,
         "workspace": workspace,
         "remit": [setting.remit, "run", "-p", PROFILE, "-w", workspace, "--connect", PLACE, "--"],
+        "srt": proxied,
         "errors": f"{setting.errors}-network",
     }
     rows: tuple[tuple[str, str, str, int], ...] = (
@@ -66,7 +66,7 @@ def _traffic(setting: Setting, rounds: int, mebibytes: int) -> list[Line]:
         ("connections a second, one after the other", "1/s", "connections", _CONNECTIONS),
         ("round trip of 64 bytes", "µs", "round_trip", _ROUND_TRIPS),
     )
-    lines: list[Line] = []
+    lines: list[Line] = [NotMeasured(GROUP, SRT, missing)] if missing else []
     with Program(setting, "lone", settings, workspace) as lone:
         lone.ask(do="open")
         for name, unit, what, number in rows:
@@ -77,8 +77,3 @@ def _traffic(setting: Setting, rounds: int, mebibytes: int) -> list[Line]:
             lines += [row(GROUP, name, variant, unit, values, relayed) for variant, values in samples.items()]
             lines += [NotMeasured(GROUP, f"{variant}: {name}", why) for variant, why in reply["failed"].items()]
     return lines
-
-
-def _peer(setting: Setting) -> NotMeasured:
-    _, missing = peers.find(setting)
-    return NotMeasured(GROUP, "srt's proxy", missing.get(_SRT, "no way to ask it for this is known here"))

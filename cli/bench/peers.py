@@ -175,14 +175,24 @@ def _codex(setting: Setting, path: str) -> Wrap:
 
 
 def _srt(setting: Setting, path: str) -> Wrap:
-    def wrap(workspace: str, argv: tuple[str, ...]) -> Command:
-        settings = f"{setting.base}/srt-{len(os.listdir(setting.base))}.json"
-        writes: dict[str, list[str]] = {"denyRead": [], "allowWrite": [workspace], "denyWrite": []}
-        asked = {"network": {"allowedDomains": list[str](), "deniedDomains": list[str]()}, "filesystem": writes}
-        Path(settings).write_text(json.dumps(asked), encoding="utf-8")
-        return setting.command(workspace, path, "-s", settings, *argv)
+    return lambda workspace, argv: setting.command(workspace, *_srt_head(setting, path, workspace, ()), *argv)
 
-    return wrap
+
+def _srt_head(setting: Setting, path: str, workspace: str, domains: tuple[str, ...]) -> tuple[str, ...]:
+    settings = f"{setting.base}/srt-{len(os.listdir(setting.base))}.json"
+    writes: dict[str, list[str]] = {"denyRead": [], "allowWrite": [workspace], "denyWrite": []}
+    asked = {"network": {"allowedDomains": list(domains), "deniedDomains": list[str]()}, "filesystem": writes}
+    Path(settings).write_text(json.dumps(asked), encoding="utf-8")
+    return path, "-s", settings
+
+
+def proxied(setting: Setting, workspace: str, domain: str) -> tuple[tuple[str, ...], str]:
+    """What runs a command under srt with its proxy as the way to ``domain``; or nothing, and why that cannot be."""
+    missing = [name for name in ("srt", "bwrap", "socat", "rg") if setting.program(name) is None]
+    path = setting.program("srt")
+    if missing or path is None:
+        return (), f"not installed: {', '.join(missing)}"
+    return _srt_head(setting, path, workspace, (domain,)), ""
 
 
 def _interpreter(setting: Setting, package: str) -> str | None:

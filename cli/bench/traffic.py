@@ -1,13 +1,15 @@
 """What the network is measured with: a server, a relay without any policy, and a client that is told when to measure.
 
-``python traffic.py server ADDRESS``, ``relay ADDRESS PORT`` and ``client ADDRESS PORT``. Each ends when its standard input
-does. The first two say on which port they listen; the client answers each line (one of ``MEASURES`` and a number) with a
-number. The standard library only: the client runs inside sessions, which see no other package, and as a copy of this file.
+``python traffic.py server ADDRESS``, ``relay ADDRESS PORT`` and ``client ADDRESS PORT``, or ``proxied`` for a client that asks
+the proxy in ``HTTPS_PROXY``. Each ends when its standard input does. The first two say on which port they listen; the client
+answers each line (one of ``MEASURES`` and a number) with a number. The standard library only: the client runs inside
+sessions, which see no other package, and as a copy of this file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import socket
@@ -16,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from urllib.parse import unquote
 
 Place = tuple[str, int]
 
@@ -45,6 +48,7 @@ def serve(listener: socket.socket) -> None:
                 left = int(word[1:])
                 while left > 0:
                     left -= sock.send(block[: min(left, _BLOCK)])
+                sock.recv(1)  # the client ends first: a proxy may drop what a server said before its end
                 continue
             while data := sock.recv(65536):
                 sock.sendall(data)
@@ -158,10 +162,33 @@ MEASURES: dict[str, Callable[[Place, int], float]] = {
 
 
 def _connected(place: Place, word: bytes) -> socket.socket:
-    sock = socket.create_connection(place)
+    sock = socket.create_connection(_proxy or place)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if _proxy is not None:
+        host = f"{place[0]}:{place[1]}"
+        sock.sendall(f"CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n{_authorization}\r\n".encode())
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            _some(len(piece := sock.recv(1)))
+            answer += piece
+        if b" 200 " not in answer.partition(b"\r\n")[0]:
+            raise ConnectionError(f"the proxy refuses: {answer!r}")
     sock.sendall(word)
     return sock
+
+
+_proxy: Place | None = None
+_authorization = ""
+
+
+def _ask_proxy(url: str) -> None:
+    """``http://USER:PASSWORD@HOST:PORT`` is asked for every connection from now on."""
+    global _proxy, _authorization
+    credentials, at, place = url.removeprefix("http://").rstrip("/").rpartition("@")
+    host, _, port = place.rpartition(":")
+    _proxy = host, int(port)
+    if at:
+        _authorization = f"Proxy-Authorization: Basic {base64.b64encode(unquote(credentials).encode()).decode()}\r\n"
 
 
 def _some(count: int) -> int:
@@ -182,9 +209,11 @@ def _leave() -> None:
 
 
 def main(role: str, address: str, port: str = "0") -> None:
-    """Be one of the three."""
+    """Be one of these."""
     place = (address, int(port))
-    if role == "client":
+    if role == "proxied":
+        _ask_proxy(os.environ["HTTPS_PROXY"])
+    if role in ("client", "proxied"):
         _client(place)
         return
     listener = listening(address)

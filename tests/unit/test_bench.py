@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
 import signal
+import socket
 import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remit.cli import main
-from remit.cli.bench import memory, plot, report
+from remit.cli.bench import memory, plot, report, traffic
 from remit.cli.bench.measure import BenchError, Command, interleave, percentile, row, run
 from remit.sandbox.authority.errors import UsageError
 
@@ -326,3 +330,41 @@ def test_an_earlier_result_becomes_tables_a_page_and_a_picture(
     assert "| bare | 3 |" in capsys.readouterr().out
     assert main.run([*words, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(source.read_text())
+
+
+def test_a_client_that_asks_a_proxy_says_who_it_is_and_measures_through_it(tmp_path: Path) -> None:
+    """The proxy here answers, and is then the server itself."""
+    asked: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        for answer in (b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 403 No\r\n\r\n"):
+            sock, _ = listener.accept()
+            with sock:
+                head = b""
+                while not head.endswith(b"\r\n\r\n"):
+                    head += sock.recv(1)
+                asked.append(head)
+                sock.sendall(answer)
+                if b"200" in answer:
+                    assert sock.recv(16, socket.MSG_WAITALL) == b"D%015d" % 1
+                    sock.sendall(b"x")
+                sock.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", traffic.__file__, "proxied", "192.0.2.1", "9"],
+            input="connections 1\nconnections 1\n",
+            env={"HTTPS_PROXY": f"http://user:pa%2Fss@127.0.0.1:{listener.getsockname()[1]}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        server.join(60)
+    assert float(done.stdout.splitlines()[0]) > 0
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 1)
+    assert "the proxy refuses" in done.stderr
+    assert asked[0].splitlines()[0] == b"CONNECT 192.0.2.1:9 HTTP/1.1"
+    assert b"Proxy-Authorization: Basic " + base64.b64encode(b"user:pa/ss") in asked[0].splitlines()
