@@ -8,7 +8,7 @@ modules take away.
 from __future__ import annotations
 
 import posix
-from errno import EBUSY, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM
+from errno import EBUSY, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, ETIMEDOUT
 from errno import errorcode as ERRNO_NAMES
 from select import POLLIN, poll
 
@@ -31,7 +31,8 @@ LEGACY_TIOCSTI = "/proc/sys/dev/tty/legacy_tiocsti"
 
 _ALLOW_ALL = (0x06).to_bytes(2, "little") + bytes(2) + (0x7FFF0000).to_bytes(4, "little")
 _RET_USER_NOTIF = 0x7FC00000
-_PATIENCE = 3000
+_PATIENCE = 20_000
+"""Milliseconds for a child that should answer at once: on a machine where many namespaces end it has to wait for that."""
 _WORDS = 4096
 
 
@@ -271,7 +272,7 @@ def packet_filter(batch: bytes) -> str:
             posix._exit(0)  # pyright: ignore[reportPrivateUsage]
     posix.close(to_parent)
     try:
-        errno = _receive(from_child).get("nftables", EPERM)
+        errno = _receive(from_child).get("nftables", ETIMEDOUT)
     finally:
         posix.close(from_child)
         posix.kill(pid, 9)
