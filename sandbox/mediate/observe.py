@@ -236,7 +236,7 @@ def _started(pid: int) -> int:
     except OSError:
         return 0
     try:
-        return int(posix.read(opened, 1024).rpartition(b")")[2].split()[19])
+        return int(posix.read(opened, 1024).rpartition(b")")[2].split(None, 20)[19])
     except (OSError, IndexError, ValueError):
         return 0
     finally:
