@@ -35,23 +35,11 @@ class Selector(selectors.BaseSelector):
 
     def watch(self, descriptor: int, what: int, call: _Callback) -> None:
         """Call ``call`` whenever ``descriptor`` is ready for ``what`` (READ or WRITE), or broken. It is not asyncio's too."""
-        reader, writer = self._watched.get(descriptor, (None, None))
-        before = _mask(reader is not None, writer is not None)
-        if what == READ:
-            reader = call
-        else:
-            writer = call
-        self._change(descriptor, before, reader, writer)
+        self._set(descriptor, what, call)
 
     def unwatch(self, descriptor: int, what: int) -> None:
         """Call nothing any more for ``what``."""
-        reader, writer = self._watched.get(descriptor, (None, None))
-        before = _mask(reader is not None, writer is not None)
-        if what == READ:
-            reader = None
-        else:
-            writer = None
-        self._change(descriptor, before, reader, writer)
+        self._set(descriptor, what, None)
 
     def forget(self, descriptor: int, *, copied: bool = False) -> None:
         """It is about to be closed. The kernel forgets it then, unless it is ``copied``: other descriptors refer to the same
@@ -59,7 +47,10 @@ class Selector(selectors.BaseSelector):
         if self._watched.pop(descriptor, None) is not None and copied:
             self._epoll.unregister(descriptor)
 
-    def _change(self, descriptor: int, before: int, reader: _Callback | None, writer: _Callback | None) -> None:
+    def _set(self, descriptor: int, what: int, call: _Callback | None) -> None:
+        reader, writer = self._watched.get(descriptor, (None, None))
+        before = _mask(reader is not None, writer is not None)
+        reader, writer = (call, writer) if what == READ else (reader, call)
         mask = _mask(reader is not None, writer is not None)
         if mask:
             self._watched[descriptor] = (reader, writer)
