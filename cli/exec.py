@@ -45,7 +45,8 @@ def _execute(invocation: Invocation, status: Status) -> int:
     )
     code = result.returncode if result.returncode >= 0 else 128 - result.returncode
     code = {"time": _TIME, "memory": _MEMORY}.get(result.limit, code)
-    denied = _denied(result)
+    # To count the network's denials the record is read: not for nobody.
+    denied = _denied(result) if invocation.status_fd >= 0 or (code and os.isatty(2)) else 0
     status.exited(result, denied)
     if result.limit:
         render.problems([f"the {result.limit} limit ended the command"])

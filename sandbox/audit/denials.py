@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from remit.sandbox.audit import log, message, why
 from remit.sandbox.audit.joined import joined
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from remit.sandbox.audit.why import Explanation
     from remit.sandbox.events.event import Event
 
+_Read = TypeVar("_Read")
 SCHEMA = "remit.denials/1"
 FORMS = ("text", "json")
 _TOLD = 8
@@ -82,9 +83,12 @@ def of(found: Log, call: str = "") -> Denials:
 
 def of_call(state: str, session: str, call: str) -> Denials:
     """Of a call that has just returned. Its record is another process's to write: this waits for its end."""
-    directory = log.directory_of(state, session)
-    _wait(directory, lambda: log.since(directory, 0, call)[1])
-    return of(log.read(state, session), call)
+    found = _when(
+        log.directory_of(state, session),
+        lambda: log.read(state, session),
+        lambda found: any(one.identifier == call and one.ended is not None for one in found.calls),
+    )
+    return of(found, call)
 
 
 def of_network(directory: str, begin: int, call: str, decider: Callable[[str], Decider]) -> list[Event]:
@@ -93,19 +97,21 @@ def of_network(directory: str, begin: int, call: str, decider: Callable[[str], D
 
     ``begin``: how long the record in ``directory`` was before the call. Waits as ``of_call``. Raises RecordError.
     """
-    _wait(directory, lambda: log.since(directory, begin, call)[1])
-    events, _ = log.since(directory, begin, call)
+    events, _ = _when(directory, lambda: log.since(directory, begin, call), lambda found: found[1])
     answered = {event.id for event in events if event.denied and event.source == "mediator"}
     mine = [event for event in joined(events, decider) if event.call == call]
     return [event for event in mine if event.denied and event.id not in answered]
 
 
-def _wait(directory: str, ended: Callable[[], bool]) -> None:
-    """Until ``ended``, as long as somebody writes the record; who writes it and is stuck is not waited for for ever."""
+def _when(directory: str, read: Callable[[], _Read], ended: Callable[[_Read], bool]) -> _Read:
+    """What is read of a record once it has ``ended``, or nobody writes it any more; who writes it and is stuck is not waited
+    for for ever."""
     end = time.monotonic() + _PATIENCE
-    while not ended() and time.monotonic() < end:
-        if not log.running(directory):
-            return
+    while True:
+        written = log.running(directory)  # before it is read: the last line may come between
+        found = read()
+        if ended(found) or not written or time.monotonic() > end:
+            return found
         time.sleep(_PAUSE)
 
 

@@ -284,8 +284,11 @@ def _lines(path: str, begin: int = 0) -> tuple[list[dict[str, Any]], bool]:
 def _bytes(path: str, begin: int = 0) -> bytes:
     try:
         with open(path, "rb") as file:
-            file.seek(begin)
-            return file.read()
+            if not begin:
+                return file.read()
+            # Whoever asked how long it was may have seen the half of a line that was just being written.
+            file.seek(begin - 1)
+            return file.read().partition(b"\n")[2]
     except OSError as error:
         raise RecordError(error.strerror or str(error), where=path) from None
 

@@ -63,6 +63,7 @@ class Begun:
     """A connection that is being made to one address: there already, or not yet (``errno`` EINPROGRESS), or not at all."""
 
     sock: socket.socket
+    place: tuple[str, int]
     wanted: Destination
     decision: Decision
     errno: int
@@ -76,32 +77,13 @@ class Begun:
         """Wait for it. Raises OSError."""
         try:
             if self.errno == errno.EINPROGRESS:
-                await _writable(self.sock)
-                failed = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            else:
-                failed = self.errno
-            if failed:
-                raise OSError(failed, os.strerror(failed))
+                await asyncio.get_running_loop().sock_connect(self.sock, self.place)
+            elif self.errno:
+                raise OSError(self.errno, os.strerror(self.errno))
         except BaseException:
             self.sock.close()
             raise
         return Reached(self.sock, self.wanted, self.decision)
-
-
-async def _writable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    descriptor = sock.fileno()
-    loop.add_writer(descriptor, _done, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_writer(descriptor)
-
-
-def _done(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
 
 
 def hosts_file(name: str, path: str = "/etc/hosts") -> list[str]:
@@ -289,7 +271,7 @@ class Connector:
             raise
         if code in (errno.EALREADY, errno.EINTR):
             code = errno.EINPROGRESS
-        return Begun(sock, wanted, decision, 0 if code == errno.EISCONN else code)
+        return Begun(sock, place, wanted, decision, 0 if code == errno.EISCONN else code)
 
 
 def _interleaved(places: list[tuple[Destination, Decision]]) -> list[tuple[Destination, Decision]]:

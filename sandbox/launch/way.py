@@ -139,8 +139,8 @@ class Way:
             self._listen()  # the gateway's end is for the loop to see, which reads the same again
 
     def _pause(self, poll: select.poll) -> None:
-        """Listen again a little later, to several connections at once: to be woken for each, and to wake, costs them more
-        than all else that is done for the record."""
+        """Listen again a little later, to several connections at once: to be woken for each is two fifths of what a
+        connection costs here."""
         if self._timer < 0:
             self._timer = process.timer()
         process.set_timer(self._timer, _GATHER_MS)

@@ -314,6 +314,22 @@ def test_events_are_entries_of_the_journal(
     assert main.run(["audit", "export", "--last", "--journald", "--ocsf"]) == 2
 
 
+def test_what_came_since_is_read_from_anywhere_in_a_record(state: str) -> None:
+    """Where a record ended for whoever looked while a line was being written, that line is of before."""
+    record = recorded(state, b"/w/a", b"/w/b", ended=False)
+    record.event({"kind": "returned", "call": "x", "status": 0})
+    data = Path(f"{record.path}/events.jsonl").read_bytes()
+    lines = data.splitlines(keepends=True)
+    begins = [sum(map(len, lines[:number])) for number in range(len(lines))]
+    names = [str(json.loads(line).get("object", "")) for line in lines]
+    for begin in range(len(data) + 1):
+        events, ended = log.since(record.path, begin, "x")
+        later = [name for at, name in zip(begins, names, strict=True) if at >= begin and name]
+        assert [event.object for event in events] == later, begin
+        assert ended == (begin <= begins[-1])
+    assert log.since(record.path, 0, "y")[1] is False
+
+
 def test_a_journal_that_reads_nothing_is_given_up(
     state: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

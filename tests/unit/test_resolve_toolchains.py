@@ -84,21 +84,21 @@ def test_rustup_keeps_the_registry_token_hidden(home: Path) -> None:
     assert granted(home, "~/.cargo/bin") == {"~/.cargo/bin", "~/.rustup/settings.toml", "~/.rustup/toolchains"}
 
 
-def test_pyenv(home: Path) -> None:
-    put(home / ".pyenv/shims/python")
-    put(home / ".pyenv/bin/pyenv")
-    put(home / ".pyenv/versions/3.11/bin/python")
-    assert granted(home, "~/.pyenv/shims", "~/.pyenv/bin") == {"~/.pyenv"}
+def test_shims_and_versions_below_one_directory(home: Path) -> None:
+    put(home / ".rbenv/shims/python")
+    put(home / ".rbenv/bin/rbenv")
+    put(home / ".rbenv/versions/3.11/bin/python")
+    assert granted(home, "~/.rbenv/shims", "~/.rbenv/bin") == {"~/.rbenv"}
 
 
 def test_a_virtual_environment_and_its_base(home: Path) -> None:
-    base = home / ".pyenv/versions/3.11"
+    base = home / ".rbenv/versions/3.11"
     put(base / "bin/python3.11")
     put(base / "lib/os.py")
     put(base / "include/Python.h")
     put(home / "project/.venv/pyvenv.cfg", f"home = {base}/bin\nversion = 3.11\n")
     link(home / "project/.venv/bin/python", base / "bin/python3.11")
-    assert granted(home, "~/project/.venv/bin") == {"~/project/.venv", "~/.pyenv/versions/3.11"}
+    assert granted(home, "~/project/.venv/bin") == {"~/project/.venv", "~/.rbenv/versions/3.11"}
 
 
 def test_a_virtual_environment_on_the_systems_python(home: Path) -> None:
