@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from remit.sandbox.kernel.facts import HostFacts
 
 MINIMUM_ABI = 2
@@ -111,7 +113,7 @@ def findings(facts: HostFacts, host: Host) -> list[Finding]:
         Finding(
             "packet filter",
             facts.nftables,
-            "nftables" if facts.nftables else why.get("nftables", "missing"),
+            _filtering(facts, why),
             "a way out for what `connect` and `publish` grant, and for nothing else",
             namespaces,  # without them the network is the host's, and given up by name
             () if facts.nftables or not namespaces else _filter_fixes(host),
@@ -232,12 +234,22 @@ def _proc_fixes(host: Host) -> tuple[str, ...]:
     )
 
 
+def _filtering(facts: HostFacts, why: Mapping[str, str]) -> str:
+    if facts.nftables and not facts.tproxy:
+        return f"nftables; slower without nft_tproxy ({why.get('tproxy', 'missing')})"
+    return "nftables" if facts.nftables else why.get("nftables", "missing")
+
+
 def _filter_fixes(host: Host) -> tuple[str, ...]:
     if host.container:
-        return ("in a container the kernel's modules are the host's: load nf_tables and nft_chain_nat there",)
+        return (
+            "in a container the kernel's modules are the host's: load nf_tables, nft_chain_nat and nft_tproxy there",
+        )
     return (
-        "sudo modprobe -a nf_tables nft_chain_nat nft_redir, and the same names in /etc/modules-load.d/remit.conf",
-        "a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT and CONFIG_NFT_REDIR",
+        "sudo modprobe -a nf_tables nft_chain_nat nft_redir nft_tproxy nft_reject_inet, and the same names in "
+        "/etc/modules-load.d/remit.conf",
+        "a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT and CONFIG_NFT_REDIR (faster with CONFIG_NFT_TPROXY and "
+        "CONFIG_NFT_REJECT)",
         "or no network: a profile without `connect` and `publish` (`offline`, `build`) starts without it",
     )
 

@@ -37,9 +37,15 @@ def probed() -> HostFacts:
     """What ``probe`` finds, and whether the packet filter of a session with a network can be set."""
     facts = probe()
     if not facts.user_namespaces:
-        return replace(facts, nftables=False, missing=(*facts.missing, ("nftables", "needs a user namespace")))
-    why = packet_filter(packets.program((), loopback=True))
-    return replace(facts, nftables=False, missing=(*facts.missing, ("nftables", why))) if why else facts
+        why = "needs a user namespace"
+        return replace(facts, nftables=False, tproxy=False, missing=(*facts.missing, ("nftables", why)))
+    better = packet_filter(packets.program((), loopback=True))
+    if not better:
+        return facts
+    why = packet_filter(packets.without_tproxy((), loopback=True))
+    if not why:
+        return replace(facts, tproxy=False, missing=(*facts.missing, ("tproxy", better)))
+    return replace(facts, nftables=False, tproxy=False, missing=(*facts.missing, ("nftables", why)))
 
 
 def refused(facts: HostFacts) -> str:
@@ -76,6 +82,7 @@ def content(facts: HostFacts, found: list[advice.Finding], refusal: str, status:
             "idmapped_mounts": facts.idmapped_mounts,
             "apparmor_restricts_userns": facts.apparmor_restricts_userns,
             "nftables": facts.nftables,
+            "tproxy": facts.tproxy,
             "fuse": facts.fuse,
             "tiocsti": facts.tiocsti,
         },

@@ -64,7 +64,10 @@ def egress(authority: Authority, *, own_namespace: bool) -> Egress | None:
     if not rules and not published:
         return None
     servers = tuple(sorted({*authority.listen, *[inner for _, _, inner in published]}))
-    return Egress(rules, udp, published, packets.program(udp, loopback=authority.loopback, servers=servers))
+    program, plainer = (
+        make(udp, loopback=authority.loopback, servers=servers) for make in (packets.program, packets.without_tproxy)
+    )
+    return Egress(rules, udp, published, program, plainer)
 
 
 def has_loopback(authority: Authority, *, own_namespace: bool) -> bool:

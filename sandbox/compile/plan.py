@@ -302,8 +302,8 @@ class Egress(Op):
     """The way out of the network namespace: routes, packet filter and sockets inside, and a gateway that decides.
 
     ``rules`` are (endpoint, where it stands), ``udp`` the granted UDP ports, ``published`` (address, port, port inside).
-    ``filter`` is the packet filter (``compile.packets``), a netlink batch in native order. ``variables``: those whose
-    placeholders a call was given (``Web``).
+    ``filter`` is the packet filter (``compile.packets``), a netlink batch in native order; ``plainer`` the one for a kernel that
+    refuses that. ``variables``: those whose placeholders a call was given (``Web``).
     """
 
     name: ClassVar[str] = "egress"
@@ -312,6 +312,7 @@ class Egress(Op):
     udp: tuple[int, ...] = ()
     published: tuple[tuple[str, int, int], ...] = ()
     filter: bytes = b""
+    plainer: bytes = b""
     variables: tuple[str, ...] = ()
 
     def describe(self) -> str:

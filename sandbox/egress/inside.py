@@ -21,7 +21,7 @@ from remit.sandbox.kernel.netlink import ACK, CREATE, EXCL, NETFILTER, REQUEST, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
 BACKLOG = 1024
@@ -74,15 +74,16 @@ class Sockets:
 
 def open_way(operation: tuple[Any, ...]) -> Sockets:
     """Do what a plan's ``Egress`` says, in the network namespace of the calling thread. Raises OSError."""
-    _, _rules, udp, published, packet_filter, _variables = operation
+    _, _rules, udp, published, *packet_filters, _variables = operation
     try:
-        return make(udp, packet_filter, publish=bool(published))
+        return make(udp, packet_filters, publish=bool(published))
     except OSError as error:
         raise OSError(error.errno, f"the network's rules could not be set: {error.strerror}") from None
 
 
-def make(udp: tuple[int, ...], packet_filter: bytes, *, publish: bool) -> Sockets:
-    """Everything but ``lo`` itself, which is up. ``udp``: granted ports. Needs CAP_NET_ADMIN, CAP_NET_BIND_SERVICE.
+def make(udp: tuple[int, ...], packet_filters: Sequence[bytes], *, publish: bool) -> Sockets:
+    """Everything but ``lo`` itself, which is up. ``udp``: granted ports. Of the filters the first one that this kernel takes is
+    set. Needs CAP_NET_ADMIN, CAP_NET_BIND_SERVICE.
 
     Raises OSError. A host without IPv6 gets a session without it; nothing of it can leave then either.
     """
@@ -99,8 +100,20 @@ def make(udp: tuple[int, ...], packet_filter: bytes, *, publish: bool) -> Socket
     if publish:
         for _ in range(wire.PUBLISH_SOCKETS):
             made.add(wire.PUBLISH, 0, sockets.internet(sockets.AF_INET, sockets.STREAM))
-    sockets.netlink(NETFILTER, packet_filter, 1)
+    _set_filter(packet_filters)
     return made
+
+
+def _set_filter(packet_filters: Sequence[bytes]) -> None:
+    """The first of them that can be. Raises OSError as the last one did."""
+    *better, last = packet_filters
+    for one in better:
+        try:
+            sockets.netlink(NETFILTER, one, 1)
+        except OSError:
+            continue
+        return
+    sockets.netlink(NETFILTER, last, 1)
 
 
 def _listen(made: Sockets, family: int, loopback: bytes, udp: Iterable[int]) -> None:
@@ -111,21 +124,31 @@ def _listen(made: Sockets, family: int, loopback: bytes, udp: Iterable[int]) -> 
         (wire.TCP, sockets.STREAM, wire.TCP_PORT),
     ):
         one = sockets.internet(family, kind)
+        if kind == sockets.STREAM:
+            # What the packet filter hands to it keeps the address that it was sent to.
+            _transparent(one, family)
+            sockets.undelayed(one)
         _bind(one, family, loopback, port)
         if kind == sockets.STREAM:
-            sockets.undelayed(one)
             sockets.listen(one, BACKLOG)
         made.add(role, 0, one)
     for index, port in enumerate(udp):
         one = sockets.internet(family, sockets.DATAGRAM)
+        _transparent(one, family)
         if family == sockets.AF_INET:
-            sockets.option(one, _SOL_IP, _IP_TRANSPARENT, 1)
             sockets.option(one, _SOL_IP, _IP_PKTINFO, 1)
         else:
-            sockets.option(one, _SOL_IPV6, _IPV6_TRANSPARENT, 1)
             sockets.option(one, _SOL_IPV6, _IPV6_RECVPKTINFO, 1)
         _bind(one, family, bytes(len(loopback)), wire.UDP_PORTS[index])
         made.add(wire.UDP, port, one)
+
+
+def _transparent(one: int, family: int) -> None:
+    """It may have any address of its own (``ip(7)`` IP_TRANSPARENT)."""
+    if family == sockets.AF_INET:
+        sockets.option(one, _SOL_IP, _IP_TRANSPARENT, 1)
+    else:
+        sockets.option(one, _SOL_IPV6, _IPV6_TRANSPARENT, 1)
 
 
 def _bind(one: int, family: int, host: bytes, port: int) -> None:

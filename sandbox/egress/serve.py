@@ -54,6 +54,9 @@ _PERIODS, _FINEST = (1.0, 5.0), 0.1
 _REMEMBERED = 1024
 _QUERIES = 256
 _ORIGINAL_DESTINATION = 80  # SO_ORIGINAL_DST, IP6T_SO_ORIGINAL_DST
+_LISTENERS = (("127.0.0.1", wire.TCP_PORT), ("::1", wire.TCP_PORT))
+_NOT_TRANSLATED = (errno.ENOENT, errno.ENOPROTOOPT)
+"""There is no NAT of it, or none of anything."""
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -291,8 +294,6 @@ class Gateway:
         try:
             host, port = self._original(sock)
             text = f"[{host}]:{port}/tcp" if ":" in host else f"{host}:{port}/tcp"
-            if (host, port) == sock.getsockname()[:2]:
-                raise ParseError("a connection to the gateway's own socket")
             wanted = self.gate.meant(host, port)
         except (ParseError, OSError) as error:
             reason = error.message if isinstance(error, ParseError) else str(error)
@@ -361,16 +362,30 @@ class Gateway:
 
 
 def original_destination(sock: socket.socket) -> tuple[str, int]:
-    """Where a redirected connection was going (``netfilter``'s SO_ORIGINAL_DST, for both families).
+    """Where a connection was going: its own address, or where that is the listener's and NAT brought it there,
+    ``netfilter``'s SO_ORIGINAL_DST (for both families).
 
     Raises:
-        OSError: it was not redirected.
+        OSError: the connection is over already.
+        ParseError: it was going to the listener itself.
     """
-    if sock.family == socket.AF_INET:
-        data = sock.getsockopt(socket.IPPROTO_IP, _ORIGINAL_DESTINATION, 16)
-        return socket.inet_ntoa(data[4:8]), int(struct.unpack_from("!H", data, 2)[0])
-    data = sock.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL_DESTINATION, 28)
-    return socket.inet_ntop(socket.AF_INET6, data[8:24]), int(struct.unpack_from("!H", data, 2)[0])
+    host, port = sock.getsockname()[:2]
+    if (host, port) not in _LISTENERS:
+        return host, port
+    try:
+        if sock.family == socket.AF_INET:
+            data = sock.getsockopt(socket.IPPROTO_IP, _ORIGINAL_DESTINATION, 16)
+            meant = socket.inet_ntoa(data[4:8]), int(struct.unpack_from("!H", data, 2)[0])
+        else:
+            data = sock.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL_DESTINATION, 28)
+            meant = socket.inet_ntop(socket.AF_INET6, data[8:24]), int(struct.unpack_from("!H", data, 2)[0])
+    except OSError as error:
+        if error.errno not in _NOT_TRANSLATED:
+            raise
+        meant = host, port
+    if meant == (host, port):
+        raise ParseError("a connection to the gateway's own socket")
+    return meant
 
 
 def run(control: int) -> None:

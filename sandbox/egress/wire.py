@@ -86,10 +86,10 @@ ROLES = (TCP, DNS_UDP, DNS_TCP, PROXY, UDP, PUBLISH, PUBLISHED)
 itself says which (``SO_DOMAIN``). All are non-blocking; those that listen for TCP have TCP_NODELAY, for what is accepted. All but
 ``published`` belong to the session's namespace.
 
-``tcp``: listening; every TCP connection that a program makes to anything but its own loopback arrives here. Where it was
-    going says ``SO_ORIGINAL_DST`` (SOL_IP, 80) or ``IP6T_SO_ORIGINAL_DST`` (SOL_IPV6, 80): a synthetic address of the
-    gateway's own DNS, a granted address, or anything else. One that was made to the socket's own address has no original
-    destination and is refused.
+``tcp``: listening; every TCP connection that a program makes to anything but its own loopback arrives here, under the address
+    that it was made to (TPROXY): a synthetic address of the gateway's own DNS, a granted address, or anything else. Where that
+    is the socket's own, the kernel has no TPROXY and ``SO_ORIGINAL_DST`` (SOL_IP, 80) or ``IP6T_SO_ORIGINAL_DST`` (SOL_IPV6, 80)
+    says what was meant; or it was made to the socket's own address, and is refused.
 ``proxy``: listening; HTTP CONNECT, absolute-form HTTP and SOCKS5, told apart by the first byte.
 ``dns-udp``, ``dns-tcp``: the responder. Bound to 127.0.0.1:53 and [::1]:53; queries to any other resolver arrive here too.
 ``udp``: bound to every address; the number is the granted port. Datagrams to that port arrive here with their own

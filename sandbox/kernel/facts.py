@@ -35,6 +35,8 @@ class HostFacts:
     nftables: bool = True
     """A packet filter can be set in a new network namespace. Not part of ``probe()``: ``probe.packet_filter`` tries it, for
     ``doctor``; a start that needs it finds out by itself."""
+    tproxy: bool = True
+    """It can hand connections on as they are. Without, each packet of them is translated; not part of ``probe()`` either."""
     fuse: bool = False
     tiocsti: bool = True
     missing: tuple[tuple[str, str], ...] = field(default=(), compare=False)

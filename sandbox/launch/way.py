@@ -57,7 +57,7 @@ class Way:
     def __init__(self, operations: Sequence[Operation], who: Identity, on_events: Callable[[Events], None]) -> None:
         """Bind what is published. Raises LaunchError."""
         found = {operation[0]: operation for operation in operations}
-        _, rules, _udp, published, _filter, _variables = found["egress"]
+        _, rules, _udp, published, *_filters, _variables = found["egress"]
         limits = {_LIMITS[what]: value for _, what, value, _ in _limits(operations)}
         self._options: dict[str, Any] = {"rules": rules, "limits": limits}
         self._web = "web" in found

@@ -199,7 +199,8 @@ class Zygote:
             try:
                 policy.allow(cell)
                 if cell.sockets is not None and policy.egress is not None:
-                    cell.sockets.send(self._request.control, number, policy.egress[1], policy.egress[5])
+                    _, rules, *_, variables = policy.egress
+                    cell.sockets.send(self._request.control, number, rules, variables)
                 jail = Jail(
                     number, policy, cell, self._ground, self._request.control, self._arms, self._revoked, self._taken
                 )

@@ -109,6 +109,10 @@ def test_a_host_without_nftables() -> None:
     assert one.detail == "nftables: EOPNOTSUPP"
     assert "modprobe" in one.fixes[0]
     assert "host's" in lacking(facts, DOCKER)["packet filter"].fixes[0]
+    slower = replace(GOOD, tproxy=False, missing=(("tproxy", "nftables: ENOENT"),))
+    assert "packet filter" not in lacking(slower, DEBIAN)
+    (found,) = [one for one in findings(slower, DEBIAN) if one.feature == "packet filter"]
+    assert found.detail == "nftables; slower without nft_tproxy (nftables: ENOENT)"
     assert not lacking(replace(facts, user_namespaces=False), DEBIAN)["packet filter"].required
 
 

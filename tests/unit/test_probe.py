@@ -34,10 +34,11 @@ def nothing(path: str) -> str:
 
 @pytest.mark.needs(userns=True)
 def test_the_packet_filter_is_tried() -> None:
-    batch = packets.program((53000,), loopback=False, servers=(3000,))
-    assert packet_filter(batch) == ""
-    # As on a kernel without NFT_REDIR.
-    assert packet_filter(batch.replace(b"redir\0", b"redix\0")).startswith("nftables: ENOENT")
+    for make in (packets.program, packets.without_tproxy):
+        batch = make((53000,), loopback=False, servers=(3000,))
+        assert packet_filter(batch) == ""
+        # As on a kernel without NFT_REDIR.
+        assert packet_filter(batch.replace(b"redir\0", b"redix\0")).startswith("nftables: ENOENT")
 
 
 def test_the_probe_names_what_is_missing() -> None:
