@@ -28,11 +28,12 @@ class Listeners:
     ``descriptor``: a socket of ``sockets.netlink_socket(SOCK_DIAG)`` that was made in that namespace; without one, this thread's.
     """
 
-    __slots__ = ("_descriptor", "_known", "_own")
+    __slots__ = ("_connected", "_descriptor", "_known", "_own")
 
     def __init__(self, descriptor: int = -1) -> None:
         self._descriptor = descriptor
         self._own = descriptor < 0
+        self._connected = False
         self._known = False
 
     def hear(self, host: bytes, port: int) -> bool:
@@ -41,6 +42,9 @@ class Listeners:
         try:
             if self._own and self._descriptor < 0:
                 self._descriptor = sockets.netlink_socket(SOCK_DIAG)
+            if not self._connected:
+                sockets.netlink_connect(self._descriptor)
+                self._connected = True
             return self._one(host, port, _TCP) or self._one(host, port, _UDP)
         except OSError:
             return not self._own or listens(port)

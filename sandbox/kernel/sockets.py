@@ -202,12 +202,18 @@ def netlink_socket(protocol: int) -> int:
     return call(NR["socket"], _AF_NETLINK, _SOCK_RAW | _SOCK_CLOEXEC, protocol)
 
 
+def netlink_connect(opened: int) -> None:
+    """Let it be read and written like a file, which takes half the time of naming the kernel with each message."""
+    call(NR["connect"], opened, _KERNEL, len(_KERNEL))
+
+
 def netlink_kind(opened: int, data: bytes) -> tuple[int, int]:
-    """Send a request that has one message as its answer: the kind of that, and the errno of an ERROR. Raises OSError."""
-    call(NR["sendto"], opened, data, len(data), 0, _KERNEL, len(_KERNEL))
-    reply = Buffer(HEADER + 4)
-    call(NR["recvfrom"], opened, reply.address, HEADER + 4, 0, None, None)
-    return int.from_bytes(reply.view[4:6], "little"), -int.from_bytes(reply.view[HEADER:], "little", signed=True)
+    """Send a request that has one message as its answer: the kind of that, and the errno of an ERROR. Raises OSError.
+
+    ``opened`` is connected."""
+    posix.write(opened, data)
+    reply = posix.read(opened, HEADER + 4)
+    return int.from_bytes(reply[4:6], "little"), -int.from_bytes(reply[HEADER:], "little", signed=True)
 
 
 def dump(protocol: int, data: bytes) -> list[bytes]:

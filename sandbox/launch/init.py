@@ -13,7 +13,6 @@ import time
 from errno import ECHILD, ESRCH
 from fcntl import ioctl
 
-from remit.sandbox.events.action import DENIED
 from remit.sandbox.kernel import process
 from remit.sandbox.launch import limits, usage
 from remit.sandbox.mediate.broker import Broker, Source, brokers_reads
@@ -196,10 +195,10 @@ class Init:
         limits.apply(pid, limits.prepared(self._limits))
 
     def _note(self, _source: Source, *action: Any) -> None:
-        """Actions go to the launcher by the dozen, when nothing happens for a moment; denials at once."""
+        """Actions go to the launcher by the dozen, when nothing happens for a moment, and before the command's end."""
         self._noted.append(action)
         self._noted_size += size_of(action)
-        if action[7] == DENIED or len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
+        if len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
             self._tell_noted()
 
     def _tell_noted(self) -> None:

@@ -85,6 +85,7 @@ class Zygote:
         self._held = False
         self._noted: list[tuple[Any, ...]] = []
         self._noted_size = 0
+        self._urgent = False
         self._cells: list[Cell | OSError] = []
         self._ways: list[Operation | None] = []
         self._revoked: set[str] = set()
@@ -330,7 +331,7 @@ class Zygote:
 
     def _define(self, door: int, identifier: int, wire: Any, requests: int) -> None:
         try:
-            policy = Policy(identifier, wire, requests, self._note, self._maker.places, self._lines)
+            policy = Policy(identifier, wire, requests, self._note, self._tell_denials, self._maker.places, self._lines)
         except Exception as error:
             # Said before the socket closes: whoever sees its end asks here why.
             self._say(door, "refused", identifier, *told(error))
@@ -475,18 +476,24 @@ class Zygote:
             self._handlers.pop(listener)
 
     def _note(self, source: Source, *action: Any) -> None:
-        """Actions go to the template by the dozen, when nothing happens for a moment; denials at once."""
+        """Actions go to the template by the dozen, when nothing happens for a moment; denials when the call they are
+        of has been answered, whose caller does not wait for it."""
         assert isinstance(source, Jail)
         denied = action[7] == DENIED
         if denied and len(source.events) < _EVENTS:
             source.events.append(action)
         self._noted.append((source.call, source.chain[-1] if source.chain else "", action))
         self._noted_size += size_of(action)
-        if denied or len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
+        self._urgent = self._urgent or denied
+        if len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
+            self._tell_noted()
+
+    def _tell_denials(self) -> None:
+        if self._urgent:
             self._tell_noted()
 
     def _tell_noted(self) -> None:
-        noted, self._noted, self._noted_size = self._noted, [], 0
+        noted, self._noted, self._noted_size, self._urgent = self._noted, [], 0, False
         self._tell("actions", noted)
 
     def processes(self, jail: Jail) -> list[int]:

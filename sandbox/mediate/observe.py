@@ -81,10 +81,10 @@ class Observer:
         self._note = note
         self._granted = dict(granted)
         self._outer = tuple([place + b"/" for place in outer])
-        self._who: dict[int, tuple[int, bytes]] = {}
+        self._programs: dict[int, bytes] = {}
+        self._starts: dict[int, int] = {}
         self._since = 0.0
-        self._who_calls: tuple[int, bytes] | None = (0, b"")
-        self._newcomer = 0
+        self._caller: bytes | None = b""
         self._paths = {NR[call]: paths for call, paths in _PATHS.items() if call in NR}
 
     # --- the authority
@@ -162,12 +162,12 @@ class Observer:
         errno: int,
         rule: str,
     ) -> None:
-        who = self._who_calls
-        if who is None:
-            who = self._who_calls = (_started(self._newcomer), b"")
-        start, exe = who
-        if start < 0:
+        exe = self._caller
+        if exe is None:
             return  # a thread that will execute the command, and tries the layers before
+        start = self._starts.get(pid)
+        if start is None:
+            start = self._starts[pid] = _started(pid)
         if verdict == DENIED:
             recent = source.recent
             recent.append((path, right, rule, exe))
@@ -178,28 +178,35 @@ class Observer:
     # --- who and what
 
     def meet(self, pid: int, *, starting: bool) -> None:
-        """Remember when the caller started, and its program: for a second, far less than a pid takes to come round again.
+        """Remember the caller's program: for a second, far less than a pid takes to come round again. When it started is asked
+        when there is something to tell, which mostly is after the answer: it is the same then, and the caller does not wait.
 
         ``starting``: the command does not run yet, so that the caller may be a thread of this process.
         """
         if self.level == OFF:
             return
         now = monotonic()
-        if now - self._since > _FOREVER or len(self._who) > _CACHED_AT_MOST:
-            self._who.clear()
+        if now - self._since > _FOREVER or len(self._programs) > _CACHED_AT_MOST:
+            self._programs.clear()
+            self._starts.clear()
             self._since = now
-        if pid not in self._who:
-            self._who[pid] = (-1, b"") if starting and _own_thread(pid) else (_started(pid), _program(pid))
-        self._who_calls = self._who[pid]
+        if starting and _own_thread(pid):
+            self._caller = None
+            return
+        exe = self._programs.get(pid)
+        if exe is None:
+            exe = self._programs[pid] = _program(pid)
+        self._caller = exe
 
     def meet_newcomer(self, pid: int) -> None:
         """The same of a command's first process, which is about to execute the command: it is still Remit's own program, and
-        nobody reaps it before its source's ``meeting`` is free. So there is time to ask when there is something to tell."""
-        self._who_calls, self._newcomer = None, pid
+        nobody reaps it before its source's ``meeting`` is free."""
+        self._caller = b""
+        self._starts.pop(pid, None)
 
     def executes(self, pid: int) -> None:
         """``pid`` is about to become another program."""
-        self._who.pop(pid, None)
+        self._programs.pop(pid, None)
 
     def names(self, nr: int, arguments: list[int], view: View) -> list[tuple[bytes, str]]:
         """What a call names, by its spelling only: for calls that were refused unseen, or whose names lead nowhere."""
