@@ -140,7 +140,7 @@ def findings(facts: HostFacts, host: Host) -> list[Finding]:
             "FUSE",
             facts.fuse,
             "/dev/fuse opens" if facts.fuse else why.get("fuse", "missing"),
-            "exact errors for reads of denied secrets",
+            "who reaches for a hidden secret is seen, where reads are not recorded",
             False,
         ),
     ]

@@ -92,12 +92,21 @@ def _x86_64(_: int) -> str:
     return "" if platform.machine() == "x86_64" else "for x86-64 only"
 
 
+def _fuse(_: int) -> str:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/fuse: {error.strerror}"
+    return ""
+
+
 _FEATURES: Mapping[str, Callable[[int], str]] = {
     "landlock": _landlock,
     "userns": _userns,
     "root": _root,
     "ordinary": _ordinary,
     "idmap": _idmap,
+    "fuse": _fuse,
     "x86_64": _x86_64,
 }
 

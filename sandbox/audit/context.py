@@ -8,7 +8,7 @@ from errno import errorcode
 from typing import TYPE_CHECKING
 
 from remit.sandbox.audit import outside
-from remit.sandbox.events.action import ATTEMPTED, DENIED, MOOT, axis
+from remit.sandbox.events.action import ATTEMPTED, DENIED, LOOKED_UP, LOOKUP, MOOT, axis
 from remit.sandbox.events.event import Event, Rule
 from remit.sandbox.kernel.call import NR
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from remit.sandbox.audit.why import Explanation
     from remit.sandbox.authority.model import Authority
 
-_NAMES = {number: name for name, number in NR.items()}
+_NAMES = {number: name for name, number in NR.items()} | {LOOKED_UP: LOOKUP}
 
 
 def event_of(action: tuple[Any, ...], call: str, grant: str) -> Event:
     """What a mediator noted (``events.action.FIELDS``) as an event that is in no record: without id and time."""
     mono, pid, start, exe, nr, thing, right, verdict, certainty, layer, errno, rule = action
-    name, syscall = os.fsdecode(thing), _NAMES.get(nr) or str(nr)
+    name, syscall = os.fsdecode(thing), _NAMES.get(nr, str(nr))
     if verdict == DENIED and certainty == ATTEMPTED and not outside.would_work(right, name):
         verdict, layer = MOOT, ""
     if right == "call" and not name:

@@ -14,7 +14,7 @@ from errno import errorcode
 from remit.sandbox.audit import outside
 from remit.sandbox.audit.chain import chain
 from remit.sandbox.audit.text import dumps
-from remit.sandbox.events.action import ATTEMPTED, DENIED, EXECUTES, MOOT, TAKES_AWAY, axis
+from remit.sandbox.events.action import ATTEMPTED, DENIED, EXECUTES, LOOKED_UP, LOOKUP, MOOT, TAKES_AWAY, axis
 from remit.sandbox.kernel.call import NR
 
 TYPE_CHECKING = False
@@ -214,7 +214,8 @@ _names: dict[int, str] = {}
 def _name(nr: int) -> str:
     if not _names:
         _names.update({number: name for name, number in NR.items()})
-    return _names.get(nr) or str(nr)
+        _names[LOOKED_UP] = LOOKUP
+    return _names.get(nr, str(nr))
 
 
 def _errno(number: int) -> str:

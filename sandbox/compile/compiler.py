@@ -31,6 +31,7 @@ from remit.sandbox.compile.plan import (
     Text,
     Tmpfs,
     Unshare,
+    Watch,
 )
 from remit.sandbox.compile.seccomp import build_filter
 from remit.sandbox.compile.syscalls import refused
@@ -140,6 +141,7 @@ class Job(Objects):
             scratch = tuple(p for p in ("/tmp", "/run", "/var/tmp") if isinstance(tree.entries.get(p), Tmpfs))
             loopback = network.has_loopback(self.authority, own_namespace=layers.network)
             operations += [Unshare(self.kinds(layers), loopback), NewRoot(ROOT_SIZE), *tree.operations()]
+            operations += self.watched(tree)
             operations.append(PivotRoot("nested-userns" not in self.authority.syscalls))
         roots = landlock.mediated(roots, scratch)
         for place in scratch:
@@ -202,6 +204,13 @@ class Job(Objects):
             covers={path: kind for path, kind in denied.items() if not any(strictly_below(path, o) for o in denied)},
             read_only=protected,
         )
+
+    def watched(self, tree: Tree) -> list[Op]:
+        """Secrets that nothing shows. Where every read is recorded, the mediator sees who looks for them anyway."""
+        if self.audit != "writes" or not self.home or not self.facts.fuse:
+            return []
+        paths = mounts.unshown(tree, self.name(self.home).canonical, mounts.SECRETS)
+        return [Watch(paths)] if paths else []
 
     def limits(self, layers: Layers) -> list[Op]:
         asked = {name for name, _ in self.explicit.limits}

@@ -17,6 +17,9 @@ from remit.sandbox.resolve.binding import Kind
 
 RUN_SIZE = 16 << 20
 SHM_SIZE = 256 << 20
+SECRETS = (".aws", ".azure", ".docker", ".gnupg", ".kube", ".mozilla", ".password-store", ".ssh", ".thunderbird")
+"""Directories of the home directory that hold credentials, and that no program looks into which is not after them. Not
+``.netrc``: every ``pip`` asks whether it is there."""
 OWN = ("/dev", "/proc")
 """Made new for every session: a grant of the host's is not bound."""
 
@@ -178,6 +181,14 @@ def _protect(tree: Tree, path: str, kind: Kind) -> None:
     for below_it, op in list(tree.entries.items()):
         if strictly_below(below_it, path) and isinstance(op, Bind):
             del tree.entries[below_it]
+
+
+def unshown(tree: Tree, directory: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the names in ``directory`` that nothing of the plan shows, makes, or leads through."""
+    if not tree.on_tmpfs(f"{directory}/x"):
+        return ()
+    paths = [f"{directory}/{name}" for name in sorted(names)]
+    return tuple(path for path in paths if not any(below(entry, path) for entry in tree.entries))
 
 
 def write(tree: Tree, files: Iterable[tuple[str, str]]) -> None:

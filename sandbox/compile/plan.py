@@ -143,6 +143,19 @@ class Symlink(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Watch(Op):
+    """Names of secrets that are not shown: where the host has one, and FUSE, whoever looks for it is told of to the record.
+    The answer is the same either way: nothing is there."""
+
+    name: ClassVar[str] = "watch"
+    layer: ClassVar[str] = "audit"
+    paths: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"notice who looks for {', '.join(self.paths)}, which are not there"
+
+
+@dataclass(frozen=True, slots=True)
 class Bind(Op):
     """``open_tree(2)`` of ``source`` (host, canonical), ``mount_setattr(2)``, ``move_mount(2)`` onto ``target``.
 

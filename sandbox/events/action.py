@@ -25,6 +25,9 @@ FIELDS = (
 """``mono`` is CLOCK_MONOTONIC in seconds, ``pid_start`` clock ticks since boot (``proc_pid_stat(5)``), ``object`` and
 ``exe`` bytes, ``errno`` a number, 0 for none or unknown."""
 
+LOOKED_UP, LOOKUP = -1, "lookup"
+"""The ``nr`` of a name that was looked up, by a call that is not known; and what the record has instead of its name."""
+
 ALLOWED, DENIED, MOOT, ERROR, ASKED = "allowed", "denied", "moot", "error", "asked"
 """Verdicts. ``moot``: it failed, or would, without Remit too. ``error``: the mediator failed, and so refused. ``asked``: a
 connection that the gateway decides on, in an event of its own (``audit.joined``)."""

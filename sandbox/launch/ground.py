@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
+    from remit.sandbox.launch.hidden import Hidden
     from remit.sandbox.launch.request import Request
     from remit.sandbox.launch.wire import Operation
 
@@ -77,6 +78,8 @@ class Ground:
         self.rulesets: dict[str, int] = {}
         self.enforcement: dict[str, str] = {}
         self._root: Root | None = None
+        self.hidden: Hidden | None = None
+        """The secrets whose names are watched, once they are."""
         # Imported here, where Python's own directories can still be seen.
         if request.terminal is not None:
             __import__("termios")  # for ``stdio.open_terminal``
@@ -135,6 +138,8 @@ class Ground:
                 self._wait_for_launcher()
             self._see_canary()
         self.canary = root.hidden_file()
+        if root.hidden is not None and root.hidden.device >= 0:
+            self.hidden = root.hidden
         root.pivot(forbid_user_namespaces=bool(self.found["pivot"][1]))
         if self._own_network and self.found["unshare"][2]:
             loopback.up()

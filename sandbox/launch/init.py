@@ -6,6 +6,7 @@ process ends, and with it, by the kernel's hand, every process of the session.
 
 from __future__ import annotations
 
+import _thread
 import marshal
 import posix
 import select
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from remit.sandbox.launch.hidden import Hidden
     from remit.sandbox.launch.request import Request
     from remit.sandbox.launch.wire import Operation
 
@@ -45,6 +47,7 @@ class Init:
         descriptors: list[int],
         terminal: int,
         operations: Mapping[str, Operation],
+        hidden: Hidden | None = None,
     ) -> None:
         self._control = request.control
         self._descriptors = descriptors
@@ -65,6 +68,8 @@ class Init:
         self._attended = False
         self._noted: list[tuple[Any, ...]] = []
         self._noted_size = 0
+        self._noting = _thread.allocate_lock()
+        self._hidden = hidden
         self._broker: Broker | None = None
         self._unrecorded = False
         """The launcher has said that the record cannot be written."""
@@ -124,6 +129,8 @@ class Init:
 
     def loop(self) -> None:
         """Until the command has ended. Does not return."""
+        if self._hidden is not None:
+            _thread.start_new_thread(self._hidden.serve, (self._looked_for,))
         children = self._children
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
@@ -196,12 +203,23 @@ class Init:
 
     def _note(self, _source: Source, *action: Any) -> None:
         """Actions go to the launcher by the dozen, when nothing happens for a moment, and before the command's end."""
-        self._noted.append(action)
-        self._noted_size += size_of(action)
-        if len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
+        with self._noting:
+            self._noted.append(action)
+            self._noted_size += size_of(action)
+            if len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
+                self._send_noted()
+
+    def _looked_for(self, pid: int, path: bytes) -> None:
+        """On the thread that answers, while whoever asked waits."""
+        if self._broker is not None:
+            self._broker.looked_for(self._source, pid, path)
             self._tell_noted()
 
     def _tell_noted(self) -> None:
+        with self._noting:
+            self._send_noted()
+
+    def _send_noted(self) -> None:
         noted, self._noted, self._noted_size = self._noted, [], 0
         self._tell("actions", *noted)
 
@@ -292,7 +310,7 @@ class Init:
             _end_descendants()
         if self._noted:
             self._tell_noted()
-        self._tell("exited", status, limit, self._source.denials)
+        self._tell("exited", status, limit, self._source.denials + self._source.looked_for)
         process.leave(0)
 
 

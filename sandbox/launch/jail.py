@@ -223,13 +223,13 @@ class Jail(Source):
         else:
             self._answer(status, cpu, memory)
             self._reap()
-        self._tell_template("finished", self.call, status, self.limit, cpu, memory, self.denials)
+        self._tell_template("finished", self.call, status, self.limit, cpu, memory, self.denials + self.looked_for)
         if background and not clean:
             self._linger(started)
         return clean and not self.policy.private
 
     def _answer(self, status: int, cpu: float, memory: int) -> None:
-        self._reply("exited", status, self.limit, cpu, memory, self.denials, self.events[:_REPORTED])
+        self._reply("exited", status, self.limit, cpu, memory, self.denials + self.looked_for, self.events[:_REPORTED])
 
     def _reap(self) -> None:
         with self.meeting:
@@ -247,7 +247,7 @@ class Jail(Source):
         private cell's own files do exist: it is not used again (``_serve`` ended with it).
         """
         self.before_exec = self._executes
-        self.denials = 0
+        self.denials = self.looked_for = 0
         self.events = []
         self.recent = []
         self.call, self.chain = "", ()

@@ -15,6 +15,7 @@ from errno import EEXIST, ENOENT
 from remit.sandbox.kernel import files, mount
 from remit.sandbox.launch import copies
 from remit.sandbox.launch.copies import SAFE, Swapped, open_source
+from remit.sandbox.launch.hidden import DIRECTORY, NAME, Hidden
 
 O_PATH = files.O_PATH
 _OPEN_SOURCE = O_PATH | posix.O_CLOEXEC
@@ -41,6 +42,8 @@ class Root:
         self._blocker = -1
         self._device_trees: list[tuple[str, int]] = []
         self._pts = self._shm = -1
+        self.hidden: Hidden | None = None
+        """The secrets whose names are watched, if any are."""
         self.descriptor = -1
 
     def _steps(self, prefix: str, operations: Sequence[Operation]) -> dict[str, Callable[..., Any] | None]:
@@ -133,6 +136,13 @@ class Root:
         tree = mount.clone_tree(opened)
         posix.close(opened)
         return tree
+
+    def _take_watch(self, _idmapped: object, paths: tuple[str, ...]) -> int:
+        self.hidden = Hidden(paths)
+        return -1
+
+    def _make_watch(self, _paths: tuple[str, ...]) -> int:
+        return self.hidden.filesystem() if self.hidden is not None else -1
 
     # --- second pass ----------------------------------------------------------------------------------------------
 
@@ -250,6 +260,17 @@ class Root:
         posix.close(opened)
         self._attach(tree, path, kind)
         posix.close(tree)
+
+    def _place_watch(self, prepared: int, _paths: tuple[str, ...]) -> None:
+        if prepared < 0 or self.hidden is None:
+            return
+        place = f"{DIRECTORY}/{NAME}"
+        self._place_dir(-1, DIRECTORY, 0o755)
+        self._attach(prepared, place, "directory")
+        for name, path in self.hidden.paths.items():
+            self._place_link(
+                -1, path.decode(errors="surrogateescape"), f"{place}/{name.decode(errors='surrogateescape')}"
+            )
 
     # --- end ------------------------------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ class Stage:
         try:
             self._confine()
             ground = self._ground
-            init = Init(self._request, ground.descriptors, ground.terminal, ground.found)
+            init = Init(self._request, ground.descriptors, ground.terminal, ground.found, ground.hidden)
             _thread.start_new_thread(self._start_command, (init,))
             init.loop()
         except Exception as error:

@@ -86,6 +86,7 @@ class Zygote:
         self._noted: list[tuple[Any, ...]] = []
         self._noted_size = 0
         self._urgent = False
+        self._noting = _thread.allocate_lock()
         self._cells: list[Cell | OSError] = []
         self._ways: list[Operation | None] = []
         self._revoked: set[str] = set()
@@ -150,6 +151,8 @@ class Zygote:
         landlock.restrict_self(self._domain())
         _thread.start_new_thread(self._arm_calls, ())
         process.set_capabilities(1 << process.CAP_SYS_PTRACE)
+        if self._ground.hidden is not None:
+            _thread.start_new_thread(self._ground.hidden.serve, (self._looked_for,))
 
     def _domain(self) -> int:
         """The mediator's domain: what the mounts allow, and no device nodes. Every call's own is nested in it.
@@ -482,17 +485,33 @@ class Zygote:
         denied = action[7] == DENIED
         if denied and len(source.events) < _EVENTS:
             source.events.append(action)
-        self._noted.append((source.call, source.chain[-1] if source.chain else "", action))
-        self._noted_size += size_of(action)
-        self._urgent = self._urgent or denied
-        if len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
-            self._tell_noted()
+        with self._noting:
+            self._noted.append((source.call, source.chain[-1] if source.chain else "", action))
+            self._noted_size += size_of(action)
+            self._urgent = self._urgent or denied
+            if len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
+                self._send_noted()
+
+    def _looked_for(self, pid: int, path: bytes) -> None:
+        """On the thread that answers, while whoever asked waits."""
+        try:
+            number = posix.stat(f"/proc/{pid}/ns/pid").st_ino
+        except OSError:
+            return
+        for jail in [*self._jails.values()]:
+            if jail.pid and jail.cell.number == number:
+                jail.policy.broker.looked_for(jail, pid, path)
+                self._tell_noted()
 
     def _tell_denials(self) -> None:
         if self._urgent:
             self._tell_noted()
 
     def _tell_noted(self) -> None:
+        with self._noting:
+            self._send_noted()
+
+    def _send_noted(self) -> None:
         noted, self._noted, self._noted_size, self._urgent = self._noted, [], 0, False
         self._tell("actions", noted)
 

@@ -66,7 +66,17 @@ class _Asks(Exception):
 class Source:
     """Whose calls one listener brings: those of one command and everything it starts, told by the filter they are under."""
 
-    __slots__ = ("before_exec", "denials", "handled", "listener", "listeners", "meeting", "recent", "telling")
+    __slots__ = (
+        "before_exec",
+        "denials",
+        "handled",
+        "listener",
+        "listeners",
+        "looked_for",
+        "meeting",
+        "recent",
+        "telling",
+    )
 
     def __init__(self, before_exec: Callable[[int], None] | None = None) -> None:
         self.listener = Listener(-1)
@@ -74,6 +84,8 @@ class Source:
         """Who listens in the network that they are in."""
         self.denials = 0
         """Actions outside the grant."""
+        self.looked_for = 0
+        """Those that no call of the mediator's was: they are noted, and counted, on another thread."""
         self.recent: list[inside.Recent] = []
         """The last of them."""
         self.handled = 0
@@ -147,6 +159,10 @@ class Broker:
         """No further call will come. What they are made of refers to them, and where they live nothing is collected."""
         self.calls.__dict__.clear()
         self.__dict__.clear()
+
+    def looked_for(self, source: Source, pid: int, path: bytes) -> None:
+        """A thread of the source's looks for a secret that is not shown (``launch.hidden``)."""
+        self._observer.looked_for(source, pid, path)
 
     def perform(self, handlers: dict[int, Callable[..., int]]) -> None:
         """Calls, by number, that these handlers perform or refuse, and never leave to the kernel."""

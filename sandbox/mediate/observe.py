@@ -7,9 +7,21 @@ to decide comes from the same grants that the kernel's rules were compiled from.
 from __future__ import annotations
 
 import posix
+from errno import ENOENT
 from time import monotonic
 
-from remit.sandbox.events.action import ALLOWED, ASKED, ATTEMPTED, DENIED, EXERCISED, MOOT, PRIVATE, RELAYED, UNGRANTED
+from remit.sandbox.events.action import (
+    ALLOWED,
+    ASKED,
+    ATTEMPTED,
+    DENIED,
+    EXERCISED,
+    LOOKED_UP,
+    MOOT,
+    PRIVATE,
+    RELAYED,
+    UNGRANTED,
+)
 from remit.sandbox.kernel import memory
 from remit.sandbox.kernel.call import AT_FDCWD, NR
 from remit.sandbox.mediate.inside import KEPT
@@ -20,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from remit.sandbox.mediate.broker import Source
+    from remit.sandbox.mediate.inside import Recent
     from remit.sandbox.mediate.resolve import View
 
 OFF, WRITES, FULL = "off", "writes", "full"
@@ -85,6 +98,7 @@ class Observer:
         self._starts: dict[int, int] = {}
         self._since = 0.0
         self._caller: bytes | None = b""
+        self._refused = (0, b"")
         self._paths = {NR[call]: paths for call, paths in _PATHS.items() if call in NR}
 
     # --- the authority
@@ -149,6 +163,21 @@ class Observer:
         if self.level != OFF:
             self._tell(source, pid, nr, address, "connect", ASKED, ATTEMPTED, "", 0, RELAYED)
 
+    def looked_for(self, source: Source, pid: int, path: bytes) -> None:
+        """Somebody looks for a secret that is not shown, and waits. Called on a thread of its own."""
+        if self.level == OFF or _own_thread(pid):
+            return
+        told, what = self._refused
+        if told == pid and what.startswith(path + b"/"):
+            return  # the mediator was asked first, and has said more
+        exe = _program(pid)
+        source.looked_for += 1
+        _remember(source.recent, (path, "read", UNGRANTED, exe))
+        self._note(
+            *(source, monotonic(), pid, _started(pid), exe, LOOKED_UP, path, "read"),
+            *(DENIED, ATTEMPTED, "namespaces", ENOENT, UNGRANTED),
+        )
+
     def _tell(
         self,
         source: Source,
@@ -169,10 +198,8 @@ class Observer:
         if start is None:
             start = self._starts[pid] = _started(pid)
         if verdict == DENIED:
-            recent = source.recent
-            recent.append((path, right, rule, exe))
-            if len(recent) > KEPT:
-                del recent[0]
+            self._refused = pid, path
+            _remember(source.recent, (path, right, rule, exe))
         self._note(source, monotonic(), pid, start, exe, nr, path, right, verdict, certainty, layer, errno, rule)
 
     # --- who and what
@@ -220,6 +247,12 @@ class Observer:
             if full is not None:
                 found.append((full, right))
         return found
+
+
+def _remember(recent: list[Recent], one: Recent) -> None:
+    recent.append(one)
+    if len(recent) > KEPT:
+        del recent[0]
 
 
 def _own_thread(pid: int) -> bool:
