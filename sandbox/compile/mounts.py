@@ -185,9 +185,9 @@ def _protect(tree: Tree, path: str, kind: Kind) -> None:
 
 def unshown(tree: Tree, directory: str, names: Iterable[str]) -> tuple[str, ...]:
     """Those of the names in ``directory`` that nothing of the plan shows, makes, or leads through."""
-    if not tree.on_tmpfs(f"{directory}/x"):
+    paths = [f"{directory.rstrip('/')}/{name}" for name in sorted(names)]
+    if not paths or not tree.on_tmpfs(paths[0]):
         return ()
-    paths = [f"{directory}/{name}" for name in sorted(names)]
     return tuple(path for path in paths if not any(below(entry, path) for entry in tree.entries))
 
 

@@ -143,6 +143,7 @@ class Core:
         self._environ = environ
         self._record = f"{state_directory(dict(environ))}/sessions/{shared.session}"
         self._gateway = bool(network.variables(ceiling.authority, ceiling.degrade))
+        self._surroundings: tuple[Mapping[str, str], tuple[str, ...], frozenset[str]] | None = None
         self._plans: OrderedDict[object, tuple[str, CallPlan, Authority, tuple[bytes, ...]]] = OrderedDict()
 
     # --- grants --------------------------------------------------------------------------------------------------------
@@ -478,11 +479,13 @@ class Core:
 
     def _context(self, ticket: Ticket) -> Context:
         """What denials of a call are explained by."""
-        ceiling = self.ceiling
-        with self.shared.lock:
+        if self._surroundings is None:
+            # Once: where there is a way out, every call's answer has one.
+            ceiling = self.ceiling
             canonical = {path: named.canonical for path, named in {**self.shared.names, **ceiling.names}.items()}
-        visible = tuple(canonical.get(rule.path, rule.path) for rule in ceiling.authority.paths)
-        return Context(ticket.grant.authority, canonical, visible, _LAYERS.difference(ceiling.degrade))
+            visible = tuple(canonical.get(rule.path, rule.path) for rule in ceiling.authority.paths)
+            self._surroundings = canonical, visible, _LAYERS.difference(ceiling.degrade)
+        return Context(ticket.grant.authority, *self._surroundings)
 
     def raise_ended(self, ticket: Ticket, why: str, what: str = "the call was ended") -> None:
         """Raises GrantExpired, GrantRevoked where that is ``why`` a call ended (or was stopped)."""
