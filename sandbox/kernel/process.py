@@ -257,3 +257,12 @@ def signalfd(signals: tuple[int, ...]) -> int:
     """``signalfd(2)``: a descriptor that reads the given signals, which the caller has blocked. Non-blocking, close-on-exec."""
     mask = sum(1 << (signal - 1) for signal in signals)
     return call(NR["signalfd4"], -1, mask.to_bytes(8, "little"), 8, posix.O_CLOEXEC | posix.O_NONBLOCK)
+
+
+def own_thread(pid: int) -> bool:
+    """Whether a thread of this process has that number, here."""
+    try:
+        posix.stat(b"/proc/self/task/%d" % pid)
+    except OSError:
+        return False
+    return True

@@ -1,8 +1,8 @@
 """Who reaches for a secret that the session does not show: seen, at no cost to anything else.
 
 What is not in the new root is ENOENT, and nobody hears of it. So the names of secrets lead, by links, into a file system where
-every look-up is asked of this process (FUSE), which says ENOENT too. It shows nothing and grants nothing; without it the same
-names are simply not there.
+whatever is asked for is asked of this process (FUSE), which says ENOENT too. It shows nothing and grants nothing; without it the
+same names are simply not there.
 
 Answering takes a thread of its own: the mediator walks the paths that programs name, and would wait for itself.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import posix
 
-from remit.sandbox.kernel import fuse, mount
+from remit.sandbox.kernel import fuse, mount, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DIRECTORY, NAME = "/.remit", "hidden"
 """Where it is mounted."""
+_SEEN = frozenset([fuse.LOOKUP, fuse.GETATTR, fuse.OPENDIR, fuse.ACCESS])
 _QUIET = mount.ATTR_NOSUID | mount.ATTR_NODEV | mount.ATTR_NOEXEC | mount.ATTR_RDONLY
 
 
@@ -50,6 +51,8 @@ class Hidden:
 
     def serve(self, tell: Callable[[int, bytes], None]) -> None:
         """A thread's whole life: ``tell(thread, path)`` while that thread waits for its answer."""
+        nodes = dict(enumerate(self.paths.values(), fuse.ROOT + 1))
+        numbers = {name: node for node, name in enumerate(self.paths, fuse.ROOT + 1)}
         while True:
             try:
                 data = posix.read(self.device, fuse.BUFFER)
@@ -57,16 +60,23 @@ class Hidden:
                 continue  # whoever asked has gone
             except OSError:
                 return  # the file system has
-            operation, number, pid, name = fuse.asked(data)
-            path = self.paths.get(name)
-            if path is not None:
+            operation, number, node, pid, name = fuse.asked(data)
+            if node in nodes and operation in _SEEN:
+                # To walk through the directory is no question yet; to ask for anything of it, or in it, is.
                 try:
-                    tell(pid, path)
+                    tell(pid, nodes[node] + b"/" + name if name else nodes[node])
                 except Exception:  # whoever asked waits for an answer, come what may
                     pass
-            answer = fuse.answered(operation, number, self._uid, self._gid)
-            if answer:
-                _write(self.device, answer)
+                _write(self.device, fuse.nothing(number))
+            elif operation == fuse.LOOKUP:
+                # The mediator is to find nothing here: then it says what was named, and not where that led.
+                inner = 0 if process.own_thread(pid) else numbers.get(name)
+                there = fuse.found(number, inner, self._uid, self._gid) if inner else fuse.nothing(number)
+                _write(self.device, there)
+            else:
+                answer = fuse.answered(operation, number, self._uid, self._gid)
+                if answer:
+                    _write(self.device, answer)
 
 
 def _write(device: int, answer: bytes) -> None:

@@ -22,7 +22,7 @@ from remit.sandbox.events.action import (
     RELAYED,
     UNGRANTED,
 )
-from remit.sandbox.kernel import memory
+from remit.sandbox.kernel import memory, process
 from remit.sandbox.kernel.call import AT_FDCWD, NR
 from remit.sandbox.mediate.inside import KEPT
 
@@ -165,10 +165,10 @@ class Observer:
 
     def looked_for(self, source: Source, pid: int, path: bytes) -> None:
         """Somebody looks for a secret that is not shown, and waits. Called on a thread of its own."""
-        if self.level == OFF or _own_thread(pid):
+        if self.level == OFF or process.own_thread(pid):
             return
         told, what = self._refused
-        if told == pid and what.startswith(path + b"/"):
+        if told == pid and (what == path or what.startswith(path + b"/")):
             return  # the mediator was asked first, and has said more
         exe = _program(pid)
         source.looked_for += 1
@@ -217,7 +217,7 @@ class Observer:
             self._programs.clear()
             self._starts.clear()
             self._since = now
-        if starting and _own_thread(pid):
+        if starting and process.own_thread(pid):
             self._caller = None
             return
         exe = self._programs.get(pid)
@@ -253,14 +253,6 @@ def _remember(recent: list[Recent], one: Recent) -> None:
     recent.append(one)
     if len(recent) > KEPT:
         del recent[0]
-
-
-def _own_thread(pid: int) -> bool:
-    try:
-        posix.stat(b"/proc/self/task/%d" % pid)
-    except OSError:
-        return False
-    return True
 
 
 def _program(pid: int) -> bytes:
