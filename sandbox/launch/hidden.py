@@ -62,11 +62,13 @@ class Hidden:
                 return  # the file system has
             operation, number, node, pid, name = fuse.asked(data)
             if node in nodes and operation in _SEEN:
-                # To walk through the directory is no question yet; to ask for anything of it, or in it, is.
-                try:
-                    tell(pid, nodes[node] + b"/" + name if name else nodes[node])
-                except Exception:  # whoever asked waits for an answer, come what may
-                    pass
+                # To walk through the directory is no question yet; to ask for anything of it, or in it, is. Who is in no
+                # namespace of the session's looks in from outside.
+                if pid:
+                    try:
+                        tell(pid, nodes[node] + b"/" + name if name else nodes[node])
+                    except Exception:  # whoever asked waits for an answer, come what may
+                        pass
                 _write(self.device, fuse.nothing(number))
             elif operation == fuse.LOOKUP:
                 # The mediator is to find nothing here: then it says what was named, and not where that led.

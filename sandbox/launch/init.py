@@ -213,7 +213,8 @@ class Init:
         """On the thread that answers, while whoever asked waits."""
         if self._broker is not None:
             self._broker.looked_for(self._source, pid, path)
-            self._tell_noted()
+            if self._noted:
+                self._tell_noted()
 
     def _tell_noted(self) -> None:
         with self._noting:

@@ -501,7 +501,8 @@ class Zygote:
         for jail in [*self._jails.values()]:
             if jail.pid and jail.cell.number == number:
                 jail.policy.broker.looked_for(jail, pid, path)
-                self._tell_noted()
+                if self._noted:
+                    self._tell_noted()
 
     def _tell_denials(self) -> None:
         if self._urgent:
