@@ -222,7 +222,8 @@ class Init:
 
     def _send_noted(self) -> None:
         noted, self._noted, self._noted_size = self._noted, [], 0
-        self._tell("actions", *noted)
+        if noted:  # another thread may have been quicker
+            self._tell("actions", *noted)
 
     def _tell(self, *message: Any) -> None:
         try:

@@ -16,7 +16,7 @@ REQUEST_DESCRIPTORS = 5
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
     from remit.sandbox.launch.cell import Cell
@@ -34,7 +34,6 @@ class Policy:
         wire: CallWire,
         requests: int,
         note: Note,
-        settle: Callable[[], None],
         places: tuple[str, ...],
         lines: Sequence[tuple[str, str, int, str]],
     ) -> None:
@@ -66,7 +65,7 @@ class Policy:
         self.ruleset = _ruleset(domain, dict(objects))
         accesses = dict(own)
         self._own = tuple([accesses.get(place, 0) for place in places])
-        self.broker = Broker(mediation, note, lines, settle)
+        self.broker = Broker(mediation, note, lines)
         self.broker.calls.view.copies = True
         self.broker.perform(Metadata(self.broker.calls).handlers())
 

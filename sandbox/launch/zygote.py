@@ -85,7 +85,6 @@ class Zygote:
         self._held = False
         self._noted: list[tuple[Any, ...]] = []
         self._noted_size = 0
-        self._urgent = False
         self._noting = _thread.allocate_lock()
         self._cells: list[Cell | OSError] = []
         self._ways: list[Operation | None] = []
@@ -205,8 +204,9 @@ class Zygote:
                 if cell.sockets is not None and policy.egress is not None:
                     _, rules, *_, variables = policy.egress
                     cell.sockets.send(self._request.control, number, rules, variables)
+                heard = self._taken, self._tell_rest
                 jail = Jail(
-                    number, policy, cell, self._ground, self._request.control, self._arms, self._revoked, self._taken
+                    number, policy, cell, self._ground, self._request.control, self._arms, self._revoked, *heard
                 )
                 self._jails[number] = jail
                 _thread.start_new_thread(jail.run, ())
@@ -334,7 +334,7 @@ class Zygote:
 
     def _define(self, door: int, identifier: int, wire: Any, requests: int) -> None:
         try:
-            policy = Policy(identifier, wire, requests, self._note, self._tell_denials, self._maker.places, self._lines)
+            policy = Policy(identifier, wire, requests, self._note, self._maker.places, self._lines)
         except Exception as error:
             # Said before the socket closes: whoever sees its end asks here why.
             self._say(door, "refused", identifier, *told(error))
@@ -479,16 +479,13 @@ class Zygote:
             self._handlers.pop(listener)
 
     def _note(self, source: Source, *action: Any) -> None:
-        """Actions go to the template by the dozen, when nothing happens for a moment; denials when the call they are
-        of has been answered, whose caller does not wait for it."""
+        """Actions go to the template by the dozen, when nothing happens for a moment, and before their call's end."""
         assert isinstance(source, Jail)
-        denied = action[7] == DENIED
-        if denied and len(source.events) < _EVENTS:
+        if action[7] == DENIED and len(source.events) < _EVENTS:
             source.events.append(action)
         with self._noting:
             self._noted.append((source.call, source.chain[-1] if source.chain else "", action))
             self._noted_size += size_of(action)
-            self._urgent = self._urgent or denied
             if len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
                 self._send_noted()
 
@@ -501,11 +498,11 @@ class Zygote:
         for jail in [*self._jails.values()]:
             if jail.pid and jail.cell.number == number:
                 jail.policy.broker.looked_for(jail, pid, path)
-                if self._noted:
-                    self._tell_noted()
+                self._tell_rest()
 
-    def _tell_denials(self) -> None:
-        if self._urgent:
+    def _tell_rest(self) -> None:
+        """On any thread."""
+        if self._noted:
             self._tell_noted()
 
     def _tell_noted(self) -> None:
@@ -513,8 +510,9 @@ class Zygote:
             self._send_noted()
 
     def _send_noted(self) -> None:
-        noted, self._noted, self._noted_size, self._urgent = self._noted, [], 0, False
-        self._tell("actions", noted)
+        noted, self._noted, self._noted_size = self._noted, [], 0
+        if noted:  # another thread may have been quicker
+            self._tell("actions", noted)
 
     def processes(self, jail: Jail) -> list[int]:
         """The processes of one call, by this namespace's numbers."""

@@ -51,10 +51,6 @@ def brokers_reads(spec: tuple[Any, ...]) -> bool:
     return any(rest[:1]) or rest[3:4] == [FULL]
 
 
-def _nothing() -> None:
-    pass
-
-
 class Denied(OSError):
     """An action outside the grant; already counted."""
 
@@ -108,22 +104,15 @@ class Broker:
     """Decides, for every source under one authority, and performs.
 
     ``spec`` is the wire form of ``compile.plan.Mediate``. ``note(source, *action)`` is called with the fields of
-    ``events.action.FIELDS``, for what the spec's audit level says, and may keep it; ``settle()`` after each call's answer.
+    ``events.action.FIELDS``, for what the spec's audit level says.
     """
 
-    def __init__(
-        self,
-        spec: tuple[Any, ...],
-        note: Note,
-        lines: Sequence[tuple[str, str, int, str]] = (),
-        settle: Callable[[], None] = _nothing,
-    ) -> None:
+    def __init__(self, spec: tuple[Any, ...], note: Note, lines: Sequence[tuple[str, str, int, str]] = ()) -> None:
         name, roots, deny, protect, catalogue, opened, granted, *rest = spec
         defaults: tuple[Any, ...] = ((), (), (), WRITES, False)
         reads, refuse, outer, level, gateway = (*rest, *defaults[len(rest) :])
         if name != "mediate":
             raise ValueError(f"not a mediation: {name!r}")
-        self._settle = settle
         self._lines = lines
         """Where each rule stands: its text, file, line and key."""
         self.held = False
@@ -198,7 +187,6 @@ class Broker:
                 listener.reply(identifier, error=error.errno or EACCES)
                 if calls.touched and not isinstance(error, Denied):
                     self._observer.done(source, pid, nr, calls.touched, error.errno or EACCES, True)
-                self._settle()
         except Exception as error:
             # A bug of the mediator is the caller's EACCES, never its permission.
             listener.reply(identifier, error=EACCES)
@@ -213,7 +201,6 @@ class Broker:
                 calls.look()
                 if calls.touched:
                     self._observer.done(source, pid, nr, calls.touched, self._errno, answer != PROCEED)
-                self._settle()
         finally:
             calls.view.end()
             if nr in self._execs:

@@ -14,7 +14,7 @@ def race(kind: str, tries: int, mode: str) -> tuple[int, int, int]:
     """(tries, successes, times the protected name existed)."""
     with workspace() as root:
         make_root(root)
-        result = run([str(build_probe("mediation_race")), kind, str(tries)], root, mode=mode)
+        result = run([str(build_probe("mediation_race")), kind, str(tries)], root, mode=mode, timeout=300)
     assert result.status == 0, result.output
     tried, done, seen = map(int, result.output.split())
     return tried, done, seen
