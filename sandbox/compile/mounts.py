@@ -132,7 +132,9 @@ def build(
         if path not in tree.entries and tree.on_tmpfs(path):
             tree.place(path, Directory(path, 0o755))
     for path, kind in sorted(read_only.items()):
-        _protect(tree, path, kind)
+        # What is covered shows nothing that could be written.
+        if not any(below(path, covered) for covered in covers):
+            _protect(tree, path, kind)
     for path, kind in sorted(covers.items()):
         if visible(tree, path):
             tree.covers.append(Cover(path, "directory" if kind is Kind.DIRECTORY else "file"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from remit.sandbox.authority.errors import Unenforceable
@@ -77,6 +77,7 @@ def test_parents_exist_before_their_children(
 
 @settings(max_examples=300, deadline=None)
 @given(GRANTS, TAKEN, TAKEN)
+@example([rule("/tmp", "rw")], [literal("/tmp/a")], [literal("/tmp/a/c")])
 def test_no_denied_object_shows(grants: list[PathRule], deny: list[PathPattern], protect: list[PathPattern]) -> None:
     result = plan(grants, deny, protect)
     for pattern in deny:
