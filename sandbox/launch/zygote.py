@@ -496,7 +496,8 @@ class Zygote:
         except OSError:
             return
         for jail in [*self._jails.values()]:
-            if jail.pid and jail.cell.number == number:
+            # Its pid is known a moment later than it runs.
+            if jail.call and jail.cell.number == number:
                 jail.policy.broker.looked_for(jail, pid, path)
                 self._tell_rest()
 
