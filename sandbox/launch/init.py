@@ -47,7 +47,7 @@ class Init:
         descriptors: list[int],
         terminal: int,
         operations: Mapping[str, Operation],
-        hidden: Hidden | None = None,
+        hidden: Hidden | None,
     ) -> None:
         self._control = request.control
         self._descriptors = descriptors
@@ -138,7 +138,7 @@ class Init:
         poll.register(children, select.POLLIN)
         while True:
             ready = poll.poll(self._timeout())
-            if not ready and self._noted:
+            if not ready:
                 self._tell_noted()
             for descriptor, events in ready:
                 if descriptor == self._listener:
@@ -181,8 +181,7 @@ class Init:
                 self._command = self._spawned
                 self._source.before_exec = None
                 self._tell("started", self._command, self._enforcement)
-                if self._noted:
-                    self._tell_noted()  # the record is written while the command runs, not after it
+                self._tell_noted()  # the record is written while the command runs, not after it
                 if self._command in self._early_stops:
                     self._tell("stopped", self._early_stops[self._command])
                 for number in self._held:
@@ -213,16 +212,16 @@ class Init:
         """On the thread that answers, while whoever asked waits."""
         if self._broker is not None:
             self._broker.looked_for(self._source, pid, path)
-            if self._noted:
-                self._tell_noted()
+            self._tell_noted()
 
     def _tell_noted(self) -> None:
+        """On any thread, which may be the second to want it."""
         with self._noting:
             self._send_noted()
 
     def _send_noted(self) -> None:
         noted, self._noted, self._noted_size = self._noted, [], 0
-        if noted:  # another thread may have been quicker
+        if noted:
             self._tell("actions", *noted)
 
     def _tell(self, *message: Any) -> None:
@@ -310,8 +309,7 @@ class Init:
             _drain(self._terminal)
         if not self._own_namespace:
             _end_descendants()
-        if self._noted:
-            self._tell_noted()
+        self._tell_noted()
         self._tell("exited", status, limit, self._source.denials + self._source.looked_for)
         process.leave(0)
 

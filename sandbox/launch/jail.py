@@ -51,7 +51,7 @@ class Jail(Source):
         "_children",
         "_mail",
         "_on_taken",
-        "_tell_rest",
+        "_tell_noted",
         "arms",
         "busy",
         "call",
@@ -83,7 +83,7 @@ class Jail(Source):
         arms: int,
         revoked: set[str],
         taken: Callable[[Policy], None],
-        tell_rest: Callable[[], None],
+        tell_noted: Callable[[], None],
     ) -> None:
         super().__init__(before_exec=self._executes)
         self.identifier = identifier
@@ -102,7 +102,7 @@ class Jail(Source):
         self.busy = False
         """From the call's first exec, of which the mediator's thread hears, until nothing of the call is left."""
         self._on_taken = taken
-        self._tell_rest = tell_rest
+        self._tell_noted = tell_noted
         self._children = -1
         """A list in the cell's /proc, open from its first use to the thread's end."""
         self.call = ""
@@ -227,7 +227,7 @@ class Jail(Source):
             self._answer(status, cpu, memory)
             self._reap()
         # What was noted of the call is in the record before its end is.
-        self._tell_rest()
+        self._tell_noted()
         self._tell_template("finished", self.call, status, self.limit, cpu, memory, self.denials + self.looked_for)
         if background and not clean:
             self._linger(started)

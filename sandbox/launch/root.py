@@ -268,9 +268,7 @@ class Root:
         self._place_dir(-1, DIRECTORY, 0o755)
         self._attach(prepared, place, "directory")
         for name, path in self.hidden.paths.items():
-            self._place_link(
-                -1, path.decode(errors="surrogateescape"), f"{place}/{name.decode(errors='surrogateescape')}"
-            )
+            posix.symlink(place.encode() + b"/" + name, path.lstrip(b"/"), dir_fd=self.descriptor)
 
     # --- end ------------------------------------------------------------------------------------------------------
 

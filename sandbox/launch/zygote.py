@@ -204,7 +204,7 @@ class Zygote:
                 if cell.sockets is not None and policy.egress is not None:
                     _, rules, *_, variables = policy.egress
                     cell.sockets.send(self._request.control, number, rules, variables)
-                heard = self._taken, self._tell_rest
+                heard = self._taken, self._tell_noted
                 jail = Jail(
                     number, policy, cell, self._ground, self._request.control, self._arms, self._revoked, *heard
                 )
@@ -230,7 +230,7 @@ class Zygote:
         self._watch(self._arms_read, self._from_jail)
         while True:
             ready = self._poll.poll(self._timeout())
-            if not ready and self._noted:
+            if not ready:
                 self._tell_noted()
             for descriptor, events in ready:
                 handler = self._handlers.get(descriptor)
@@ -263,8 +263,7 @@ class Zygote:
                 _tell_jail(jail, "memory", call)
 
     def _end(self, limit: str) -> None:
-        if self._noted:
-            self._tell_noted()
+        self._tell_noted()
         self._tell("limit", limit)
         process.leave(0)
 
@@ -291,8 +290,7 @@ class Zygote:
     def _from_template(self, descriptor: int, _events: int) -> None:
         data, came = self._mail.receive(descriptor)
         if not data:
-            if self._noted:
-                self._tell_noted()
+            self._tell_noted()
             process.leave(0)
         if data in (b"hold", b"go on"):
             self._held = data == b"hold"
@@ -429,8 +427,7 @@ class Zygote:
             self._arm(policy)
 
     def _done(self, jail: Jail) -> None:
-        if self._noted:
-            self._tell_noted()
+        self._tell_noted()
         self._jails.pop(jail.identifier, None)
         listener = jail.listener.fd
         if listener in self._listeners:
@@ -499,20 +496,16 @@ class Zygote:
             # Its pid is known a moment later than it runs.
             if jail.call and jail.cell.number == number:
                 jail.policy.broker.looked_for(jail, pid, path)
-                self._tell_rest()
-
-    def _tell_rest(self) -> None:
-        """On any thread."""
-        if self._noted:
-            self._tell_noted()
+                self._tell_noted()
 
     def _tell_noted(self) -> None:
+        """On any thread, which may be the second to want it."""
         with self._noting:
             self._send_noted()
 
     def _send_noted(self) -> None:
         noted, self._noted, self._noted_size = self._noted, [], 0
-        if noted:  # another thread may have been quicker
+        if noted:
             self._tell("actions", noted)
 
     def processes(self, jail: Jail) -> list[int]:

@@ -212,11 +212,7 @@ class Observer:
         """
         if self.level == OFF:
             return
-        now = monotonic()
-        if now - self._since > _FOREVER or len(self._programs) > _CACHED_AT_MOST:
-            self._programs.clear()
-            self._starts.clear()
-            self._since = now
+        self._forget_old()
         if starting and process.own_thread(pid):
             self._caller = None
             return
@@ -228,8 +224,16 @@ class Observer:
     def meet_newcomer(self, pid: int) -> None:
         """The same of a command's first process, which is about to execute the command: it is still Remit's own program, and
         nobody reaps it before its source's ``meeting`` is free."""
+        self._forget_old()
         self._caller = b""
         self._starts.pop(pid, None)
+
+    def _forget_old(self) -> None:
+        now = monotonic()
+        if now - self._since > _FOREVER or max(len(self._programs), len(self._starts)) > _CACHED_AT_MOST:
+            self._programs.clear()
+            self._starts.clear()
+            self._since = now
 
     def executes(self, pid: int) -> None:
         """``pid`` is about to become another program."""

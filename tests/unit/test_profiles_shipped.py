@@ -29,7 +29,7 @@ FILES = sorted(Path(SHIPPED).glob("*.toml"))
 
 def shipped(name: str) -> Expanded:
     profile = load(name, environ={}, home="/nonexistent")
-    return expand(profile, Context("/home/u/work", "/home/u", "/run/user/1000", ("/home/u/tools/python",)))
+    return expand(profile, Context("/home/u/work", "/home/u", "/run/user/1000", ("/home/u/sdk",)))
 
 
 def test_the_ten() -> None:
@@ -69,7 +69,7 @@ def test_what_every_shipped_profile_holds(name: str) -> None:
         "/proc/1",
     ):
         assert not allows_path(session, path, Right.READ)[0]
-    for path in ("/usr/bin/x", "/etc/passwd", "/home/u/tools/bin/tool", "/home/u/work/.env"):
+    for path in ("/usr/bin/x", "/etc/passwd", "/home/u/sdk/bin/cc", "/home/u/work/.env"):
         assert not allows_path(session, path, Right.WRITE)[0]
     assert allows_path(session, "/home/u/work/src/x", Right.WRITE)[0] == (name in WRITERS)
     assert allows_path(session, "/home/u/work/src/x", Right.READ)[0] == (name != "base")
