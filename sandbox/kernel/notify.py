@@ -8,6 +8,10 @@ from fcntl import ioctl
 
 from remit.sandbox.kernel.call import NR, address, call
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from remit.sandbox.kernel.placement import Placement
+
 SET_MODE_FILTER = 1
 GET_ACTION_AVAIL = 2
 GET_NOTIF_SIZES = 3
@@ -50,18 +54,24 @@ def load_filter(program: bytes, *, listener: bool = False) -> int:
 class Listener:
     """The supervising end of a filter. One notification at a time; ids are the kernel's."""
 
-    __slots__ = ("_buffer", "fd")
+    __slots__ = ("_buffer", "_placement", "fd")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._buffer = bytearray(_NOTIFICATION.size)
+        self._placement: Placement | None = None
 
-    def synchronous(self) -> bool:
-        """Ask for wake-ups on the same CPU (Linux 6.6): a third of the round trip's cost. False where the kernel has none."""
+    def synchronous(self, placement: Placement | None = None) -> bool:
+        """Ask for wake-ups on the same CPU (Linux 6.6): a third of the round trip's cost. False where the kernel has none.
+
+        ``placement``: keeps to one CPU what this does not. Whoever receives has to be its thread.
+        """
         try:
             ioctl(self.fd, _SET_FLAGS, _SYNC_WAKE_UP)
         except OSError:
             return False
+        if placement is not None and placement.usable:
+            self._placement = placement
         return True
 
     def receive(self) -> tuple[int, ...] | None:
@@ -98,16 +108,28 @@ class Listener:
             return False
         return True
 
-    def give(self, identifier: int, descriptor: int, *, cloexec: bool) -> bool:
-        """Answer with a copy of ``descriptor`` as the caller's lowest free one (ADDFD with SEND, Linux 5.14).
+    def give(self, identifier: int, descriptor: int, *, cloexec: bool, pid: int = 0) -> bool:
+        """Answer with a copy of ``descriptor`` as the caller's lowest free one (ADDFD, Linux 5.14).
+
+        ``pid``: the caller's, if this is the thread that receives: it may choose where the caller wakes up.
 
         False where the caller died. Raises OSError (EMFILE where the caller's table is full).
         """
         flags = 0o2000000 if cloexec else 0
+        placement = self._placement
         try:
-            ioctl(self.fd, _ADDFD, _ADD.pack(identifier, ADDFD_FLAG_SEND, descriptor, 0, flags))
+            if not (pid and placement is not None and placement.together(pid)):
+                ioctl(self.fd, _ADDFD, _ADD.pack(identifier, ADDFD_FLAG_SEND, descriptor, 0, flags))
+                return True
+            # Not with SEND: the caller must not run before its CPUs are its own again. Nothing can come between the two
+            # steps but its death: no signal ends its wait otherwise (WAIT_KILLABLE_RECV is older than _SYNC_WAKE_UP).
+            try:
+                number = ioctl(self.fd, _ADDFD, _ADD.pack(identifier, 0, descriptor, 0, flags))
+            finally:
+                placement.apart(pid)
         except OSError as error:
             if error.errno == ENOENT:
                 return False
             raise
+        self.reply(identifier, number)
         return True

@@ -105,6 +105,8 @@ TABLE: dict[str, dict[str, int]] = {
         "lremovexattr": 198,
         "fremovexattr": 199,
         "futex": 202,
+        "sched_setaffinity": 203,
+        "sched_getaffinity": 204,
         "clock_settime": 227,
         "tgkill": 234,
         "utimes": 235,
@@ -185,6 +187,8 @@ TABLE: dict[str, dict[str, int]] = {
         "open_tree_attr": 467,
     },
     "aarch64": {
+        "sched_setaffinity": 122,
+        "sched_getaffinity": 123,
         "rt_sigaction": 134,
         "rt_sigprocmask": 135,
         "socketpair": 199,

@@ -15,6 +15,7 @@ from errno import ECHILD, ESRCH
 from fcntl import ioctl
 
 from remit.sandbox.kernel import process
+from remit.sandbox.kernel.placement import Placement
 from remit.sandbox.launch import limits, usage
 from remit.sandbox.mediate.broker import Broker, Source, brokers_reads
 from remit.sandbox.mediate.observe import GATHER_MS, GATHERED_AT_MOST, GATHERED_SIZE, size_of
@@ -175,7 +176,7 @@ class Init:
             if event == ord("l"):
                 if self._mediate is not None:
                     self._make_broker(self._mediate)
-                self._source.attach(self._listener)
+                self._source.attach(self._listener, Placement())
                 poll.register(self._listener, select.POLLIN)
             elif event == ord("c"):
                 self._command = self._spawned

@@ -23,6 +23,7 @@ import time
 
 from remit.sandbox.events.action import DENIED
 from remit.sandbox.kernel import landlock, network, process, sockets
+from remit.sandbox.kernel.placement import Placement
 from remit.sandbox.kernel.spawn import reset_only
 from remit.sandbox.launch import envelope, usage
 from remit.sandbox.launch.cell import Maker
@@ -86,6 +87,7 @@ class Zygote:
         self._noted: list[tuple[Any, ...]] = []
         self._noted_size = 0
         self._noting = _thread.allocate_lock()
+        self._placement = Placement()
         self._cells: list[Cell | OSError] = []
         self._ways: list[Operation | None] = []
         self._revoked: set[str] = set()
@@ -401,7 +403,7 @@ class Zygote:
         if kind == "armed" and jail is not None and not came:
             self._broken(number, _FULL)
         elif kind == "armed" and jail is not None:
-            jail.attach(came[0])
+            jail.attach(came[0], self._placement)
             if len(came) > 1:
                 jail.listeners = network.Listeners(came[1])
             self._listeners[came[0]] = jail

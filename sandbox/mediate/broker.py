@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TypeAlias
 
+    from remit.sandbox.kernel.placement import Placement
+
     Note: TypeAlias = Callable[..., None]
     Condition: TypeAlias = tuple[int, int, int]
 
@@ -94,10 +96,10 @@ class Source:
         """The same for the exec of the command itself, which is no denial where the command runs. Whoever reaps the command
         takes it first: its process is there to be asked about, and its end is noted last."""
 
-    def attach(self, listener: int) -> None:
-        """Its notifications come from this descriptor."""
+    def attach(self, listener: int, placement: Placement) -> None:
+        """Its notifications come from this descriptor. ``placement``: of the thread that handles them."""
         self.listener.fd = listener
-        self.listener.synchronous()
+        self.listener.synchronous(placement)
 
 
 class Broker:

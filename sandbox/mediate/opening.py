@@ -203,7 +203,7 @@ class Opening(Handlers):
         if self._view.copies and not flags & O_ACCMODE and posix.fstat(descriptor).st_mode & _S_IFMT == _S_IFDIR:
             # From a directory of this process's mounts, "../../proc" would lead to the session's.
             descriptor = self._view.directory_there(descriptor)
-        self._calls.listener.give(self._calls.id, descriptor, cloexec=bool(flags & O_CLOEXEC))
+        self._calls.listener.give(self._calls.id, descriptor, cloexec=bool(flags & O_CLOEXEC), pid=self._view.pid)
         return ANSWERED
 
     def _waits(self, directory: int, name: bytes, flags: int, resolve: int) -> bool:
