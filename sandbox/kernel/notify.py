@@ -124,7 +124,8 @@ class Listener:
             # Not with SEND: the caller must not run before its CPUs are its own again. Nothing can come between the two
             # steps but its death: no signal ends its wait otherwise (WAIT_KILLABLE_RECV is older than _SYNC_WAKE_UP).
             try:
-                number = ioctl(self.fd, _ADDFD, _ADD.pack(identifier, 0, descriptor, 0, flags))
+                # Of a bytearray alone ioctl() gives the result, which is the caller's number.
+                number = ioctl(self.fd, _ADDFD, bytearray(_ADD.pack(identifier, 0, descriptor, 0, flags)))
             finally:
                 placement.apart(pid)
         except OSError as error:
