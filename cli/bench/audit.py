@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -117,7 +116,7 @@ def _syscalls(setting: Setting, profiles: Mapping[str, str], rounds: int) -> lis
     taken = syscalls.Taken(output)
     measured, failed = interleave(
         {
-            name: syscalls.runner(setting.command(workspace, *argv), empty, output, setting.errors)
+            name: syscalls.runner(setting, setting.command(workspace, *argv), empty, output)
             for name, argv in commands.items()
         },
         rounds,
@@ -150,7 +149,7 @@ def _work(setting: Setting, profiles: Mapping[str, str], name: str, rounds: int)
     )
     taken = {variant: milliseconds(values) for variant, values in samples.items()}
     medians = {variant: statistics.median(values) for variant, values in taken.items()}
-    shutil.rmtree(workspace, ignore_errors=True)
+    setting.aside(workspace)
     lines: list[Line] = []
     for made in _compared(name, "ms", {variant: taken[variant] for variant in (BARE, *LEVELS) if variant in taken}):
         if made.variant == BARE or made.variant + _TRUE not in medians:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
 import subprocess
 from collections.abc import Callable
@@ -67,10 +66,8 @@ def measure(setting: Setting, rounds: int) -> list[Line]:
     inside = (program, str(COUNT), empty)
     with ExitStack() as stack:
         variants: dict[str, Callable[[], Sample]] = {
-            BARE: runner(setting.command(workspace, *inside), empty, output, setting.errors),
-            RUN: runner(
-                setting.command(workspace, *setting.confined(workspace, *inside)), empty, output, setting.errors
-            ),
+            BARE: runner(setting, setting.command(workspace, *inside), empty, output),
+            RUN: runner(setting, setting.command(workspace, *setting.confined(workspace, *inside)), empty, output),
         }
         try:
             variants[CALL] = _caller(setting, workspace, inside, empty, output, stack)
@@ -79,7 +76,7 @@ def measure(setting: Setting, rounds: int) -> list[Line]:
         found, missing = peers.find(setting)
         for name in _PEERS:
             if name in found:
-                variants[name] = runner(found[name](workspace, inside), empty, output, setting.errors)
+                variants[name] = runner(setting, found[name](workspace, inside), empty, output)
             else:
                 lines.append(NotMeasured(GROUP, name, missing[name]))
         measured, failed = interleave(
@@ -130,17 +127,17 @@ class Taken:
             self.minima.setdefault((call, variant), []).append(int(minimum) / each)
 
 
-def _clean(empty: str) -> None:
-    shutil.rmtree(empty, ignore_errors=True)
+def _clean(setting: Setting, empty: str) -> None:
+    setting.aside(empty)
     os.mkdir(empty)
 
 
-def runner(command: Command, empty: str, output: str, errors: str) -> Callable[[], Sample]:
+def runner(setting: Setting, command: Command, empty: str, output: str) -> Callable[[], Sample]:
     """What runs the program ``command`` in a directory that is empty again, with its output in a file."""
 
     def act() -> Sample:
-        _clean(empty)
-        return run(replace(command, output=output), errors)
+        _clean(setting, empty)
+        return run(replace(command, output=output), setting.errors)
 
     return act
 
@@ -153,7 +150,7 @@ def _caller(
     call = client.called(inside, output)
 
     def act() -> Sample:
-        _clean(empty)
+        _clean(setting, empty)
         return call()
 
     return act

@@ -91,14 +91,6 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _remove(*paths: str) -> None:
-    for path in paths:
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            os.unlink(path)
-
-
 def _call(setting: Setting, directory: str, *argv: str) -> None:
     done = subprocess.run(argv, cwd=directory, env=setting.environment, capture_output=True, check=False)
     if done.returncode != 0:
@@ -138,7 +130,9 @@ def _clone(setting: Setting, workspace: str, *options: str) -> Workload:
     git = _repository(setting, f"{workspace}/source")
     target = f"{workspace}/target"
     return Workload(
-        (git, "clone", "-q", *options, f"{workspace}/source", target), f"{target}/d19/f999.txt", lambda: _remove(target)
+        (git, "clone", "-q", *options, f"{workspace}/source", target),
+        f"{target}/d19/f999.txt",
+        lambda: setting.aside(target),
     )
 
 
@@ -175,7 +169,7 @@ def _untar(setting: Setting, workspace: str) -> Workload:
             _add(archive, f"d{i % 50}/f{i}", b"%d\n" % i)
 
     def clean() -> None:
-        _remove(target)
+        setting.aside(target)
         os.mkdir(target)
 
     return Workload((tar, "-xf", f"{workspace}/tiny.tar", "-C", target), f"{target}/d49/f4999", clean)
@@ -190,7 +184,7 @@ def _npm(setting: Setting, workspace: str) -> Workload:
             _add(archive, f"package/lib/f{i}.js", b"module.exports = %d;\n" % i)
 
     def clean() -> None:
-        _remove(project, cache)
+        setting.aside(project, cache)
         _write(f"{project}/package.json", json.dumps({"name": "project", "version": "1.0.0", "private": True}))
 
     quiet = ("--offline", "--no-audit", "--no-fund", "--no-update-notifier", "--cache", cache)
@@ -223,7 +217,7 @@ def _pip(setting: Setting, workspace: str) -> Workload:
     return Workload(
         (f"{environment}/bin/python", *install, wheel),
         f"{packages}/tiny/m49.py",
-        lambda: _remove(f"{packages}/tiny", f"{packages}/{information}"),
+        lambda: setting.aside(f"{packages}/tiny", f"{packages}/{information}"),
     )
 
 
@@ -244,7 +238,7 @@ def _make(setting: Setting, workspace: str) -> Workload:
     rules = f"CC = {compiler}\nCFLAGS = -O1\nall: program\nprogram: {objects}\n\t$(CC) -o $@ {objects}\n"
     _write(f"{workspace}/Makefile", rules)
     built = [f"{workspace}/{name}" for name in [*objects.split(), "program"]]
-    return Workload((make, "-s", "-j2", "-C", workspace), f"{workspace}/program", lambda: _remove(*built))
+    return Workload((make, "-s", "-j2", "-C", workspace), f"{workspace}/program", lambda: setting.aside(*built))
 
 
 def _sqlite(setting: Setting, workspace: str) -> Workload:
@@ -253,7 +247,7 @@ def _sqlite(setting: Setting, workspace: str) -> Workload:
     return Workload(
         (setting.python, "-I", f"{workspace}/commits.py", database),
         database,
-        lambda: _remove(database, f"{database}-journal"),
+        lambda: setting.aside(database, f"{database}-journal"),
     )
 
 
@@ -281,7 +275,7 @@ def _tests(setting: Setting, library: str, project: str, cleaned: tuple[str, ...
     return Workload(
         (setting.python, "-I", "-c", start, "-q", "--rootdir", project, *arguments),
         f"{project}/.pytest_cache/v/cache/nodeids",
-        lambda: _remove(*[f"{project}/{name}" for name in (".pytest_cache", *cleaned)]),
+        lambda: setting.aside(*[f"{project}/{name}" for name in (".pytest_cache", *cleaned)]),
     )
 
 
@@ -320,7 +314,7 @@ def _gcc(setting: Setting, workspace: str) -> Workload:
     lines = [f"int g{j}(int x) {{ return x * {j}; }}" for j in range(200)]
     _write(f"{workspace}/one.c", "#include <stdio.h>\n" + "\n".join(lines) + "\nint main(void) { return g0(0); }\n")
     made = f"{workspace}/one"
-    return Workload((compiler, "-O1", f"{workspace}/one.c", "-o", made), made, lambda: _remove(made))
+    return Workload((compiler, "-O1", f"{workspace}/one.c", "-o", made), made, lambda: setting.aside(made))
 
 
 WORKLOADS: dict[str, Callable[[Setting, str], Workload]] = {
@@ -352,7 +346,7 @@ def measure(setting: Setting, rounds: int, wanted: Callable[[str], bool]) -> Ite
             yield NotMeasured(GROUP, name, str(error))
         finally:
             os.chdir(setting.base)
-            shutil.rmtree(workspace, ignore_errors=True)
+            setting.aside(workspace)
 
 
 def _rows(setting: Setting, workspace: str, name: str, work: Workload, rounds: int) -> list[Line]:

@@ -29,6 +29,7 @@ from remit.sandbox.compile.syscalls import refused
 from remit.sandbox.events.action import FIELDS
 from remit.sandbox.kernel import landlock, memory, mount, notify, process
 from remit.sandbox.kernel.call import MACHINE, NR, call
+from remit.sandbox.kernel.placement import Placement
 from remit.sandbox.kernel.spawn import spawn
 from remit.sandbox.mediate.broker import Broker, Source
 from remit.sandbox.mediate.calls import PROCEED
@@ -197,7 +198,7 @@ def _session(setup: Setup, out: int) -> NoReturn:
                 notes.append(f"{found['verdict']} {found['right']} {path} {found['errno']} {found['rule']}")
 
         broker = (Unnested if setup.mode == "unnested" else Broker)(setup.spec(), note)
-        source.attach(listener)
+        source.attach(listener, Placement())
         poll.register(listener, select.POLLIN)
     status = None
     ended: dict[int, int] = {}
