@@ -64,7 +64,7 @@ class Listener:
     def synchronous(self, placement: Placement | None = None) -> bool:
         """Ask for wake-ups on the same CPU (Linux 6.6): a third of the round trip's cost. False where the kernel has none.
 
-        ``placement``: keeps to one CPU what this does not. Whoever receives has to be its thread.
+        ``placement``: knows when that is right, and does the same for ``give``. Whoever receives has to be its thread.
         """
         try:
             ioctl(self.fd, _SET_FLAGS, _SYNC_WAKE_UP)
@@ -94,11 +94,18 @@ class Listener:
         self._send(_RESPONSE.pack(identifier, 0, 0, USER_NOTIF_FLAG_CONTINUE))
 
     def _send(self, response: bytes) -> None:
+        # Not for good: whoever calls next should still find this thread on its own CPU.
+        elsewhere = self._placement is not None and not self._placement.alone()
         try:
+            if elsewhere:
+                ioctl(self.fd, _SET_FLAGS, 0)
             ioctl(self.fd, _SEND, response)
         except OSError as error:
             if error.errno not in (ENOENT, EINPROGRESS):
                 raise
+        finally:
+            if elsewhere:
+                ioctl(self.fd, _SET_FLAGS, _SYNC_WAKE_UP)
 
     def valid(self, identifier: int) -> bool:
         """The caller still waits, so its pid is still its own."""
@@ -118,7 +125,7 @@ class Listener:
         flags = 0o2000000 if cloexec else 0
         placement = self._placement
         try:
-            if not (pid and placement is not None and placement.together(pid)):
+            if not (pid and placement is not None and placement.alone() and placement.together(pid)):
                 ioctl(self.fd, _ADDFD, _ADD.pack(identifier, ADDFD_FLAG_SEND, descriptor, 0, flags))
                 return True
             # Not with SEND: the caller must not run before its CPUs are its own again. Nothing can come between the two

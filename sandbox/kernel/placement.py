@@ -1,11 +1,17 @@
-"""Keeping a mediated caller and its mediator on one CPU while a descriptor is handed over (``sched_setaffinity(2)``).
+"""On which CPU a mediated caller and its mediator wake up (``seccomp_unotify(2)``, ``sched_setaffinity(2)``).
 
-Notifications wake the other side on the waker's CPU where the kernel is asked to (``SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP``),
-but the two wake-ups of ADDFD do not: the scheduler sends each to a CPU that idles, and on a virtual machine waking that CPU
-takes longer than all the rest (90 µs instead of 25 for one open).
+Where nothing else runs, both belong on one CPU: waking one that idles takes longer than all the rest of a call (90 µs for an
+open instead of 30, on a virtual machine). ``SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`` does that for a notification and for its
+answer, but not for the two wake-ups of ADDFD, which the scheduler sends to a CPU that idles.
+
+Where something else runs, the same wake-up of an answer is wrong: it puts the caller on the CPU where the mediator happens to
+be, beside whoever was answered there a moment ago, and the caller's own CPU idles until the next tick (``make -j2`` on two CPUs
+took a fifth longer).
 """
 
 from __future__ import annotations
+
+import posix
 
 from remit.sandbox.kernel.call import NR, Buffer, has_libc, libc_call, long, prepared, quick
 
@@ -17,21 +23,28 @@ _SIZE = 1024
 class Placement:
     """Where this thread and a caller run, for one caller at a time. Made and used by one thread."""
 
-    __slots__ = ("_all", "_mask", "_size", "_where", "usable")
+    __slots__ = ("_all", "_load", "_mask", "_size", "_where", "usable")
 
     def __init__(self) -> None:
         self._mask = Buffer(_SIZE)
         self._where = long(self._mask.address)
         self._size = 0
         self._all = b""
+        self._load = -1
         self.usable = False
-        """There are several CPUs to choose from, and the kernel tells and sets them."""
+        """There are several CPUs to choose from, and the kernel tells what runs on them."""
         try:
             self._size = prepared(_GET, 0, _SIZE, self._where)
+            self._all = bytes(self._mask.view[: self._size])
+            if int.from_bytes(self._all, "little").bit_count() > 1 and has_libc("sched_getcpu"):
+                self._load = posix.open("/proc/loadavg", posix.O_RDONLY | posix.O_CLOEXEC)
+                self.usable = True
         except OSError:
-            return
-        self._all = bytes(self._mask.view[: self._size])
-        self.usable = int.from_bytes(self._all, "little").bit_count() > 1 and has_libc("sched_getcpu")
+            pass
+
+    def alone(self) -> bool:
+        """Whether nothing but this thread is running, or wants to, on the whole machine (``proc_loadavg(5)``)."""
+        return b" 1/" in posix.pread(self._load, 64, 0)
 
     def together(self, pid: int) -> bool:
         """Let the thread ``pid``, which waits in the kernel, wake up on this CPU, and this thread on it too. False: nothing was
@@ -41,7 +54,7 @@ class Placement:
         """
         try:
             size = prepared(_GET, pid, _SIZE, self._where)
-            if self._mask.view[:size] != self._all:
+            if self._mask.view[:size].tobytes() != self._all:
                 return False
             here = (1 << libc_call("sched_getcpu")).to_bytes(self._size, "little")
             quick(_SET, 0, self._size, here)

@@ -97,9 +97,8 @@ class Calls:
     def mediates(self, path: bytes, writes: int) -> bool:
         return self.inside(path) if writes else any([under(path, root) for root in self.reads])
 
-    def resolved(self, descriptor: int, where: int) -> tuple[int, bytes, bytes, bool] | None:
+    def resolved(self, descriptor: int, path: bytes) -> tuple[int, bytes, bytes, bool] | None:
         """The parent of what the caller names, fast where no link is on the way; None: the kernel goes on."""
-        path = memory.read_string(self.view.pid, where)
         full = self.view.lexical(descriptor, path)
         if full is not None:
             directory, _, name = full.rpartition(b"/")
@@ -117,7 +116,11 @@ class Calls:
     def target(self, descriptor: int, where: int, right: str) -> tuple[int, bytes, bytes, bytes, bool] | None:
         """What the caller names, if it is the mediator's: (its directory, name, directory's path, own path, a slash behind).
         None: the kernel goes on."""
-        found = self.resolved(descriptor, where)
+        return self.target_of(descriptor, memory.read_string(self.view.pid, where), right)
+
+    def target_of(self, descriptor: int, path: bytes, right: str) -> tuple[int, bytes, bytes, bytes, bool] | None:
+        """``target`` of a name that has been read."""
+        found = self.resolved(descriptor, path)
         if found is None:
             return None
         directory, name, place, slash = found
@@ -171,7 +174,7 @@ class Calls:
         if name in self.rules.special:
             self.creation(self.parent_of(directory), directory, name)
 
-    def _object_fast(self, descriptor: int, path: bytes) -> tuple[int, bytes] | None:
+    def object_fast(self, descriptor: int, path: bytes) -> tuple[int, bytes] | None:
         """A descriptor (O_PATH) of what lies in a root behind no link, and its path; None: look for it in another way."""
         full = self.view.lexical(descriptor, path)
         if full is not None:
@@ -189,7 +192,7 @@ class Calls:
 
         ``hooks_too``: the mode of a file decides whether git runs it.
         """
-        quick = self._object_fast(descriptor, path)
+        quick = self.object_fast(descriptor, path)
         try:
             found, full = quick or self.view.object(
                 descriptor, path, follow=not flags & AT_SYMLINK_NOFOLLOW, empty=bool(flags & AT_EMPTY_PATH)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EINVAL, EPERM
+from errno import EACCES, EEXIST, EINVAL, EPERM
 
 from remit.sandbox.kernel import memory
 from remit.sandbox.kernel.call import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_FOLLOW, failure
@@ -37,8 +37,15 @@ class Making(Handlers):
         return self.mkdirat(AT_FDCWD, path, mode)
 
     def mkdirat(self, descriptor: int, path: int, mode: int, *_: int) -> int:
-        """``mkdirat(2)``."""
-        found = self._calls.target(descriptor, path, WRITE)
+        """``mkdirat(2)``. For what is there already the answer is the kernel's, which nothing protects from being told: a third
+        of a package manager's calls ask for directories that they have."""
+        text = memory.read_string(self._view.pid, path)
+        there = self._calls.object_fast(descriptor, text)
+        if there is not None:
+            self._calls.touched.append((there[1], WRITE))
+            self._calls.performing = True
+            raise failure(EEXIST, "mkdir")
+        found = self._calls.target_of(descriptor, text, WRITE)
         if found is None:
             return PROCEED
         directory, name, place, _full, slash = found
