@@ -37,12 +37,13 @@ class Making(Handlers):
         return self.mkdirat(AT_FDCWD, path, mode)
 
     def mkdirat(self, descriptor: int, path: int, mode: int, *_: int) -> int:
-        """``mkdirat(2)``. For what is there already the answer is the kernel's, which nothing protects from being told: a third
-        of a package manager's calls ask for directories that they have."""
+        """``mkdirat(2)``. What is there already is not made, whatever the rules say of it: the answer is the kernel's, and
+        asking is no more than looking. A third of a package manager's calls ask for directories that it has."""
         text = memory.read_string(self._view.pid, path)
         there = self._calls.object_fast(descriptor, text)
         if there is not None:
-            self._calls.touched.append((there[1], WRITE))
+            if self._calls.watches_reads:
+                self._calls.touched.append((there[1], WRITE))
             self._calls.performing = True
             raise failure(EEXIST, "mkdir")
         found = self._calls.target_of(descriptor, text, WRITE)

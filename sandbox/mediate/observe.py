@@ -93,6 +93,7 @@ class Observer:
         self.reads = level == FULL
         self._note = note
         self._granted = dict(granted)
+        self._granting: dict[tuple[bytes, str], tuple[bool, str, str]] = {}
         self._outer = tuple([place + b"/" for place in outer])
         self._programs: dict[int, bytes] = {}
         self._starts: dict[int, int] = {}
@@ -105,13 +106,22 @@ class Observer:
 
     def verdict(self, path: bytes, right: str) -> tuple[bool, str, str]:
         """What the grants say: (whether they allow it, the granted path or another rule, the layer that would refuse)."""
+        # What an ancestor grants, it grants to all that a directory holds, but for what is granted something else itself.
+        below = path[: path.rfind(b"/")], right
+        if path not in self._granted and below in self._granting:
+            return self._granting[below]
         letter = _LETTERS[right]
         place, visible = path, False
         while place:
             letters = self._granted.get(place)
             if letters is not None:
                 if letter in letters or (right == "connect" and "s" in letters):
-                    return True, place.decode(errors="surrogateescape"), ""
+                    found = True, place.decode(errors="surrogateescape"), ""
+                    if place != path:
+                        if len(self._granting) >= _CACHED_AT_MOST:
+                            self._granting.clear()
+                        self._granting[below] = found
+                    return found
                 visible = True
             place = place[: place.rfind(b"/")] if place.rfind(b"/") > 0 else b""
         if right != "exec" and not path.startswith(b"/proc/sys/"):
