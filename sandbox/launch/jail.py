@@ -253,6 +253,7 @@ class Jail(Source):
         """
         self.before_exec = self._executes
         self.denials = self.looked_for = 0
+        self.masks = False
         self.events = []
         self.recent = []
         self.call, self.chain = "", ()

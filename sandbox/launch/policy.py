@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.jail import Jail
     from remit.sandbox.launch.wire import CallWire
     from remit.sandbox.mediate.broker import Note
+    from remit.sandbox.mediate.resolve import Umasks
 
 
 class Policy:
@@ -36,6 +37,7 @@ class Policy:
         note: Note,
         places: tuple[str, ...],
         lines: Sequence[tuple[str, str, int, str]],
+        umasks: Umasks,
     ) -> None:
         """Raises OSError, Refused where an object is not the one that the grant was decided on."""
         _, digest, domain, program, mediation, limit, private, freeze, objects, own, self.authority, egress = wire
@@ -65,7 +67,7 @@ class Policy:
         self.ruleset = _ruleset(domain, dict(objects))
         accesses = dict(own)
         self._own = tuple([accesses.get(place, 0) for place in places])
-        self.broker = Broker(mediation, note, lines)
+        self.broker = Broker(mediation, note, lines, umasks)
         self.broker.calls.view.copies = True
         self.broker.perform(Metadata(self.broker.calls).handlers())
 

@@ -31,6 +31,7 @@ from remit.sandbox.launch.ground import Ground, Refused, open_inside, told
 from remit.sandbox.launch.jail import Jail
 from remit.sandbox.launch.policy import Policy
 from remit.sandbox.mediate.observe import GATHER_MS, GATHERED_AT_MOST, GATHERED_SIZE, size_of
+from remit.sandbox.mediate.resolve import Umasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Zygote:
         self._noted_size = 0
         self._noting = _thread.allocate_lock()
         self._placement = Placement()
+        self._umasks = Umasks(time.monotonic)
         self._cells: list[Cell | OSError] = []
         self._ways: list[Operation | None] = []
         self._revoked: set[str] = set()
@@ -177,6 +179,8 @@ class Zygote:
 
     def _make_cells(self) -> None:
         """The maker's thread: one cell for each byte, private or not."""
+        # The mediator sets the main thread's umask; what starts on another thread has the session's.
+        process.unshare(process.CLONE_FS)
         process.raise_ambient(process.CAP_SYS_ADMIN)
         while True:
             asked = posix.read(self._asked_read, 1)
@@ -190,7 +194,8 @@ class Zygote:
             posix.write(self._made, b"c")
 
     def _arm_calls(self) -> None:
-        """The armer's thread: one armed call for each byte."""
+        """The armer's thread: one armed call for each byte. Every call's thread comes from it, with its umask."""
+        process.unshare(process.CLONE_FS)
         while posix.read(self._jobs_read, 1):
             policy, number = self._queue.pop(0)
             self._ways.append(policy.egress)
@@ -334,7 +339,7 @@ class Zygote:
 
     def _define(self, door: int, identifier: int, wire: Any, requests: int) -> None:
         try:
-            policy = Policy(identifier, wire, requests, self._note, self._maker.places, self._lines)
+            policy = Policy(identifier, wire, requests, self._note, self._maker.places, self._lines, self._umasks)
         except Exception as error:
             # Said before the socket closes: whoever sees its end asks here why.
             self._say(door, "refused", identifier, *told(error))

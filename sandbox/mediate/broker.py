@@ -26,7 +26,7 @@ from remit.sandbox.mediate.observe import FULL, OFF, WRITES, Observer
 from remit.sandbox.mediate.opening import Opening
 from remit.sandbox.mediate.processes import Processes
 from remit.sandbox.mediate.programs import Programs
-from remit.sandbox.mediate.resolve import Foreign
+from remit.sandbox.mediate.resolve import Foreign, Umasks
 from remit.sandbox.mediate.rules import Rules
 
 TYPE_CHECKING = False
@@ -71,6 +71,7 @@ class Source:
         "listener",
         "listeners",
         "looked_for",
+        "masks",
         "meeting",
         "recent",
         "telling",
@@ -86,6 +87,8 @@ class Source:
         """Those that no call of the mediator's was: they are noted, and counted, on another thread."""
         self.recent: list[inside.Recent] = []
         """The last of them."""
+        self.masks = False
+        """Somebody has called umask(2): until then, all have the one that the command was started with."""
         self.handled = 0
         self.before_exec = before_exec
         """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
@@ -106,10 +109,17 @@ class Broker:
     """Decides, for every source under one authority, and performs.
 
     ``spec`` is the wire form of ``compile.plan.Mediate``. ``note(source, *action)`` is called with the fields of
-    ``events.action.FIELDS``, for what the spec's audit level says.
+    ``events.action.FIELDS``, for what the spec's audit level says. ``umasks``: of a process with several brokers, which
+    has one umask for them all.
     """
 
-    def __init__(self, spec: tuple[Any, ...], note: Note, lines: Sequence[tuple[str, str, int, str]] = ()) -> None:
+    def __init__(
+        self,
+        spec: tuple[Any, ...],
+        note: Note,
+        lines: Sequence[tuple[str, str, int, str]] = (),
+        umasks: Umasks | None = None,
+    ) -> None:
         name, roots, deny, protect, catalogue, opened, granted, *rest = spec
         defaults: tuple[Any, ...] = ((), (), (), WRITES, False)
         reads, refuse, outer, level, gateway = (*rest, *defaults[len(rest) :])
@@ -131,7 +141,15 @@ class Broker:
         beyond = tuple([_bytes(root) for root in outer])
         self._observer = Observer([(_bytes(path), letters) for path, letters in granted], note, level, beyond)
         self.calls = Calls(
-            rules, places, readable, beyond, self._denied, self._outside, monotonic, self._sockets.__contains__
+            rules,
+            places,
+            readable,
+            beyond,
+            self._denied,
+            self._outside,
+            self._sockets.__contains__,
+            self._observer.identify,
+            umasks or Umasks(monotonic),
         )
         self.calls.watches_reads = level == FULL
         self.calls.watches = level != OFF
@@ -171,6 +189,7 @@ class Broker:
         self._source, self._pid, self._nr, self._errno = source, pid, nr, 0
         calls = self.calls
         calls.listener = listener
+        calls.masks = source.masks
         calls.id = identifier
         calls.performing = False
         calls.touched.clear()
@@ -180,11 +199,12 @@ class Broker:
             telling = source.meeting
             self._observer.meet_newcomer(pid)
         else:
-            # Before the answer: the caller may be gone right after it.
             self._observer.meet(pid, starting=source.before_exec is not None)
         try:
             answer = self._answer(nr, arguments)
         except OSError as error:
+            if calls.touched:
+                self._observer.identify(pid)
             with telling:
                 listener.reply(identifier, error=error.errno or EACCES)
                 if calls.touched and not isinstance(error, Denied):
@@ -194,6 +214,8 @@ class Broker:
             listener.reply(identifier, error=EACCES)
             self._observer.failed(source, pid, nr, EACCES, f"{type(error).__name__}: {error}")
         else:
+            if answer != ANSWERED and (calls.touched or calls.later is not None):
+                self._observer.identify(pid)
             with telling:
                 if answer == PROCEED:
                     listener.proceed(identifier)
@@ -204,6 +226,7 @@ class Broker:
                 if calls.touched:
                     self._observer.done(source, pid, nr, calls.touched, self._errno, answer != PROCEED)
         finally:
+            source.masks = calls.masks
             calls.view.end()
             if nr in self._execs:
                 self._observer.executes(pid)

@@ -40,7 +40,10 @@ O_DIRECTORY, O_CLOEXEC = posix.O_DIRECTORY, posix.O_CLOEXEC
 
 
 class Calls:
-    """The calls of one authority, one at a time. ``denied`` makes (and counts) the error for an action outside the grant."""
+    """The calls of one authority, one at a time. ``denied`` makes (and counts) the error for an action outside the grant.
+
+    ``answering`` is called with the caller's pid before a handler answers by itself. ``umasks``: this process's.
+    """
 
     def __init__(
         self,
@@ -50,14 +53,17 @@ class Calls:
         outer: tuple[bytes, ...],
         denied: Denial,
         outside: Callable[..., None],
-        clock: Callable[[], float],
         connects: Callable[[bytes], bool],
+        answering: Callable[[int], object],
+        umasks: Umasks,
     ) -> None:
         self.listener: Listener
         """Where the call being handled came from: set for each."""
         self.rules = rules
         self.view = View()
-        self.umasks = Umasks(clock)
+        self.umasks = umasks
+        self.masks = False
+        """Somebody under that listener has called umask(2): set for each, too."""
         self.id = 0
         self.performing = False
         """Resolved and decided: from here on, an error is the call's own result."""
@@ -71,6 +77,7 @@ class Calls:
         """What the record wants to know of a call that was let go on: a function and its arguments, for after the answer."""
         self.denied = denied
         self.outside = outside
+        self.answering = answering
         self.connects = connects
         self.roots: list[tuple[bytes, bytes, int]] = []
         for root in roots:
@@ -82,6 +89,10 @@ class Calls:
         self.reads = reads
         self._outer = outer
         self.repository = Repository(rules, self.view, self.inside)
+
+    def assume_umask(self) -> None:
+        """For what is about to be made in the caller's place."""
+        self.umasks.assume(self.view.pid, as_started=not self.masks)
 
     def look(self) -> None:
         """Do what was put off until the call was answered: its caller does not wait for this."""

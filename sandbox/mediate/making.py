@@ -51,7 +51,7 @@ class Making(Handlers):
             return PROCEED
         directory, name, place, _full, slash = found
         self._calls.creation(directory, place, name)
-        self._calls.umasks.assume(self._view.pid)
+        self._calls.assume_umask()
         self._calls.performing = True
         posix.mkdir(name + b"/" if slash else name, mode & 0o7777, dir_fd=directory)
         return 0
@@ -69,7 +69,7 @@ class Making(Handlers):
         if mode & SPECIAL_MODES:
             raise self._calls.denied("setuid", full, "setuid and setgid modes are refused", EPERM)
         self._calls.creation(directory, place, name)
-        self._calls.umasks.assume(self._view.pid)
+        self._calls.assume_umask()
         self._calls.performing = True
         mknodat(directory, name + b"/" if slash else name, mode & 0xFFFFFFFF, device)
         return 0

@@ -99,6 +99,7 @@ class Observer:
         self._starts: dict[int, int] = {}
         self._since = 0.0
         self._caller: bytes | None = b""
+        self._unheard = False
         self._refused = (0, b"")
         self._paths = {NR[call]: paths for call, paths in _PATHS.items() if call in NR}
 
@@ -201,9 +202,9 @@ class Observer:
         errno: int,
         rule: str,
     ) -> None:
-        exe = self._caller
-        if exe is None:
+        if self._unheard:
             return  # a thread that will execute the command, and tries the layers before
+        exe = self.identify(pid)
         start = self._starts.get(pid)
         if start is None:
             start = self._starts[pid] = _started(pid)
@@ -215,27 +216,29 @@ class Observer:
     # --- who and what
 
     def meet(self, pid: int, *, starting: bool) -> None:
-        """Remember the caller's program: for a second, far less than a pid takes to come round again. When it started is asked
-        when there is something to tell, which mostly is after the answer: it is the same then, and the caller does not wait.
-
-        ``starting``: the command does not run yet, so that the caller may be a thread of this process.
-        """
+        """A caller. ``starting``: the command does not run yet, so that it may be a thread of this process."""
         if self.level == OFF:
             return
         self._forget_old()
-        if starting and process.own_thread(pid):
-            self._caller = None
-            return
-        exe = self._programs.get(pid)
+        self._unheard = starting and process.own_thread(pid)
+        self._caller = self._programs.get(pid)
+
+    def identify(self, pid: int) -> bytes:
+        """The caller's program, which is remembered for a second: far less than a pid takes to come round again. To be asked
+        before the answer where there is something to tell: after it, it may be another. When it started is asked later, since
+        that stays the same, and the caller does not wait for it."""
+        exe = self._caller
         if exe is None:
-            exe = self._programs[pid] = _program(pid)
-        self._caller = exe
+            exe = b"" if self.level == OFF or self._unheard else _program(pid)
+            self._caller = self._programs[pid] = exe
+        return exe
 
     def meet_newcomer(self, pid: int) -> None:
         """The same of a command's first process, which is about to execute the command: it is still Remit's own program, and
         nobody reaps it before its source's ``meeting`` is free."""
         self._forget_old()
         self._caller = b""
+        self._unheard = False
         self._starts.pop(pid, None)
 
     def _forget_old(self) -> None:

@@ -172,7 +172,7 @@ class Opening(Handlers):
         """Open and hand over. Never blocks: what exists is opened O_NONBLOCK, which a FIFO or a lease needs."""
         self._calls.performing = True
         if flags & O_CREAT:
-            self._calls.umasks.assume(self._view.pid)
+            self._calls.assume_umask()
             try:
                 made = self._view.own(openat2(directory, name, flags | O_EXCL | O_CLOEXEC, mode, resolve))
             except OSError as error:
@@ -203,6 +203,7 @@ class Opening(Handlers):
         if self._view.copies and not flags & O_ACCMODE and posix.fstat(descriptor).st_mode & _S_IFMT == _S_IFDIR:
             # From a directory of this process's mounts, "../../proc" would lead to the session's.
             descriptor = self._view.directory_there(descriptor)
+        self._calls.answering(self._view.pid)
         self._calls.listener.give(self._calls.id, descriptor, cloexec=bool(flags & O_CLOEXEC), pid=self._view.pid)
         return ANSWERED
 
@@ -340,7 +341,7 @@ class Opening(Handlers):
         if not self._calls.inside(place):
             return PROCEED
         self._calls.refuse(place, WRITE)
-        self._calls.umasks.assume(self._view.pid)
+        self._calls.assume_umask()
         self._calls.performing = True
         made = self._view.own(openat2(found, b".", flags | O_CLOEXEC, mode, resolve))
         return self._give(made, flags)

@@ -302,8 +302,15 @@ def _field(status: bytes, name: bytes, base: int = 10) -> int:
     return int(status[at : status.index(b"\n", at)], base)
 
 
+def _umask(status: bytes) -> int:
+    return _field(status, b"\nUmask:", 8)
+
+
 class Umasks:
-    """The umask of the caller's process: read from /proc once, then followed by its own umask(2) calls.
+    """The umask of the caller's process, and of this one, which makes what the callers make: one object for the process.
+
+    A command is started with this process's own, and as long as nobody under its filter has called umask(2), everybody there
+    has it. From then on it is read from /proc once for each, and followed by its own umask(2) calls.
 
     The umask belongs to a process (``fs_struct``), not to a thread, and umask(2) takes effect only after the mediator
     answered. So threads share one record by thread group, and what a notified umask(2) said is not overwritten by a
@@ -311,14 +318,14 @@ class Umasks:
     on what the rare processes that share an ``fs_struct`` without being threads can see.
     """
 
-    __slots__ = ("_by_group", "_by_thread", "_clock", "_current", "_since")
+    __slots__ = ("_by_group", "_by_thread", "_clock", "_current", "_since", "_started")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._by_thread: dict[int, list[int]] = {}
         self._by_group: dict[int, list[int]] = {}
         self._clock = clock
         self._since = 0.0
-        self._current = -1
+        self._started = self._current = -1
 
     def _record(self, pid: int) -> list[int]:
         now = self._clock()
@@ -332,7 +339,7 @@ class Umasks:
             group = _field(status, b"\nTgid:")
             record = self._by_group.get(group)
             if record is None:
-                record = self._by_group[group] = [_field(status, b"\nUmask:", 8)]
+                record = self._by_group[group] = [_umask(status)]
             self._by_thread[pid] = record
         return record
 
@@ -345,9 +352,12 @@ class Umasks:
         self._by_group.clear()
         self._by_group.update(kept)
 
-    def assume(self, pid: int) -> None:
-        """Make the caller's umask this process's own."""
-        value = self._record(pid)[0]
+    def assume(self, pid: int, *, as_started: bool) -> None:
+        """Make the caller's umask this process's own. ``as_started``: it is the one that its command was started with."""
+        if self._started < 0:
+            # Nothing but this changes it: many a command never makes a file.
+            self._started = self._current = _umask(status_of(posix.getpid()))
+        value = self._started if as_started else self._record(pid)[0]
         if value != self._current:
             posix.umask(value)
             self._current = value
