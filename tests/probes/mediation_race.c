@@ -58,7 +58,7 @@ int main(int argc, char **argv) {
 	if (parents) { mkdir("x", 0755); mkdir("x/hooks", 0755); mkdir("y", 0755); mkdir("y/hooks", 0755); }
 	else { mkdir(".git", 0755); mkdir(".git/hooks", 0755); }
 	int links = !strcmp(mode, "links");
-	sprintf(link1, "/tmp/remit-race-%d-a", getpid()); sprintf(link2, "/tmp/remit-race-%d-b", getpid());
+	sprintf(link1, "/tmp/mediation-race-%d-a", getpid()); sprintf(link2, "/tmp/mediation-race-%d-b", getpid());
 	sprintf(good, "%s/ok/dir/xxx", top); sprintf(evil, "%s/.git/hooks", top);
 	sprintf(through, "%s/pre-commit", link1);
 	strcpy((char *)flipped, GOOD);
