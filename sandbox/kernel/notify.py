@@ -95,17 +95,21 @@ class Listener:
 
     def _send(self, response: bytes) -> None:
         # Not for good: whoever calls next should still find this thread on its own CPU.
-        elsewhere = self._placement is not None and not self._placement.alone()
+        if self._placement is None or self._placement.alone():
+            self._wake(response)
+            return
+        ioctl(self.fd, _SET_FLAGS, 0)
         try:
-            if elsewhere:
-                ioctl(self.fd, _SET_FLAGS, 0)
+            self._wake(response)
+        finally:
+            ioctl(self.fd, _SET_FLAGS, _SYNC_WAKE_UP)
+
+    def _wake(self, response: bytes) -> None:
+        try:
             ioctl(self.fd, _SEND, response)
         except OSError as error:
             if error.errno not in (ENOENT, EINPROGRESS):
                 raise
-        finally:
-            if elsewhere:
-                ioctl(self.fd, _SET_FLAGS, _SYNC_WAKE_UP)
 
     def valid(self, identifier: int) -> bool:
         """The caller still waits, so its pid is still its own."""
@@ -139,5 +143,5 @@ class Listener:
             if error.errno == ENOENT:
                 return False
             raise
-        self.reply(identifier, number)
+        self._wake(_RESPONSE.pack(identifier, number, 0, 0))
         return True
