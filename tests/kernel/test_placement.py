@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 
@@ -95,11 +97,34 @@ def test_a_thread_that_is_gone_changes_nothing() -> None:
     assert os.sched_getaffinity(0) == everywhere
 
 
+@contextmanager
+def another_runs() -> Generator[None, None, None]:
+    """A process that always wants a CPU."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as busy:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        try:
+            yield
+        finally:
+            busy.kill()
+
+
+def test_who_else_runs_is_seen() -> None:
+    placement = Placement()
+    with another_runs():
+        assert not placement.alone()
+
+
 @pytest.mark.kernel
 @pytest.mark.needs(userns=True, landlock=6)
-def test_a_caller_sees_its_own_cpus_and_hands_them_down(world: World) -> None:
+@pytest.mark.parametrize("beside", [nullcontext, another_runs], ids=["alone", "beside another"])
+def test_a_caller_sees_its_own_cpus_and_hands_them_down(
+    world: World, beside: Callable[[], AbstractContextManager[None]]
+) -> None:
     everywhere = [[*sorted(os.sched_getaffinity(0))], ["child", 0]]
-    with opened(world) as session:
+    with beside(), opened(world) as session:
         assert json.loads(said(session.run(python(OPENS.format(before=""))))) == sorted(everywhere, key=str)
         one = [[max(os.sched_getaffinity(0))], ["child", 0]]
         chosen = OPENS.format(before="os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})")
