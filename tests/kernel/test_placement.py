@@ -19,18 +19,18 @@ from tests.kernel.session_harness import opened, python, said
 OPENS = """
 import json, os
 {before}
+own = os.sched_getaffinity(0)
 seen = set()
 for i in range(1000):
     descriptor = os.open("file", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     seen.add(tuple(sorted(os.sched_getaffinity(0))))
     os.close(descriptor)
-    if not i % 100:
-        descriptor = os.open("file", os.O_WRONLY)
+    if not i % 50:
+        os.open("file", os.O_WRONLY)
         child = os.fork()
         if not child:
-            os._exit(os.sched_getaffinity(0) != set(seen.copy().pop()))
+            os._exit(os.sched_getaffinity(0) != own)
         seen.add(("child", os.waitpid(child, 0)[1]))
-        os.close(descriptor)
 print(json.dumps(sorted(seen, key=str)))
 """
 
