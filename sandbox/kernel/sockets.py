@@ -125,9 +125,12 @@ class Receiver:
         Raises OSError; without ``wait``, EAGAIN where there is nothing.
         """
         header, data, control = self._header, self._data, self._control
-        header.view[56:] = _words(data.address, data.size)
-        header.view[:56] = _words(0, 0, header.address + 56, 1, control.address, self._space, 0)
-        got = call(NR["recvmsg"], socket, header.address, _MSG_CMSG_CLOEXEC | (0 if wait else _MSG_DONTWAIT))
+        flags = _MSG_CMSG_CLOEXEC | (0 if wait else _MSG_DONTWAIT)
+        try:
+            got = self._once(socket, flags)
+        except ConnectionResetError:
+            # Said once, and before all that is there to read: the other end closed with something of ours unread.
+            got = self._once(socket, flags)
         came: list[int] = []
         if int.from_bytes(header.view[40:48], "little") >= _CONTROL_HEADER + 4:
             end = int.from_bytes(control.view[:8], "little")
@@ -138,6 +141,12 @@ class Receiver:
                 posix.close(descriptor)
             came = []
         return bytes(data.view[:got]), came
+
+    def _once(self, socket: int, flags: int) -> int:
+        header = self._header
+        header.view[56:] = _words(self._data.address, self._data.size)
+        header.view[:56] = _words(0, 0, header.address + 56, 1, self._control.address, self._space, 0)
+        return call(NR["recvmsg"], socket, header.address, flags)
 
 
 def receive(socket: int, size: int, most: int = 1) -> tuple[bytes, list[int]]:

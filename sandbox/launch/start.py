@@ -10,7 +10,6 @@ import marshal
 import posix
 import select
 import time
-from errno import ECONNRESET
 
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import memory, process, sockets
@@ -340,12 +339,7 @@ class Session:
             self._relay = None
 
     def _report(self, poll: select.poll) -> None:
-        try:
-            data, came = sockets.receive(self._control, _MESSAGE_SIZE, MOST_DESCRIPTORS)
-        except OSError as error:
-            if error.errno == ECONNRESET:
-                return  # it ended with a signal of ours unread; what it said before comes next
-            raise
+        data, came = sockets.receive(self._control, _MESSAGE_SIZE, MOST_DESCRIPTORS)
         if not data:
             raise LaunchError(
                 "the session's first process died", hint="nothing inside survived it; 'remit doctor' may say why"

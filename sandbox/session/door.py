@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from remit.sandbox.session.core import Core
-from remit.sandbox.session.link import Link, descriptors, send
+from remit.sandbox.session.link import Link, descriptors, receive, send
 from remit.sandbox.session.result import SessionClosed
 
 _REPLY = 1 << 17
@@ -91,7 +91,7 @@ class Door:
             self._kept.clear()
 
     def _next(self, *, wait: bool) -> tuple[Any, ...] | None:
-        data, ancillary, _, _ = self._socket.recvmsg(_REPLY, 0, 0 if wait else socket.MSG_DONTWAIT)
+        data, ancillary = receive(self._socket, _REPLY, flags=0 if wait else socket.MSG_DONTWAIT)
         for descriptor in descriptors(ancillary):
             os.close(descriptor)
         return marshal.loads(data) if data else None

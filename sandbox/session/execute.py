@@ -17,7 +17,7 @@ from remit.sandbox.launch.signals import FORWARDED, SIGWINCH
 from remit.sandbox.session import standing
 from remit.sandbox.session.core import ids
 from remit.sandbox.session.door import Door
-from remit.sandbox.session.link import descriptors, send
+from remit.sandbox.session.link import descriptors, receive, send
 from remit.sandbox.session.result import CompletedCall
 from remit.sandbox.session.streams import copy_of_regular
 
@@ -116,11 +116,8 @@ class _Running:
 
     def _listen(self, watch: select.poll) -> None:
         try:
-            try:
-                data, ancillary, _, _ = self._reply.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
-            except ConnectionResetError:
-                # A signal that was sent as the command ended was not read: that is told before the answer.
-                data, ancillary, _, _ = self._reply.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
+            # A signal that was sent as the command ended may be unread.
+            data, ancillary = receive(self._reply, _REPLY, 64)
         except OSError:
             data, ancillary = b"", []
         message: tuple[Any, ...] | None = marshal.loads(data) if data else None

@@ -230,7 +230,7 @@ class Link:
         if not watch.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(envelope.LIMIT, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
+            data, ancillary = receive(self._socket, envelope.LIMIT, socket.CMSG_SPACE(16))
         except OSError:
             data, ancillary = b"", []
         if not data:
@@ -239,6 +239,22 @@ class Link:
 
     def _dead(self) -> SessionClosed:
         return SessionClosed("the template process has ended, and every session with it", hint="open a new session")
+
+
+def receive(
+    source: socket.socket, size: int, space: int = 0, flags: int = 0
+) -> tuple[bytes, list[tuple[int, int, bytes]]]:
+    """One message, as ``recvmsg`` has it. Raises OSError.
+
+    ECONNRESET is said once, and before all that is there to read: the other end closed with something unread. So the last
+    words of who has failed come after it.
+    """
+    flags |= socket.MSG_CMSG_CLOEXEC
+    try:
+        data, ancillary, _, _ = source.recvmsg(size, space, flags)
+    except ConnectionResetError:
+        data, ancillary, _, _ = source.recvmsg(size, space, flags)
+    return data, ancillary
 
 
 def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
