@@ -94,22 +94,18 @@ class Listener:
         self._send(_RESPONSE.pack(identifier, 0, 0, USER_NOTIF_FLAG_CONTINUE))
 
     def _send(self, response: bytes) -> None:
-        # Not for good: whoever calls next should still find this thread on its own CPU.
-        if self._placement is None or self._placement.alone():
-            self._wake(response)
-            return
-        ioctl(self.fd, _SET_FLAGS, 0)
+        elsewhere = self._placement is not None and not self._placement.alone()
         try:
-            self._wake(response)
-        finally:
-            ioctl(self.fd, _SET_FLAGS, _SYNC_WAKE_UP)
-
-    def _wake(self, response: bytes) -> None:
-        try:
+            if elsewhere:
+                # Not for good: whoever calls next should still find this thread on its own CPU.
+                ioctl(self.fd, _SET_FLAGS, 0)
             ioctl(self.fd, _SEND, response)
         except OSError as error:
             if error.errno not in (ENOENT, EINPROGRESS):
                 raise
+        finally:
+            if elsewhere:
+                ioctl(self.fd, _SET_FLAGS, _SYNC_WAKE_UP)
 
     def valid(self, identifier: int) -> bool:
         """The caller still waits, so its pid is still its own."""
@@ -129,7 +125,7 @@ class Listener:
         flags = 0o2000000 if cloexec else 0
         placement = self._placement
         try:
-            if not (pid and placement is not None and placement.alone() and placement.together(pid)):
+            if not (pid and placement is not None and placement.together(pid)):
                 ioctl(self.fd, _ADDFD, _ADD.pack(identifier, ADDFD_FLAG_SEND, descriptor, 0, flags))
                 return True
             # Not with SEND: the caller must not run before its CPUs are its own again. Nothing can come between the two
@@ -143,5 +139,5 @@ class Listener:
             if error.errno == ENOENT:
                 return False
             raise
-        self._wake(_RESPONSE.pack(identifier, number, 0, 0))
+        self.reply(identifier, number)
         return True

@@ -1,12 +1,11 @@
 """On which CPU a mediated caller and its mediator wake up (``seccomp_unotify(2)``, ``sched_setaffinity(2)``).
 
-Where nothing else runs, both belong on one CPU: waking one that idles takes longer than all the rest of a call (90 µs for an
+Both belong on one CPU until the call is over: waking one that idles takes longer than all the rest of a call (90 µs for an
 open instead of 30, on a virtual machine). ``SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`` does that for a notification and for its
 answer, but not for the two wake-ups of ADDFD, which the scheduler sends to a CPU that idles.
 
-Where something else runs, the same wake-up of an answer is wrong: it puts the caller on the CPU where the mediator happens to
-be, beside whoever was answered there a moment ago, and the caller's own CPU idles until the next tick (``make -j2`` on two CPUs
-took a fifth longer).
+Where something else runs, the same wake-up is wrong for an answer: the caller stays where the mediator is, also where another
+waits for that CPU and one idles, and it goes on so until the next tick (``make -j2`` on two CPUs took a fifth longer).
 """
 
 from __future__ import annotations
