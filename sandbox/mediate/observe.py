@@ -227,10 +227,11 @@ class Observer:
         """The caller's program, which is remembered for a second: far less than a pid takes to come round again. To be asked
         before the answer where there is something to tell: after it, it may be another. When it started is asked later, since
         that stays the same, and the caller does not wait for it."""
+        if self.level == OFF or self._unheard:
+            return b""
         exe = self._caller
         if exe is None:
-            exe = b"" if self.level == OFF or self._unheard else _program(pid)
-            self._caller = self._programs[pid] = exe
+            exe = self._caller = self._programs[pid] = _program(pid)
         return exe
 
     def meet_newcomer(self, pid: int) -> None:
