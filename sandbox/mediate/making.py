@@ -112,7 +112,7 @@ class Making(Handlers):
         if found is None:
             return PROCEED
         directory, name, place, _full, slash = found
-        source, origin = self._view.object(
+        source, origin = self._calls.object_fast(from_, source_path) or self._view.object(
             from_, source_path, follow=bool(flags & AT_SYMLINK_FOLLOW), empty=bool(flags & AT_EMPTY_PATH)
         )
         self._calls.refuse_beyond(origin, WRITE)
