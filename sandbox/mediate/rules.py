@@ -90,6 +90,7 @@ class Rules:
         self._prefixes = tuple([path for path, _, _ in literals])
         self._deep = deep
         self._triggers = frozenset([names[0] for _, _, names, _, _ in deep])
+        self._triggered = {first: tuple([rule for rule in deep if rule[2][0] == first]) for first in self._triggers}
         self._opened = tuple([_bytes(path) for path in opened])
         self._packages = frozenset(packages)
         self.hooks = frozenset(hooks)
@@ -108,10 +109,13 @@ class Rules:
             for literal, kind, text in self._literals:
                 if under(path, literal) and self._refuses(kind, right, path):
                     return text
-        if self._triggers.isdisjoint(path.split(b"/")):
+        hit = self._triggers.intersection(path.split(b"/"))
+        if not hit:
             return ""
+        # Of a repository's objects, thousands, only the rules about ``.git`` can speak.
+        near = self._triggered[next(iter(hit))] if len(hit) == 1 else [rule for rule in self._deep if rule[2][0] in hit]
         slashed = path + b"/"
-        for anchor, needle, _, kind, text in self._deep:
+        for anchor, needle, _, kind, text in near:
             at = slashed.find(needle, len(anchor)) if slashed.startswith(anchor + b"/") else -1
             if at >= 0 and self._refuses(kind, right, path) and not (kind == CATALOGUE and self.packaged(path[:at])):
                 return text
