@@ -108,8 +108,9 @@ class Calls:
     def mediates(self, path: bytes, writes: int) -> bool:
         return self.inside(path) if writes else any([under(path, root) for root in self.reads])
 
-    def resolved(self, descriptor: int, path: bytes) -> tuple[int, bytes, bytes, bool] | None:
+    def resolved(self, descriptor: int, where: int) -> tuple[int, bytes, bytes, bool] | None:
         """The parent of what the caller names, fast where no link is on the way; None: the kernel goes on."""
+        path = memory.read_string(self.view.pid, where)
         full = self.view.lexical(descriptor, path)
         if full is not None:
             directory, _, name = full.rpartition(b"/")
@@ -127,11 +128,7 @@ class Calls:
     def target(self, descriptor: int, where: int, right: str) -> tuple[int, bytes, bytes, bytes, bool] | None:
         """What the caller names, if it is the mediator's: (its directory, name, directory's path, own path, a slash behind).
         None: the kernel goes on."""
-        return self.target_of(descriptor, memory.read_string(self.view.pid, where), right)
-
-    def target_of(self, descriptor: int, path: bytes, right: str) -> tuple[int, bytes, bytes, bytes, bool] | None:
-        """``target`` of a name that has been read."""
-        found = self.resolved(descriptor, path)
+        found = self.resolved(descriptor, where)
         if found is None:
             return None
         directory, name, place, slash = found

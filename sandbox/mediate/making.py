@@ -39,17 +39,19 @@ class Making(Handlers):
     def mkdirat(self, descriptor: int, path: int, mode: int, *_: int) -> int:
         """``mkdirat(2)``. What is there already is not made, whatever the rules say of it: the answer is the kernel's, and
         asking is no more than looking. A third of a package manager's calls ask for directories that it has."""
-        text = memory.read_string(self._view.pid, path)
-        there = self._calls.object_fast(descriptor, text)
-        if there is not None:
-            if self._calls.watches_reads:
-                self._calls.touched.append((there[1], WRITE))
-            self._calls.performing = True
-            raise failure(EEXIST, "mkdir")
-        found = self._calls.target_of(descriptor, text, WRITE)
+        found = self._calls.target(descriptor, path, WRITE)
         if found is None:
             return PROCEED
-        directory, name, place, _full, slash = found
+        directory, name, place, full, slash = found
+        try:
+            posix.stat(name, dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            pass  # not there, or mkdir(2) says why not
+        else:
+            if self._calls.watches_reads:
+                self._calls.touched.append((full, WRITE))
+            self._calls.performing = True
+            raise failure(EEXIST, "mkdir")
         self._calls.creation(directory, place, name)
         self._calls.assume_umask()
         self._calls.performing = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import posix
 from errno import EACCES, EINVAL, EXDEV
 
-from remit.sandbox.kernel import memory
 from remit.sandbox.kernel.call import AT_FDCWD, failure
 from remit.sandbox.kernel.files import renameat2
 from remit.sandbox.mediate.calls import DOTS, PROCEED, Handlers, exists
@@ -79,9 +78,7 @@ class Moving(Handlers):
     def renameat2(self, from_: int, old: int, to: int, new: int, flags: int, *_: int) -> int:
         """``renameat2(2)``: only rules that the renamed component is part of can change their meaning."""
         flags &= 0xFFFFFFFF
-        pid = self._view.pid
-        first = self._calls.resolved(from_, memory.read_string(pid, old))
-        second = self._calls.resolved(to, memory.read_string(pid, new))
+        first, second = self._calls.resolved(from_, old), self._calls.resolved(to, new)
         if first is None or second is None:
             return PROCEED
         directory1, name1, place1, slash1 = first

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from remit.sandbox.session.core import Core, Ticket
 from remit.sandbox.session.door import Door
-from remit.sandbox.session.link import descriptors
+from remit.sandbox.session.link import descriptors, receive
 from remit.sandbox.session.result import Capture, CompletedCall, SessionClosed, TimeoutExpired
 from remit.sandbox.session.streams import CHUNK, Decode, Streams, decoded
 
@@ -84,14 +84,8 @@ class Conversation:
             raise self._failure()
 
     def _look(self) -> bytes:
-        for _ in range(2):
-            try:
-                return self.connection.recv(_REPLY, _ONLY_LOOK)
-            except ConnectionResetError:
-                # Once, before what there is to read: the other end closed without reading all that was said to it, such
-                # as a signal for a command that had just ended.
-                continue
-        return b""
+        # A signal for a command that had just ended may be unread.
+        return receive(self.connection, _REPLY, flags=_ONLY_LOOK)[0]
 
     def settled(self) -> bool:
         """Whether the call has ended. Raises where it could not run, or stands frozen."""
