@@ -35,14 +35,18 @@ static void *flip_parents(void *x) {
 	}
 	return 0;
 }
-/* The link lies in /tmp, where nothing is mediated: it flips as fast as the kernel can. */
-static char link1[64], link2[64], good[600], evil[600];
+/* The links lie in a directory of their own in /tmp: a name that a killed run of another user left there stays there.
+ * Each flip and each try is a notification to one broker: with pauses all alike the two could keep step. */
+static char apart[] = "/tmp/mediation-race-XXXXXX", link1[64], link2[64], good[600], evil[600];
 static void *flip_link(void *x) {
+	unsigned seed = 1;
 	while (!stop) {
 		symlink(good, link2);
 		rename(link2, link1);
+		for (volatile int k = rand_r(&seed) % 4000; k > 0; k--);
 		symlink(evil, link2);
 		rename(link2, link1);
+		for (volatile int k = rand_r(&seed) % 4000; k > 0; k--);
 	}
 	return 0;
 }
@@ -58,11 +62,12 @@ int main(int argc, char **argv) {
 	if (parents) { mkdir("x", 0755); mkdir("x/hooks", 0755); mkdir("y", 0755); mkdir("y/hooks", 0755); }
 	else { mkdir(".git", 0755); mkdir(".git/hooks", 0755); }
 	int links = !strcmp(mode, "links");
-	sprintf(link1, "/tmp/mediation-race-%d-a", getpid()); sprintf(link2, "/tmp/mediation-race-%d-b", getpid());
+	if (links && !mkdtemp(apart)) return 2;
+	sprintf(link1, "%s/a", apart); sprintf(link2, "%s/b", apart);
 	sprintf(good, "%s/ok/dir/xxx", top); sprintf(evil, "%s/.git/hooks", top);
 	sprintf(through, "%s/pre-commit", link1);
 	strcpy((char *)flipped, GOOD);
-	if (links) symlink(good, link1);
+	if (links && symlink(good, link1)) return 3;
 	pthread_create(&thread, 0, parents ? flip_parents : links ? flip_link : flip_memory, 0);
 	for (int i = 0; i < tries; i++) {
 		int r = -1;
@@ -83,7 +88,7 @@ int main(int argc, char **argv) {
 	}
 	stop = 1;
 	pthread_join(thread, 0);
-	unlink(link1); unlink(link2);
+	if (links) { unlink(link1); unlink(link2); rmdir(apart); }
 	printf("%d %d %d\n", tries, done, seen);
 	return 0;
 }
