@@ -36,6 +36,7 @@ STRICT = RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
 DOTS = (b"", b".", b"..")
 SPECIAL_MODES = 0o6000
 """S_ISUID and S_ISGID."""
+_S_IFMT, _S_IFLNK = 0o170000, 0o120000
 O_DIRECTORY, O_CLOEXEC = posix.O_DIRECTORY, posix.O_CLOEXEC
 
 
@@ -247,3 +248,17 @@ def exists(directory: int, path: bytes) -> bool:
     except OSError as error:
         return error.errno not in (ENOENT, ENOTDIR)
     return True
+
+
+def leads_elsewhere(directory: int, path: bytes, rest: bytes) -> bool:
+    """``rest`` leads, from ``path`` in ``directory``, through a symbolic link, whatever is behind that."""
+    names = rest.split(b"/")
+    for i in range(1, len(names)):
+        place = path + b"/" + b"/".join(names[:i])
+        try:
+            mode = posix.stat(place, dir_fd=directory, follow_symlinks=False).st_mode
+        except OSError:
+            return False
+        if mode & _S_IFMT == _S_IFLNK:
+            return True
+    return False

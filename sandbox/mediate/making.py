@@ -9,7 +9,7 @@ from remit.sandbox.kernel import memory
 from remit.sandbox.kernel.call import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_FOLLOW, failure
 from remit.sandbox.kernel.files import linkat, mknodat
 from remit.sandbox.mediate.calls import PROCEED, SPECIAL_MODES, Handlers
-from remit.sandbox.mediate.rules import WRITE
+from remit.sandbox.mediate.rules import WRITE, join
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,21 +88,26 @@ class Making(Handlers):
             return PROCEED
         directory, name, place, full, slash = found
         self._calls.refuse(full, WRITE)
-        rule = self._rules.component(full)
-        if not rule and name in self._rules.special:
-            rule = self._repository.link(directory, place, name, text)
-        if rule:
-            raise self._calls.denied(WRITE, full, rule, EACCES)
+        self._refuse_redirecting(directory, place, name, text)
         self._calls.performing = True
         posix.symlink(text, name + b"/" if slash else name, dir_fd=directory)
         return 0
+
+    def _refuse_redirecting(self, directory: int, place: bytes, name: bytes, target: bytes) -> None:
+        full = join(place, name)
+        rule = self._rules.component(full)
+        if not rule and name in self._rules.special:
+            rule = self._repository.link(directory, place, name, target)
+        if rule:
+            raise self._calls.denied(WRITE, full, rule, EACCES)
 
     def link(self, old: int, new: int, *_: int) -> int:
         """``link(2)``."""
         return self.linkat(AT_FDCWD, old, AT_FDCWD, new, 0)
 
     def linkat(self, from_: int, old: int, to: int, new: int, flags: int, *_: int) -> int:
-        """``linkat(2)``: a second name for a protected file would be a way to write it, so both names are decided on."""
+        """``linkat(2)``: a second name for a protected file would be a way to write it, so both names are decided on; a second
+        name for a symbolic link is a symbolic link, and decided on as one."""
         flags &= 0xFFFFFFFF
         if flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH):
             raise failure(EINVAL, "linkat")
@@ -121,8 +126,11 @@ class Making(Handlers):
         self._calls.check(origin, WRITE)
         self._calls.creation(directory, place, name)
         target = name + b"/" if slash else name
+        is_link = not unnamed and posix.fstat(source).st_mode & _S_IFMT == _S_IFLNK
+        if is_link:
+            self._refuse_redirecting(directory, place, name, posix.readlink(b"", dir_fd=source))
         self._calls.performing = True
-        if not unnamed and posix.fstat(source).st_mode & _S_IFMT == _S_IFLNK:
+        if is_link:
             # /proc/self/fd would follow it. Its name cannot change between here and there: see above.
             above, last = origin[: origin.rindex(b"/")], origin[origin.rindex(b"/") + 1 :]
             linkat(self._calls.parent_of(above), last, directory, target, 0)

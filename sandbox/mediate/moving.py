@@ -7,7 +7,7 @@ from errno import EACCES, EINVAL, EXDEV
 
 from remit.sandbox.kernel.call import AT_FDCWD, failure
 from remit.sandbox.kernel.files import renameat2
-from remit.sandbox.mediate.calls import DOTS, PROCEED, Handlers, exists
+from remit.sandbox.mediate.calls import DOTS, PROCEED, Handlers, exists, leads_elsewhere
 from remit.sandbox.mediate.rules import REMOVE, WRITE, join
 
 TYPE_CHECKING = False
@@ -127,7 +127,9 @@ class Moving(Handlers):
         if kind == _S_IFDIR:
             for path in (path1, path2):
                 for rest, text in rules.governed(path):
-                    if exists(directory1, name1 + b"/" + rest):
+                    inside = name1 + b"/" + rest
+                    # A link on the way to what a rule names would redirect the rule, also where nothing is there yet.
+                    if exists(directory1, inside) or (path == path2 and leads_elsewhere(directory1, name1, rest)):
                         raise self._calls.denied(REMOVE if path == path1 else WRITE, path + b"/" + rest, text, EACCES)
             if rules.crosses(path1, path2):
                 self._calls.performing = True

@@ -430,3 +430,47 @@ print(code, os.path.exists(f'n{len(fds)}'))
         mediated = run(["/usr/bin/python3", "-c", script], make_root(root))
     assert mediated.output == native.output
     assert "EMFILE False" in mediated.output
+
+
+SWAP = """/usr/bin/python3 -c 'import ctypes; assert not ctypes.CDLL(None).renameat2(-100, b"b", -100, b"a", 2)'"""
+KEPT: list[Pattern] = [("{root}", ("a", "conf", "settings"), False, "protect a/conf/settings")]
+
+
+@pytest.mark.parametrize(
+    ("attack", "seen"),
+    [
+        ("mkdir a; ln -s ../evil s; ln -P s a/conf", "a/conf/settings"),
+        ("mkdir b; ln -s ../evil b/conf; mv b a", "a/conf/settings"),
+        ("mkdir b a; ln -s ../evil b/conf; {exchange}", "a/conf/settings"),
+        ("mkdir -p real; ln -s ../evil real/conf; ln -s real s; ln -P s a", "a/conf/settings"),
+        ("ln -s evil s; ln -P s .vscode", ".vscode/settings"),
+        ("ln -s evil s; ln -P s .git", ".git/settings"),
+        ("git init -q --template= r; ln -s ../evil r/s; ln -P r/s r/.git/hooks; mv r/.git/hooks r/h", "r/h/settings"),
+        (
+            "mkdir -p node_modules/p; ln -s ../../evil node_modules/p/.vscode; ln -P node_modules/p/.vscode .vscode",
+            ".vscode",
+        ),
+    ],
+)
+def test_no_second_name_of_a_link_and_no_moved_directory_redirects_a_rule(attack: str, seen: str) -> None:
+    filled = attack.format(exchange=SWAP)
+    script = f"set -e; mkdir evil; {filled}; echo bad > evil/settings; test -e {seen} -o -L {seen}"
+    for refused in (True, False):
+        with workspace() as root:
+            make_root(root)
+            protect = [(anchor.format(root=root), *rest) for anchor, *rest in KEPT] if refused else []
+            result = shell(script, root, protect=protect, catalogue=refused)
+        assert (result.status != 0) == refused, (refused, result.output, result.notes)
+        assert (result.denials > 0) == refused
+
+
+def test_a_link_may_have_a_second_name_where_nothing_is_redirected() -> None:
+    with workspace() as root:
+        make_root(root)
+        protect = [(anchor.format(root=root), *rest) for anchor, *rest in KEPT]
+        script = """
+            set -e; mkdir evil b; ln -s ../evil b/other; ln -s evil s; ln -P s second; test -L second
+            mv b a; test -L a/other; mkdir a/conf; echo fine > a/conf/beside; mv a moved; mv moved a
+        """
+        result = shell(script, root, protect=protect)
+    assert result.status == 0, (result.output, result.notes)
