@@ -74,6 +74,11 @@ class Listener:
             self._placement = placement
         return True
 
+    @property
+    def placement(self) -> Placement | None:
+        """What ``synchronous`` was given, where it is of use."""
+        return self._placement
+
     def receive(self) -> tuple[int, ...] | None:
         """(id, pid, flags, nr, arch, instruction pointer, six arguments), or None where the caller died meanwhile."""
         self._buffer[:] = _EMPTY

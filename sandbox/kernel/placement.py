@@ -41,6 +41,14 @@ class Placement:
         except OSError:
             pass
 
+    @property
+    def chosen(self) -> tuple[int, int, bytes]:
+        """What the fast path needs for the same: a descriptor of ``/proc/loadavg`` (-1: leave it), how many CPUs there are for
+        this thread, and their mask."""
+        if not self.usable:
+            return -1, 1, b""
+        return self._load, int.from_bytes(self._all, "little").bit_count(), self._all
+
     def alone(self) -> bool:
         """Whether nothing but this thread is running, or wants to, on the whole machine (``proc_loadavg(5)``)."""
         return b" 1/" in posix.pread(self._load, 64, 0)

@@ -17,15 +17,13 @@ from remit.sandbox.kernel.call import (
     NR,
     Buffer,
     address,
-    call,
     check,
     failure,
-    function,
     has_libc,
     libc_call,
     long,
-    prepared,
 )
+from remit.sandbox.kernel.code import executable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,9 +46,6 @@ number, and ``exit_group(127)``; in the caller, what ``clone`` returned. ``numbe
 _STEP = Struct("=7q")
 _CLONE = 0x100 | 0x4000 | 0x01000000 | 17
 """CLONE_VM, CLONE_VFORK, CLONE_CHILD_SETTID, SIGCHLD: ``clone(2)``."""
-_PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
-_MAP_PRIVATE_ANONYMOUS = 0x22
-_PAGE = 4096
 _SIG_BLOCK, _SIG_SETMASK = 0, 2
 _MASK_SIZE = 8
 _LAST_SIGNAL = 64
@@ -106,7 +101,7 @@ def spawn(
     ``about_to`` is called when nothing but the call that makes the process is left.
     """
     if not _machine:
-        _machine.append(loaded())
+        _machine.append(executable(CODE.get(MACHINE, b"")))
     start = _machine[0]
     if start is None:
         how = (directory, descriptors, new_group, new_session, terminal, foreground)
@@ -174,20 +169,6 @@ def _before(
     step("chdir", address(directory))
     step("rt_sigprocmask", _SIG_SETMASK, address(_NONE), 0, _MASK_SIZE)
     return b"".join([_STEP.pack(*one) for one in steps])
-
-
-def loaded() -> Callable[[object, object, object, object], int] | None:
-    """The machine code, where it can be executed."""
-    code = CODE.get(MACHINE)
-    if code is None:
-        return None
-    try:
-        page = prepared(NR["mmap"], None, _PAGE, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE_ANONYMOUS, -1, long(0))
-        libc_call("memcpy", page, code, len(code))
-        call(NR["mprotect"], page, _PAGE, _PROT_READ | _PROT_EXEC)
-    except OSError:
-        return None
-    return function(page)
 
 
 def _vector(strings: list[bytes]) -> bytes:

@@ -15,6 +15,7 @@ from errno import ECHILD, ESRCH
 from fcntl import ioctl
 
 from remit.sandbox.kernel import process
+from remit.sandbox.kernel.fastpath import Others
 from remit.sandbox.kernel.placement import Placement
 from remit.sandbox.launch import limits, usage
 from remit.sandbox.mediate.broker import Broker, Source, brokers_reads
@@ -137,6 +138,7 @@ class Init:
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
         poll.register(children, select.POLLIN)
+        others = Others((self._control, self._wake_read, children))
         while True:
             ready = poll.poll(self._timeout())
             if not ready:
@@ -144,7 +146,7 @@ class Init:
             for descriptor, events in ready:
                 if descriptor == self._listener:
                     if events & select.POLLIN and self._broker is not None:
-                        self._broker.handle(self._source)
+                        self._broker.handle(self._source, others)
                     elif events & select.POLLHUP:
                         poll.unregister(descriptor)  # nobody is left under the filter
                 elif descriptor == children:

@@ -251,6 +251,7 @@ class Jail(Source):
         No process of the last call exists any more, so nobody is in this cell and under this filter but the next one. A
         private cell's own files do exist: it is not used again (``_serve`` ended with it).
         """
+        self.policy.broker.settle(self)  # what the last of them did is still this call's
         self.before_exec = self._executes
         self.denials = self.looked_for = 0
         self.masks = False
@@ -276,8 +277,7 @@ class Jail(Source):
                 ready = poll.poll(self._timeout(started, limit))
                 for descriptor, events in ready:
                     if descriptor == watched:
-                        with self.telling:
-                            pass
+                        self.policy.broker.settle(self)
                         return process.ended(self.pid)
                     if descriptor == self.woken:
                         self._heed()

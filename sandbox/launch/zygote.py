@@ -23,6 +23,7 @@ import time
 
 from remit.sandbox.events.action import DENIED
 from remit.sandbox.kernel import landlock, network, process, sockets
+from remit.sandbox.kernel.fastpath import Others
 from remit.sandbox.kernel.placement import Placement
 from remit.sandbox.kernel.spawn import reset_only
 from remit.sandbox.launch import envelope, usage
@@ -72,6 +73,8 @@ class Zygote:
         self._poll = select.poll()
         self._mail = sockets.Receiver(envelope.LIMIT, 2)
         self._handlers: dict[int, Callable[[int, int], None]] = {}
+        self._others: tuple[int, Others] | None = None
+        """What is watched besides one listener."""
         self._doors: set[int] = set()
         self._policies: dict[int, Policy] = {}
         self._jails: dict[int, Jail] = {}
@@ -275,10 +278,12 @@ class Zygote:
         process.leave(0)
 
     def _watch(self, descriptor: int, handler: Callable[[int, int], None]) -> None:
+        self._others = None
         self._handlers[descriptor] = handler
         self._poll.register(descriptor, select.POLLIN)
 
     def _forget(self, descriptor: int) -> None:
+        self._others = None
         if self._handlers.pop(descriptor, None) is not None:
             self._poll.unregister(descriptor)
         posix.close(descriptor)
@@ -477,10 +482,14 @@ class Zygote:
     def _from_filter(self, listener: int, events: int) -> None:
         jail = self._listeners[listener]
         if events & select.POLLIN:
-            jail.policy.broker.handle(jail)
+            if self._others is None or self._others[0] != listener:
+                rest = [descriptor for descriptor in self._handlers if descriptor != listener]
+                self._others = listener, Others(rest)
+            jail.policy.broker.handle(jail, self._others[1])
         elif events & select.POLLHUP:
             self._poll.unregister(listener)  # nobody is left under the filter; its thread says when it is done
             self._handlers.pop(listener)
+            self._others = None
 
     def _note(self, source: Source, *action: Any) -> None:
         """Actions go to the template by the dozen, when nothing happens for a moment, and before their call's end."""

@@ -28,12 +28,14 @@ from remit.sandbox.mediate.processes import Processes
 from remit.sandbox.mediate.programs import Programs
 from remit.sandbox.mediate.resolve import Foreign, Umasks
 from remit.sandbox.mediate.rules import Rules
+from remit.sandbox.mediate.shortcut import Shortcut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TypeAlias
 
+    from remit.sandbox.kernel.fastpath import Others
     from remit.sandbox.kernel.placement import Placement
 
     Note: TypeAlias = Callable[..., None]
@@ -153,6 +155,7 @@ class Broker:
         )
         self.calls.watches_reads = level == FULL
         self.calls.watches = level != OFF
+        self.shortcut = Shortcut(self.calls, self._observer)
         self._handlers: dict[int, tuple[Callable[..., int], bool]] = {}
         for kind in _KINDS:
             for number, handler in kind(self.calls).handlers().items():
@@ -178,18 +181,26 @@ class Broker:
         for number, handler in handlers.items():
             self._handlers[number] = (handler, True)
 
-    def handle(self, source: Source) -> None:
-        """Receive and answer one notification. Raises only when the listener itself is gone."""
+    def settle(self, source: Source) -> None:
+        """Wait until all that has been let go on is told, on any thread: the source's command has ended."""
+        with source.telling:
+            self.shortcut.settle()
+
+    def handle(self, source: Source, others: Others | None = None) -> None:
+        """Receive and answer one notification. With ``others``, what else this thread waits for, perhaps those that come soon
+        after it. Raises only when the listener itself is gone."""
         listener = source.listener
-        notification = listener.receive()
+        if self.shortcut.open and source.before_exec is None and not self.held:
+            notification = self.shortcut.receive(source, others)
+        else:
+            notification = listener.receive()
         if notification is None:
             return
         identifier, pid, _, nr, _, _, *arguments = notification
         source.handled += 1
         self._source, self._pid, self._nr, self._errno = source, pid, nr, 0
         calls = self.calls
-        calls.listener = listener
-        calls.masks = source.masks
+        calls.source = source
         calls.id = identifier
         calls.performing = False
         calls.touched.clear()
@@ -226,7 +237,8 @@ class Broker:
                 if calls.touched:
                     self._observer.done(source, pid, nr, calls.touched, self._errno, answer != PROCEED)
         finally:
-            source.masks = calls.masks
+            if calls.touched and source.before_exec is None:
+                self.shortcut.learn(source, nr)
             calls.view.end()
             if nr in self._execs:
                 self._observer.executes(pid)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, ClassVar, TypeAlias
 
-    from remit.sandbox.kernel.notify import Listener
+    from remit.sandbox.mediate.broker import Source
 
     Denial: TypeAlias = Callable[[str, bytes, str, int], OSError]
 
@@ -58,13 +58,11 @@ class Calls:
         answering: Callable[[int], object],
         umasks: Umasks,
     ) -> None:
-        self.listener: Listener
-        """Where the call being handled came from: set for each."""
+        self.source: Source
+        """Whose the call being handled is: set for each."""
         self.rules = rules
         self.view = View()
         self.umasks = umasks
-        self.masks = False
-        """Somebody under that listener has called umask(2): set for each, too."""
         self.id = 0
         self.performing = False
         """Resolved and decided: from here on, an error is the call's own result."""
@@ -76,6 +74,8 @@ class Calls:
         """It hears of opens for reading, too."""
         self.later: tuple[Callable[..., None], tuple[Any, ...]] | None = None
         """What the record wants to know of a call that was let go on: a function and its arguments, for after the answer."""
+        self.named: Callable[[bytes], None] = lambda _: None
+        """Hears of a path that a call names, and that ``touched`` does not have."""
         self.denied = denied
         self.outside = outside
         self.answering = answering
@@ -93,7 +93,7 @@ class Calls:
 
     def assume_umask(self) -> None:
         """For what is about to be made in the caller's place."""
-        self.umasks.assume(self.view.pid, as_started=not self.masks)
+        self.umasks.assume(self.view.pid, as_started=not self.source.masks)
 
     def look(self) -> None:
         """Do what was put off until the call was answered: its caller does not wait for this."""

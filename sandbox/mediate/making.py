@@ -122,6 +122,7 @@ class Making(Handlers):
         source, origin = self._calls.object_fast(from_, source_path) or self._view.object(
             from_, source_path, follow=bool(flags & AT_SYMLINK_FOLLOW), empty=bool(flags & AT_EMPTY_PATH)
         )
+        self._calls.named(origin)
         self._calls.refuse_beyond(origin, WRITE)
         self._calls.check(origin, WRITE)
         self._calls.creation(directory, place, name)

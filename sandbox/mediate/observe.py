@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from remit.sandbox.kernel.fastpath import FastPath
     from remit.sandbox.mediate.broker import Source
     from remit.sandbox.mediate.inside import Recent
     from remit.sandbox.mediate.resolve import View
@@ -101,6 +102,8 @@ class Observer:
         self._caller: bytes | None = b""
         self._unheard = False
         self._refused = (0, b"")
+        self.known: FastPath | None = None
+        """Who hears of which callers are known."""
         self._paths = {NR[call]: paths for call, paths in _PATHS.items() if call in NR}
 
     # --- the authority
@@ -162,6 +165,17 @@ class Observer:
             else:
                 self._tell(source, pid, nr, path, right, ALLOWED, EXERCISED if performed else ATTEMPTED, "", 0, rule)
 
+    def performed(
+        self, source: Source, when: float, pid: int, nr: int, touched: list[tuple[bytes, str]], errno: int
+    ) -> None:
+        """As ``done``, of a call that the fast path performed, at ``when``, for a caller that is known. On any thread: on one
+        that is confined itself, a look into /proc would have to be answered by the one that may be waiting for it."""
+        exe, start = self._programs.get(pid, b""), self._starts.get(pid, 0)
+        for path, right in touched:
+            allowed, rule, _ = self.verdict(path, right)
+            verdict, certainty = (MOOT, ATTEMPTED) if errno or not allowed else (ALLOWED, EXERCISED)
+            self._note(source, when, pid, start, exe, nr, path, right, verdict, certainty, "", errno, rule)
+
     def proceeding(
         self, source: Source, pid: int, nr: int, path: bytes, right: str, *, allowed: bool, layer: str, rule: str
     ) -> None:
@@ -208,6 +222,8 @@ class Observer:
         start = self._starts.get(pid)
         if start is None:
             start = self._starts[pid] = _started(pid)
+        if self.known is not None:
+            self.known.know(pid)
         if verdict == DENIED:
             self._refused = pid, path
             _remember(source.recent, (path, right, rule, exe))
@@ -219,7 +235,7 @@ class Observer:
         """A caller. ``starting``: the command does not run yet, so that it may be a thread of this process."""
         if self.level == OFF:
             return
-        self._forget_old()
+        self.forget_old()
         self._unheard = starting and process.own_thread(pid)
         self._caller = self._programs.get(pid)
 
@@ -237,21 +253,35 @@ class Observer:
     def meet_newcomer(self, pid: int) -> None:
         """The same of a command's first process, which is about to execute the command: it is still Remit's own program, and
         nobody reaps it before its source's ``meeting`` is free."""
-        self._forget_old()
+        self.forget_old()
         self._caller = b""
         self._unheard = False
         self._starts.pop(pid, None)
 
-    def _forget_old(self) -> None:
+    def forget_old(self) -> None:
+        """A second is over, or too many are remembered."""
         now = monotonic()
         if now - self._since > _FOREVER or max(len(self._programs), len(self._starts)) > _CACHED_AT_MOST:
-            self._programs.clear()
-            self._starts.clear()
+            self.forget()
             self._since = now
+
+    def forget(self) -> None:
+        """Know nobody."""
+        self._programs.clear()
+        self._starts.clear()
+        if self.known is not None:
+            self.known.forget_all()
+
+    def introduce(self, pid: int, program: bytes, start: int) -> None:
+        """Of a caller that the fast path has met: its program, and when it started. On any thread."""
+        self._programs[pid] = program
+        self._starts[pid] = start
 
     def executes(self, pid: int) -> None:
         """``pid`` is about to become another program."""
         self._programs.pop(pid, None)
+        if self.known is not None:
+            self.known.forget(pid)
 
     def names(self, nr: int, arguments: list[int], view: View) -> list[tuple[bytes, str]]:
         """What a call names, by its spelling only: for calls that were refused unseen, or whose names lead nowhere."""

@@ -54,7 +54,8 @@ _LINKS_AT_MOST = 40
 _S_IFMT, _S_IFDIR, _S_IFIFO = 0o170000, 0o040000, 0o010000
 _HOW_SIZE, _PAGE = 24, 4096
 _SIGXFSZ, _RLIMIT_FSIZE = 25, 1
-_DEVICES = frozenset([b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/tty", b"/dev/random", b"/dev/urandom"])
+DEVICES = frozenset([b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/tty", b"/dev/random", b"/dev/urandom"])
+"""What anybody may open, by the kernel alone: nobody is told."""
 
 
 class Opening(Handlers):
@@ -107,7 +108,7 @@ class Opening(Handlers):
             return self._open_constrained(descriptor, path, flags, mode, resolve)
         full = self._view.lexical(descriptor, path)
         if full is not None:
-            if full in _DEVICES:
+            if full in DEVICES:
                 return PROCEED
             answer = self._open_fast(full, flags, mode)
             if answer is not None:
@@ -204,7 +205,9 @@ class Opening(Handlers):
             # From a directory of this process's mounts, "../../proc" would lead to the session's.
             descriptor = self._view.directory_there(descriptor)
         self._calls.answering(self._view.pid)
-        self._calls.listener.give(self._calls.id, descriptor, cloexec=bool(flags & O_CLOEXEC), pid=self._view.pid)
+        self._calls.source.listener.give(
+            self._calls.id, descriptor, cloexec=bool(flags & O_CLOEXEC), pid=self._view.pid
+        )
         return ANSWERED
 
     def _waits(self, directory: int, name: bytes, flags: int, resolve: int) -> bool:
@@ -218,7 +221,7 @@ class Opening(Handlers):
         return True
 
     def _in_background(self, entry: int, flags: int) -> None:
-        arguments = self._calls.listener, self._calls.id, self._view.pid, posix.dup(entry), flags
+        arguments = self._calls.source.listener, self._calls.id, self._view.pid, posix.dup(entry), flags
         _thread.start_new_thread(fifo.wait, arguments)
 
     def _open_slowly(self, descriptor: int, path: bytes, flags: int, mode: int) -> int:

@@ -23,7 +23,7 @@ class Processes(Handlers):
     def umask(self, value: int, *_: int) -> int:
         """``umask(2)``."""
         self._calls.umasks.changed(self._view.pid, value)
-        self._calls.masks = True
+        self._calls.source.masks = True
         return PROCEED
 
     def kill(self, pid: int, number: int, *_: int) -> int:

@@ -318,7 +318,7 @@ class Umasks:
     on what the rare processes that share an ``fs_struct`` without being threads can see.
     """
 
-    __slots__ = ("_by_group", "_by_thread", "_clock", "_current", "_since", "_started")
+    __slots__ = ("_by_group", "_by_thread", "_clock", "_current", "_since", "_started", "changes")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._by_thread: dict[int, list[int]] = {}
@@ -326,13 +326,20 @@ class Umasks:
         self._clock = clock
         self._since = 0.0
         self._started = self._current = -1
+        self.changes = 0
+        """Counts what makes ``holds`` say something else."""
 
-    def _record(self, pid: int) -> list[int]:
+    def expire(self) -> None:
+        """Forget, where it is time."""
         now = self._clock()
         if now - self._since > 1.0:
             self._by_thread.clear()
             self._by_group.clear()
             self._since = now
+            self.changes += 1
+
+    def _record(self, pid: int) -> list[int]:
+        self.expire()
         record = self._by_thread.get(pid)
         if record is None:
             status = status_of(pid)
@@ -347,10 +354,21 @@ class Umasks:
         """``pid`` calls umask(2)."""
         record = self._record(pid)
         record[0] = value & 0o777
+        self.changes += 1
         kept = [(group, its) for group, its in self._by_group.items() if its is record]
         self._by_thread.clear()
         self._by_group.clear()
         self._by_group.update(kept)
+
+    @property
+    def as_started(self) -> bool:
+        """This process's umask is the one that commands are started with."""
+        return self._started == self._current >= 0
+
+    def holds(self, pid: int) -> bool:
+        """This process's umask is the caller's, as far as is remembered."""
+        record = self._by_thread.get(pid)
+        return record is not None and record[0] == self._current
 
     def assume(self, pid: int, *, as_started: bool) -> None:
         """Make the caller's umask this process's own. ``as_started``: it is the one that its command was started with."""
@@ -361,3 +379,4 @@ class Umasks:
         if value != self._current:
             posix.umask(value)
             self._current = value
+            self.changes += 1

@@ -121,6 +121,16 @@ class Rules:
                 return text
         return ""
 
+    def ordinary(self, directory: bytes) -> bool:
+        """In ``directory`` no rule refuses to make, write or remove what has none of the names of ``endings``: a rule of such a
+        path would have to be one of the directory, or end in the name."""
+        return not self.decide(directory, WRITE)
+
+    def endings(self) -> set[bytes]:
+        """The names that the rules end in, and those that mean something to a repository."""
+        ends = {literal.rpartition(b"/")[2] for literal in self._prefixes}
+        return ends.union([names[-1] for _, _, names, _, _ in self._deep], self.special)
+
     def _refuses(self, kind: int, right: str, path: bytes) -> bool:
         if kind == DENY:
             return True

@@ -54,6 +54,8 @@ class Result:
     output: str
     denials: int
     notes: list[str] = field(default_factory=list[str])
+    answered: int = 0
+    """Calls that the fast path answered."""
 
 
 @cache
@@ -143,8 +145,8 @@ def run(
     output, mark, tail = text.rpartition("\x1e")
     if not mark:
         raise AssertionError(f"the session failed: {text[-2000:]}")
-    denials, *notes = tail.split("\n")
-    return Result(os.waitstatus_to_exitcode(status), output, int(denials), notes)
+    denials, answered, *notes = tail.split("\n")
+    return Result(os.waitstatus_to_exitcode(status), output, int(denials), notes, int(answered))
 
 
 def _session(setup: Setup, out: int) -> NoReturn:
@@ -218,7 +220,12 @@ def _session(setup: Setup, out: int) -> NoReturn:
             ended[pid] = os.waitstatus_to_exitcode(code)
         # The command may have ended before its thread could say which pid it has.
         status = ended.get(state.get("pid", -1))
-    os.write(out, ("\x1e" + "\n".join([str(source.denials), *notes[:200]])).encode())
+    os.write(
+        out,
+        (
+            "\x1e" + "\n".join([str(source.denials), str(broker.shortcut.answered if broker else 0), *notes[:200]])
+        ).encode(),
+    )
     os._exit(status if status >= 0 else 128 - status)
 
 

@@ -1,5 +1,5 @@
 /* An attacker flips a path, or what it leads to, while calls on it are decided. Counts how often the protected name
- * .git/hooks/pre-commit came into being. Usage: mediation_race MODE TRIES */
+ * .git/hooks/pre-commit came into being. Usage: mediation_race MODE TRIES [INNOCENT PROTECTED], the files' names. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/openat2.h>
@@ -11,8 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define GOOD "ok/dir/xxx/pre-commit"
-#define EVIL ".git/hooks/pre-commit"
+static char GOOD[64] = "ok/dir/xxx/pre-commit", EVIL[64] = ".git/hooks/pre-commit";
 static volatile char flipped[64];
 static volatile int stop;
 
@@ -57,6 +56,7 @@ int main(int argc, char **argv) {
 	struct stat st;
 	pthread_t thread;
 	getcwd(top, sizeof top);
+	if (argc > 4) { strcpy(GOOD, argv[3]); strcpy(EVIL, argv[4]); }
 	mkdir("ok", 0755); mkdir("ok/dir", 0755); mkdir("ok/dir/xxx", 0755);
 	int parents = !strcmp(mode, "parents");
 	if (parents) { mkdir("x", 0755); mkdir("x/hooks", 0755); mkdir("y", 0755); mkdir("y/hooks", 0755); }

@@ -13,6 +13,7 @@ import pytest
 
 from remit.sandbox.kernel import call, files, memory
 from remit.sandbox.kernel import spawn as spawning
+from remit.sandbox.kernel.code import executable
 from remit.sandbox.kernel.spawn import spawn
 
 
@@ -71,7 +72,7 @@ def test_openat2_refuses_links_on_request(tmp_path: os.PathLike[str]) -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to start a program."""
     if request.param == "our own":
-        assert spawning.loaded() is not None
+        assert executable(spawning.CODE.get(call.MACHINE, b"")) is not None
     else:
         monkeypatch.setattr(spawning, "_machine", [None])
     return str(request.param)

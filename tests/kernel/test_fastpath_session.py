@@ -1,0 +1,104 @@
+"""What the fast path answers in a session is recorded like everything else, and made like everything else."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tests.kernel.run_harness import PYTHON, World
+from tests.kernel.session_harness import opened, python
+from tests.kernel.test_run_audit import events
+
+pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
+
+WORK = """
+import os
+os.mkdir("d")
+for i in range(100):
+    open(f"d/{i}", "w").close()
+    os.rename(f"d/{i}", f"d/to-{i}")
+    os.unlink(f"d/to-{i}")
+    if i % 10 == 9:
+        try:
+            open("kept", "w")
+        except PermissionError:
+            pass
+        try:
+            os.rmdir("d/none")
+        except FileNotFoundError:
+            pass
+open("last", "w").close()
+"""
+
+
+def expected(workspace: str) -> list[tuple[str, str, str]]:
+    found = [("write", f"{workspace}/d", "allowed")]
+    for i in range(100):
+        found += [
+            ("write", f"{workspace}/d/{i}", "allowed"),
+            ("remove", f"{workspace}/d/{i}", "allowed"),
+            ("write", f"{workspace}/d/to-{i}", "allowed"),
+            ("remove", f"{workspace}/d/to-{i}", "allowed"),
+        ]
+        if i % 10 == 9:
+            found += [("write", f"{workspace}/kept", "denied"), ("remove", f"{workspace}/d/none", "moot")]
+    return [*found, ("write", f"{workspace}/last", "allowed")]
+
+
+def check(lines: list[dict[str, Any]], workspace: str) -> None:
+    changes = [line for line in lines if line["right"] in ("write", "remove")]
+    assert [(line["right"], line["object"], line["verdict"]) for line in changes] == expected(workspace)
+    assert {line["certainty"] for line in changes if line["verdict"] == "allowed"} == {"exercised"}
+    assert len({(line["pid"], line["exe"]) for line in changes}) == 1
+    assert changes[0]["exe"].rpartition("/")[2].startswith("python3")
+    # Each batch is brought to the wall clock's time by itself, which moves it by less than a microsecond.
+    times = [line["time"] for line in changes]
+    assert all(later - earlier > -1e-5 for earlier, later in pairwise(times))
+
+
+def test_every_call_of_a_run_is_recorded_once_and_in_order(world: World) -> None:
+    (world.workspace / "kept").write_text("")
+    done = world.run(PYTHON, "-I", "-S", "-c", WORK, options=["--protect", "kept"])
+    assert done.status == 0, done
+    check(events(world), str(world.workspace))
+
+
+def test_every_call_of_a_sessions_call_is_recorded_once_and_in_order(world: World) -> None:
+    (world.workspace / "kept").write_text("")
+    with opened(world, protect=[str(world.workspace / "kept")]) as session:
+        for _ in range(2):
+            result = session.run([PYTHON, "-I", "-S", "-c", WORK])
+            assert result.returncode == 0, result
+            # All of it is known when the call is over: nothing waits to be told.
+            assert [denial.object for denial in result.denials] == [str(world.workspace / "kept")] * 10
+            (world.workspace / "d").rmdir()
+    lines = events(world)
+    calls = sorted({line["call"] for line in lines}, key=[line["call"] for line in lines].index)
+    assert len(calls) == 2
+    for call in calls:
+        check([line for line in lines if line["call"] == call], str(world.workspace))
+
+
+UMASKS = """
+import os
+os.mkdir("d")
+for i in range(40):
+    mask = (0o022, 0o077, 0)[i % 3]
+    os.umask(mask)
+    for k in range(5):
+        os.close(os.open(f"d/{i}-{k}", os.O_WRONLY | os.O_CREAT, 0o666))
+        os.mkdir(f"d/{i}-{k}-d")
+for name in os.listdir("d"):
+    mask = (0o022, 0o077, 0)[int(name.split("-")[0]) % 3]
+    wanted = (0o777 if name.endswith("d") else 0o666) & ~mask
+    assert os.stat(f"d/{name}").st_mode & 0o7777 == wanted, name
+"""
+
+
+def test_what_is_made_has_the_umask_of_its_maker(world: World) -> None:
+    with opened(world) as session:
+        result = session.run(python(UMASKS))
+        assert result.returncode == 0, result
+    assert len(list((world.workspace / "d").iterdir())) == 400
