@@ -127,11 +127,11 @@ class Making(Handlers):
         self._calls.check(origin, WRITE)
         self._calls.creation(directory, place, name)
         target = name + b"/" if slash else name
-        is_link = not unnamed and posix.fstat(source).st_mode & _S_IFMT == _S_IFLNK
+        is_link = posix.fstat(source).st_mode & _S_IFMT == _S_IFLNK
         if is_link:
             self._refuse_redirecting(directory, place, name, posix.readlink(b"", dir_fd=source))
         self._calls.performing = True
-        if is_link:
+        if is_link and not unnamed:
             # /proc/self/fd would follow it. Its name cannot change between here and there: see above.
             above, last = origin[: origin.rindex(b"/")], origin[origin.rindex(b"/") + 1 :]
             linkat(self._calls.parent_of(above), last, directory, target, 0)

@@ -464,6 +464,28 @@ def test_no_second_name_of_a_link_and_no_moved_directory_redirects_a_rule(attack
         assert (result.denials > 0) == refused
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_no_second_name_of_a_link_by_any_form_of_the_call(refused: bool) -> None:
+    script = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+os.mkdir('evil'); os.symlink('evil', 's')
+fd = os.open('s', os.O_PATH | os.O_NOFOLLOW)
+forms = [(-100, b's', 0), (-100, b'/proc/self/fd/%d' % fd, 0x400), (fd, b'', 0x1000)]
+for number, (at, path, flags) in enumerate(forms):
+    for name in ('.vscode', 'other'):
+        result = libc.linkat(at, path, -100, name.encode(), flags)
+        print(number, name, ctypes.get_errno() if result else 0, os.path.islink(name))
+        if not result:
+            os.unlink(name)
+"""
+    with workspace() as root:
+        result = run(["/usr/bin/python3", "-c", script], make_root(root), catalogue=refused)
+    vscode = "13 False" if refused else "0 True"
+    expected = [line for n in range(3) for line in (f"{n} .vscode {vscode}", f"{n} other 0 True")]
+    assert result.output.splitlines() == expected
+
+
 def test_a_link_may_have_a_second_name_where_nothing_is_redirected() -> None:
     with workspace() as root:
         make_root(root)
