@@ -70,7 +70,8 @@ struct descriptor { int number; short events, revents; };
 
 /* x86-64 */
 enum {
-	NR_read = 0, NR_close = 3, NR_poll = 7, NR_ioctl = 16, NR_pread64 = 17, NR_fcntl = 72, NR_sched_setaffinity = 203, NR_sched_getaffinity = 204, NR_clock_gettime = 228,
+	NR_read = 0, NR_close = 3, NR_poll = 7, NR_ioctl = 16, NR_pread64 = 17, NR_fcntl = 72,
+	NR_sched_setaffinity = 203, NR_sched_getaffinity = 204, NR_clock_gettime = 228,
 	NR_mkdirat = 258, NR_newfstatat = 262, NR_unlinkat = 263, NR_linkat = 265, NR_readlinkat = 267, NR_getcpu = 309,
 	NR_process_vm_readv = 310, NR_renameat2 = 316, NR_openat2 = 437,
 	NR_open = 2, NR_creat = 85, NR_openat = 257, NR_mkdir = 83, NR_rmdir = 84, NR_unlink = 87, NR_link = 86, NR_rename = 82,

@@ -4,7 +4,7 @@ A mediated call costs the interpreter a thousand lines of C and as many objects,
 since the last one: 65 µs for each of a package manager's calls, of which the kernel needs 16. What is decided does not change
 from call to call: in most directories no rule refuses an ordinary name. So the mediator decides on *directories*, once, and
 what is made, opened for writing, linked, renamed or removed below them by ordinary names is then answered by ``fastpath.c``,
-which compares, and makes the same system calls in the same order. Everything else comes back as it was received.
+which compares, and makes the system calls. Everything else comes back as it was received.
 
 Here are only its tables. What may be in them is the mediator's to say (``mediate.shortcut``).
 """
@@ -16,6 +16,7 @@ from errno import EINTR, ENOENT
 
 from remit.sandbox.kernel.call import MACHINE, Buffer, failure, long
 from remit.sandbox.kernel.code import executable
+from remit.sandbox.kernel.notify import NOTIFICATION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,7 +119,6 @@ CODE = {
 """``fastpath.c`` by machine: ``long step(struct context *, long listener, long, long)``, LEFT, DONE or a negative errno."""
 
 LEFT, DONE = 0, 1
-_NOTIFICATION = Struct("=QIIiIQ6Q")
 _CONFIGURATION = Struct("=QQqQQQQQQQQQQQQ")
 _DIRECTORY = Struct("=QIII4x232s")
 _EVENT = Struct("=qIIqQQQQ512s512s512s")
@@ -286,15 +286,16 @@ class FastPath:
 
     def notification(self) -> tuple[int, ...]:
         """As ``Listener.receive``."""
-        return _NOTIFICATION.unpack_from(self._context.view)
+        return NOTIFICATION.unpack_from(self._context.view)
 
     def events(self) -> Iterator[tuple[float, int, int, int, tuple[bytes, ...], bytes, int]]:
         """What was answered and not read yet: (seconds by ``time.monotonic``, the thread's pid, the call's number, the errno that
         it got or 0, the canonical paths that it named, of a link the new one first, and of a caller that was not known: its
         program and its start in clock ticks since boot (``proc_pid_stat(5)``), else b"" and 0).
 
-        While ``step`` runs, another thread may read what it has done so far; two may
-        not at the same time, and all has to be read before the next step."""
+        While ``step`` runs, another thread may read what it has done so far; two may not at the same time, and all has to be
+        read before the next step.
+        """
         while self._read != int.from_bytes(self._context.view[_PUBLISHED_AT : _PUBLISHED_AT + _WORD], "little"):
             when, pid, nr, errno, first, second, start, size, one, other, program = _EVENT.unpack_from(
                 self._events.view, self._read % _EVENTS * _EVENT.size

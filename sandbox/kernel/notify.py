@@ -27,11 +27,12 @@ _ADDFD = 0x40182103
 _SET_FLAGS = 0x40082104
 _SYNC_WAKE_UP = 1
 
-_NOTIFICATION = Struct("=QIIiIQ6Q")
+NOTIFICATION = Struct("=QIIiIQ6Q")
+"""``struct seccomp_notif``."""
 _RESPONSE = Struct("=QqiI")
 _ADD = Struct("=QIIII")
 _ID = Struct("=Q")
-_EMPTY = bytes(_NOTIFICATION.size)
+_EMPTY = bytes(NOTIFICATION.size)
 
 
 def load_filter(program: bytes, *, listener: bool = False) -> int:
@@ -58,7 +59,7 @@ class Listener:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._buffer = bytearray(_NOTIFICATION.size)
+        self._buffer = bytearray(NOTIFICATION.size)
         self._placement: Placement | None = None
 
     def synchronous(self, placement: Placement | None = None) -> bool:
@@ -88,7 +89,7 @@ class Listener:
             if error.errno in (ENOENT, EINTR):
                 return None
             raise
-        return _NOTIFICATION.unpack_from(self._buffer)
+        return NOTIFICATION.unpack_from(self._buffer)
 
     def reply(self, identifier: int, value: int = 0, error: int = 0) -> None:
         """The call returns ``value``, or fails with ``error`` (a positive errno). A caller that died is no error."""

@@ -78,6 +78,7 @@ class Init:
         # The command's process exists and has not run an instruction of its own program yet. More than one is tried
         # where the program is a script that only a shell takes.
         self._source = Source(before_exec=self._apply_limits)
+        self._others: Others | None = None
         # Before the command's thread exists: a SIGCHLD that any thread does not block is lost to the descriptor.
         process.block_signals((SIGCHLD,))
         self._children = process.signalfd((SIGCHLD,))
@@ -138,7 +139,6 @@ class Init:
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
         poll.register(children, select.POLLIN)
-        others = Others((self._control, self._wake_read, children))
         while True:
             ready = poll.poll(self._timeout())
             if not ready:
@@ -146,7 +146,7 @@ class Init:
             for descriptor, events in ready:
                 if descriptor == self._listener:
                     if events & select.POLLIN and self._broker is not None:
-                        self._broker.handle(self._source, others)
+                        self._broker.handle(self._source, self._beside)
                     elif events & select.POLLHUP:
                         poll.unregister(descriptor)  # nobody is left under the filter
                 elif descriptor == children:
@@ -163,6 +163,12 @@ class Init:
                 self._next_look = time.monotonic() + _WATCH_MS / 1000
                 if usage.memory_exceeds(self._memory_limit):
                     self._end(None, "memory")
+
+    def _beside(self) -> Others:
+        """What the loop waits for besides the listener: most commands end before that is asked for."""
+        if self._others is None:
+            self._others = Others((self._control, self._wake_read, self._children))
+        return self._others
 
     def _timeout(self) -> int | None:
         if self._noted:

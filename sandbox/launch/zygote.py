@@ -482,14 +482,17 @@ class Zygote:
     def _from_filter(self, listener: int, events: int) -> None:
         jail = self._listeners[listener]
         if events & select.POLLIN:
-            if self._others is None or self._others[0] != listener:
-                rest = [descriptor for descriptor in self._handlers if descriptor != listener]
-                self._others = listener, Others(rest)
-            jail.policy.broker.handle(jail, self._others[1])
+            # Made only where it is wanted: every call changes what is watched, and waits here for its exec.
+            jail.policy.broker.handle(jail, lambda: self._beside(listener))
         elif events & select.POLLHUP:
             self._poll.unregister(listener)  # nobody is left under the filter; its thread says when it is done
             self._handlers.pop(listener)
             self._others = None
+
+    def _beside(self, listener: int) -> Others:
+        if self._others is None or self._others[0] != listener:
+            self._others = listener, Others([descriptor for descriptor in self._handlers if descriptor != listener])
+        return self._others[1]
 
     def _note(self, source: Source, *action: Any) -> None:
         """Actions go to the template by the dozen, when nothing happens for a moment, and before their call's end."""

@@ -186,9 +186,9 @@ class Broker:
         with source.telling:
             self.shortcut.settle()
 
-    def handle(self, source: Source, others: Others | None = None) -> None:
-        """Receive and answer one notification. With ``others``, what else this thread waits for, perhaps those that come soon
-        after it. Raises only when the listener itself is gone."""
+    def handle(self, source: Source, others: Callable[[], Others] | None = None) -> None:
+        """Receive and answer one notification. With ``others``, which makes what else this thread waits for, perhaps those that
+        come soon after it. Raises only when the listener itself is gone."""
         listener = source.listener
         if self.shortcut.open and source.before_exec is None and not self.held:
             notification = self.shortcut.receive(source, others)

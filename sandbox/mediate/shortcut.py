@@ -19,6 +19,8 @@ from remit.sandbox.mediate.rules import REMOVE, WRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from remit.sandbox.kernel.fastpath import Others
     from remit.sandbox.mediate.broker import Source
     from remit.sandbox.mediate.calls import Calls
@@ -67,7 +69,7 @@ class Shortcut:
         """There is a fast path."""
         return self._fast is not None
 
-    def receive(self, source: Source, others: Others | None) -> tuple[int, ...] | None:
+    def receive(self, source: Source, others: Callable[[], Others] | None) -> tuple[int, ...] | None:
         """Receive a notification of the source's, answer it and those that come soon after it, and tell of them. The one that
         is not to be answered here; None where nothing is left to do. Raises OSError when the listener is gone."""
         fast, observer, calls = self._fast, self._observer, self._calls
@@ -76,7 +78,8 @@ class Shortcut:
         if source.masks:
             self._look_at_umasks(fast)
         self._source = source
-        result = fast.step(source.listener.fd, others, as_started=calls.umasks.as_started and not source.masks)
+        beside = others() if others is not None else None
+        result = fast.step(source.listener.fd, beside, as_started=calls.umasks.as_started and not source.masks)
         self.settle()
         return fast.notification() if result == LEFT else None
 
