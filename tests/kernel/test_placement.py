@@ -35,6 +35,14 @@ print(json.dumps(sorted(seen, key=str)))
 """
 
 
+@pytest.fixture(autouse=True)
+def own_cpus() -> Generator[None, None, None]:
+    """What fails here may not hold the tests after it to one CPU."""
+    everywhere = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, everywhere)
+
+
 @contextmanager
 def waiting() -> Generator[int, None, None]:
     """The kernel's number of a thread that does nothing meanwhile."""
@@ -84,15 +92,16 @@ def test_a_thread_whose_cpus_were_chosen_keeps_them() -> None:
         assert os.sched_getaffinity(0) == everywhere
 
 
-def test_a_thread_that_is_gone_changes_nothing() -> None:
+def test_a_caller_that_is_gone_changes_nothing() -> None:
+    """A process: a thread that was joined is the interpreter's no more, and the kernel's for a little longer."""
     everywhere = os.sched_getaffinity(0)
-    with waiting() as thread:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         placement = Placement()
-        assert placement.together(thread)
-    placement.apart(thread)
+        assert placement.together(process.pid)
+    placement.apart(process.pid)
     assert os.sched_getaffinity(0) == everywhere
 
-    assert not placement.together(thread)
+    assert not placement.together(process.pid)
 
     assert os.sched_getaffinity(0) == everywhere
 
