@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -132,7 +133,10 @@ def interleave(
     after: Callable[[str], None] | None = None,
     tell: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, list[T]], dict[str, str]]:
-    """Run each variant once in each of ``rounds``, in an order that rotates, after one round that does not count.
+    """Run each variant once in each of ``rounds``, in an order drawn for each, after one round that does not count.
+
+    Drawn and not rotated: a variant leaves work behind (a namespace to be taken down, a cache full of its own), which would
+    then always be the same other one's to wait for. The order is the same in every run.
 
     ``every`` lets a variant take part in every so many rounds only. ``after`` is told the name of what has just run (its
     output can be read then), in rounds that count; ``tell`` each round's number before it. Returns the samples, and why
@@ -140,12 +144,13 @@ def interleave(
     """
     samples: dict[str, list[T]] = {name: [] for name in variants}
     failed: dict[str, str] = {}
+    order = random.Random(0)
     for turn in range(-1, rounds):
         if tell is not None:
             tell(turn + 1)
         names = [name for name in samples if turn <= 0 or turn % (every or {}).get(name, 1) == 0]
-        first = max(turn, 0) % len(names)
-        for name in names[first:] + names[:first]:
+        order.shuffle(names)
+        for name in names:
             try:
                 sample = variants[name]()
                 if turn >= 0:

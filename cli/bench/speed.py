@@ -41,10 +41,10 @@ _FULL = 20
 
 _HELP = """Measure what confinement costs here, beside the same bare and in other sandboxes.
 
-    Every row's variants run interleaved, in an order that rotates. Other sandboxes are measured where they are installed,
-    without a network; what cannot be measured is listed, with the reason. Prints tables, unless another output is asked
-    for. Takes some minutes; the machine should be idle.
-    """
+    Every row's variants run interleaved, in an order drawn for each round. Other sandboxes are measured where they are
+    installed, without a network; what cannot be measured is listed, with the reason. Prints tables, unless another output is
+    asked for. Takes some minutes; the machine should be idle.
+"""
 
 
 @click.command("speed", help=_HELP, context_settings={"help_option_names": list(HELP_NAMES)})
