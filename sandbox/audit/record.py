@@ -119,6 +119,25 @@ class Record:
         """Append one line, with the next sequence number of the session and the time (Unix seconds). Returns the line."""
         return self._append([dumps({"time": time.time(), **fields})])
 
+    def whole(
+        self,
+        begun: dict[str, object] | None,
+        actions: Iterable[tuple[str, str, tuple[Any, ...]]],
+        ended: dict[str, object],
+    ) -> None:
+        """A call at once: that it began (if that is not said yet), actions (each with its call and grant), and its end.
+        Where it raises OSError, nothing of it is there."""
+        self._clock = time.time() - time.monotonic()
+        denials = 0
+        texts = [] if begun is None else [dumps(begun)]
+        for call, grant, action in actions:
+            text, denied = self._action(action, call, grant or self.identifier)
+            texts.append(text)
+            denials += denied
+        texts.append(dumps({"time": time.time(), **ended}))
+        self._append(texts)
+        self.denials += denials
+
     def lines(self, texts: list[str]) -> None:
         """Append lines that are JSON objects already, each with its time."""
         self._append(texts)

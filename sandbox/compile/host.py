@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from remit.sandbox.compile import landlock
 from remit.sandbox.compile.lowering import Layers, Report
-from remit.sandbox.compile.seccomp import AUDIT_ARCH
 from remit.sandbox.kernel.facts import HostFacts
+from remit.sandbox.kernel.numbers import AUDIT_ARCH
 
 
 def layers(facts: HostFacts, degrade: Collection[str], says: Report) -> Layers:

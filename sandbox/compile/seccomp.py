@@ -19,9 +19,7 @@ from functools import lru_cache
 from typing import Protocol, cast
 
 from remit.sandbox.compile.syscalls import ENOSYS, NUMBERS, Action, Compare, Condition, Row, rows
-
-AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""``AUDIT_ARCH_*`` of the machines that Remit knows (``linux/audit.h``)."""
+from remit.sandbox.kernel.numbers import AUDIT_ARCH
 
 RET_ALLOW, RET_ERRNO, RET_NOTIFY = 0x7FFF0000, 0x00050000, 0x7FC00000
 _MASKED_EQ = 7

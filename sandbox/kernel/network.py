@@ -17,6 +17,7 @@ _LISTEN = b"0A"
 """TCP_LISTEN of ``net/tcp_states.h``, as ``/proc/net/tcp`` spells it."""
 _MAXIMUM = 1 << 20
 _BY_FAMILY, _TCP, _UDP, _LISTENING = 20, 6, 17, 1 << 10
+_KEPT_AT_MOST = 64
 _NO_COOKIE = b"\xff" * 8
 _LOOPBACK = ((sockets.AF_INET, b"\x7f\0\0\1"), (sockets.AF_INET6, bytes(15) + b"\1"))
 
@@ -28,13 +29,14 @@ class Listeners:
     ``descriptor``: a socket of ``sockets.netlink_socket(SOCK_DIAG)`` that was made in that namespace; without one, this thread's.
     """
 
-    __slots__ = ("_connected", "_descriptor", "_known", "_own")
+    __slots__ = ("_connected", "_descriptor", "_known", "_own", "_requests")
 
     def __init__(self, descriptor: int = -1) -> None:
         self._descriptor = descriptor
         self._own = descriptor < 0
         self._connected = False
         self._known = False
+        self._requests: dict[tuple[bytes, int, int], bytes] = {}
 
     def hear(self, host: bytes, port: int) -> bool:
         """Whether a TCP socket listens there, or a UDP socket is bound there, to ``host`` (4 or 16 bytes) or to any address.
@@ -56,9 +58,14 @@ class Listeners:
             self._descriptor = -1
 
     def _one(self, host: bytes, port: int, protocol: int) -> bool:
-        kind, error = sockets.netlink_kind(
-            self._descriptor, message(_BY_FAMILY, REQUEST, 1, _wanted(host, port, protocol))
-        )
+        about = host, port, protocol
+        request = self._requests.get(about)
+        if request is None:
+            if len(self._requests) >= _KEPT_AT_MOST:
+                self._requests.clear()
+            # A program that waits for a server asks for the same one again and again: to spell it takes a third of asking.
+            request = self._requests[about] = message(_BY_FAMILY, REQUEST, 1, _wanted(host, port, protocol))
+        kind, error = sockets.netlink_kind(self._descriptor, request)
         if kind != ERROR:
             self._known = True
             return True

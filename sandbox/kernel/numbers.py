@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+"""``AUDIT_ARCH_*`` of the machines that Remit knows (``linux/audit.h``)."""
+
 TABLE: dict[str, dict[str, int]] = {
     "x86_64": {
         "read": 0,

@@ -132,6 +132,11 @@ def ended(pid: int) -> tuple[int, float, int]:
     return status, user + system + (user_us + system_us) / 1e6, most
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a child has ended, leaving it to be reaped. Raises OSError."""
+    return posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT) is not None
+
+
 def pidfd_send_signal(pidfd: int, signal: int) -> None:
     """``pidfd_send_signal(2)``: never hits a recycled pid."""
     call(NR["pidfd_send_signal"], pidfd, signal, None, 0)
@@ -201,12 +206,15 @@ def close_range(first: int, last: int, *, on_exec: bool = False) -> None:
     call(NR["close_range"], first, last, _CLOSE_RANGE_CLOEXEC if on_exec else 0)
 
 
-def set_limit(pid: int, resource: int, soft: int, hard: int) -> None:
-    """``prlimit(2)`` of another process (0: this one). Units are the resource's; -1 is unlimited."""
+def limit(soft: int, hard: int) -> bytes:
+    """``struct rlimit``. Units are the resource's; -1 is unlimited."""
     mask = (1 << 64) - 1
-    quick(
-        NR["prlimit64"], pid, resource, (soft & mask).to_bytes(8, "little") + (hard & mask).to_bytes(8, "little"), None
-    )
+    return (soft & mask).to_bytes(8, "little") + (hard & mask).to_bytes(8, "little")
+
+
+def set_limit(pid: int, resource: int, value: bytes) -> None:
+    """``prlimit(2)`` of another process (0: this one)."""
+    quick(NR["prlimit64"], pid, resource, value, None)
 
 
 def hard_limit(resource: int) -> int:
@@ -257,6 +265,25 @@ def signalfd(signals: tuple[int, ...]) -> int:
     """``signalfd(2)``: a descriptor that reads the given signals, which the caller has blocked. Non-blocking, close-on-exec."""
     mask = sum(1 << (signal - 1) for signal in signals)
     return call(NR["signalfd4"], -1, mask.to_bytes(8, "little"), 8, posix.O_CLOEXEC | posix.O_NONBLOCK)
+
+
+def ticks(seconds: float) -> int:
+    """A time since the machine started, as ``proc_pid_stat(5)`` counts it. USER_HZ is 100 on each machine that Remit knows."""
+    return int(seconds * 100)
+
+
+def started(pid: int) -> int:
+    """When a process started, in ticks since the machine did (``proc_pid_stat(5)``, field 22); 0: it is not there."""
+    try:
+        opened = posix.open(b"/proc/%d/stat" % pid, posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(posix.read(opened, 1024).rpartition(b")")[2].split(None, 20)[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+    finally:
+        posix.close(opened)
 
 
 def own_thread(pid: int) -> bool:

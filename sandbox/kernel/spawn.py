@@ -62,7 +62,7 @@ _KEPT_AT_MOST = 32
 
 _reset = [signal for signal in range(1, _LAST_SIGNAL + 1) if signal not in _NEVER]
 _machine: list[Callable[[object, object, object, object], int] | None] = []
-_kept: dict[tuple[bytes, tuple[int, ...], bool, bool], bytes] = {}
+_kept: dict[tuple[bytes, tuple[int, ...], bool, bool, tuple[tuple[int, bytes], ...]], bytes] = {}
 """Calls come by the thousand, with their streams at the same few numbers: the steps before the program's."""
 
 
@@ -73,6 +73,13 @@ def reset_only(signals: int) -> None:
         signal for signal in range(1, _LAST_SIGNAL + 1) if signals >> (signal - 1) & 1 and signal not in _NEVER
     ]
     _kept.clear()
+
+
+def direct() -> bool:
+    """Whether the system calls of the table are made here. glibc knows neither ``limits`` nor ``words``."""
+    if not _machine:
+        _machine.append(executable(CODE.get(MACHINE, b"")))
+    return _machine[0] is not None
 
 
 def spawn(
@@ -87,6 +94,9 @@ def spawn(
     terminal: bytes = b"",
     foreground: int = -1,
     about_to: Callable[[], object] | None = None,
+    limits: tuple[tuple[int, bytes], ...] = (),
+    words: tuple[int, int, int] = (0, 0, 0),
+    own_number: Buffer | None = None,
 ) -> int:
     """Start ``program`` with every signal at its default and none blocked. Returns the pid; raises OSError, as
     ``execve(2)`` and what comes before it.
@@ -99,22 +109,23 @@ def spawn(
     whose foreground group the new group becomes. ``new_session``: ``setsid(2)``; ``terminal`` is then the path of a
     terminal that becomes the new session's own, opened before the descriptors are placed.
     ``about_to`` is called when nothing but the call that makes the process is left.
+
+    Where the machine code serves (``direct``): ``limits`` are set in the child (resource, ``struct rlimit``), ``words`` are
+    the arguments that execve(2) does not have (``exemption``), and ``own_number`` (8 bytes) gets the child's pid as it has it.
     """
-    if not _machine:
-        _machine.append(executable(CODE.get(MACHINE, b"")))
-    start = _machine[0]
+    start = _machine[0] if direct() else None
     if start is None:
         how = (directory, descriptors, new_group, new_session, terminal, foreground)
         return _by_libc(program, arguments, environment, *how, about_to)
-    key = (directory, descriptors, new_group, new_session)
-    number = Buffer(8)
+    key = (directory, descriptors, new_group, new_session, limits)
+    number = own_number or Buffer(8)
     before = _kept.get(key) if foreground < 0 and not terminal else None
     if before is None:
         before = _before(*key, terminal, foreground, number.address)
         if foreground < 0 and not terminal and len(_kept) < _KEPT_AT_MOST:
             _kept[key] = before
     argv, envp = _vector(arguments), _vector(environment)
-    text = before + _STEP.pack(_EXECVE, address(program), address(argv), address(envp), 0, 0, 0)
+    text = before + _STEP.pack(_EXECVE, address(program), address(argv), address(envp), *words)
     steps = Buffer(len(text))
     steps.view[:] = text
     if about_to is not None:
@@ -136,6 +147,7 @@ def _before(
     descriptors: tuple[int, ...],
     new_group: bool,
     new_session: bool,
+    limits: tuple[tuple[int, bytes], ...],
     terminal: bytes,
     foreground: int,
     number: int,
@@ -167,6 +179,8 @@ def _before(
         else:
             step("dup3", descriptor, number, 0)
     step("chdir", address(directory))
+    for resource, limit in limits:
+        step("prlimit64", 0, resource, address(limit), 0)
     step("rt_sigprocmask", _SIG_SETMASK, address(_NONE), 0, _MASK_SIZE)
     return b"".join([_STEP.pack(*one) for one in steps])
 

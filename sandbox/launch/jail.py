@@ -16,12 +16,17 @@ import time
 from errno import EACCES, EINTR, EPIPE
 
 from remit.sandbox.kernel import landlock, notify, process, sockets
+from remit.sandbox.kernel.call import Buffer
+from remit.sandbox.kernel.exemption import Exemption
+from remit.sandbox.kernel.files import O_PATH
 from remit.sandbox.kernel.netlink import SOCK_DIAG
+from remit.sandbox.kernel.spawn import spawn
 from remit.sandbox.launch import envelope, program
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.ground import HINT, Refused, told
 from remit.sandbox.launch.policy import REQUEST_DESCRIPTORS
 from remit.sandbox.mediate.broker import Source
+from remit.sandbox.mediate.observe import GATHER_MS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +45,7 @@ _RECORDED = 4096
 _SIGKILL = 9
 _LONGEST_WAIT_MS = 5000
 """poll(2) does not count suspended time, an expiry does: so it is looked at again this often."""
+_PLACE = O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC
 _ENDS = ("revoked", "expired")
 """Why a call that holds no authority any more is stopped; anything else ends it."""
 
@@ -49,9 +55,10 @@ class Jail(Source):
 
     __slots__ = (
         "_children",
+        "_descriptors",
+        "_exemption",
         "_mail",
-        "_on_taken",
-        "_tell_noted",
+        "_tell_end",
         "arms",
         "busy",
         "call",
@@ -59,6 +66,7 @@ class Jail(Source):
         "chain",
         "control",
         "deadline",
+        "ending",
         "events",
         "ground",
         "identifier",
@@ -69,6 +77,8 @@ class Jail(Source):
         "reply",
         "revoked",
         "separated",
+        "unseen",
+        "untold",
         "wake",
         "woken",
     )
@@ -82,8 +92,7 @@ class Jail(Source):
         control: int,
         arms: int,
         revoked: set[str],
-        taken: Callable[[Policy], None],
-        tell_noted: Callable[[], None],
+        tell_end: Callable[..., None],
     ) -> None:
         super().__init__(before_exec=self._executes)
         self.identifier = identifier
@@ -100,9 +109,17 @@ class Jail(Source):
         self.joins: list[tuple[int, int]] = []
         self._mail = sockets.Receiver(REQUEST_SIZE, REQUEST_DESCRIPTORS)
         self.busy = False
-        """From the call's first exec, of which the mediator's thread hears, until nothing of the call is left."""
-        self._on_taken = taken
-        self._tell_noted = tell_noted
+        """From a request's arrival until nothing of the call is left."""
+        self._tell_end = tell_end
+        self.untold: tuple[Any, ...] = ()
+        """That the command began, where nobody was told yet."""
+        self.unseen: tuple[Any, ...] = ()
+        """The command's exec, where the mediator was not asked: when that was and when its process started, and the path."""
+        self.ending = _thread.allocate_lock()
+        """Held from before a call is answered until its end is told. Whoever ends the session takes it first."""
+        self._exemption: Exemption | None = None
+        self._descriptors = -1
+        """This thread's, in the session's /proc: in the cell's it has none."""
         self._children = -1
         """A list in the cell's /proc, open from its first use to the thread's end."""
         self.call = ""
@@ -144,6 +161,8 @@ class Jail(Source):
         namespaces = [descriptor for descriptor, _ in self.joins]
         own = (self.ground.place, self.control, self.arms, self.woken, self.cell.life)
         keep(policy.requests, policy.ruleset, *own, *namespaces)
+        if policy.exempts:
+            self._descriptors = posix.open("/proc/thread-self/fd", _PLACE)
 
     def _confine(self) -> None:
         policy, ground = self.policy, self.ground
@@ -155,7 +174,11 @@ class Jail(Source):
         posix.chdir("/")
         landlock.restrict_self(policy.ruleset)
         process.set_capabilities(0)
-        listener = notify.load_filter(policy.program, listener=True)
+        before = b""
+        if policy.exempts:
+            self._exemption = Exemption()
+            before = self._exemption.program
+        listener = notify.load_filter(before + policy.program, listener=True)
         self._tell_main("armed", descriptors=(listener, *asks))
         for descriptor in (listener, *asks):
             posix.close(descriptor)
@@ -169,6 +192,7 @@ class Jail(Source):
         if not data:
             return False  # the policy is forgotten, or the session ends
         self.reply = came.pop(0)
+        self._take()
         try:
             if data == envelope.MARK:
                 data = envelope.content(came.pop())
@@ -203,35 +227,111 @@ class Jail(Source):
         if self.policy.egress is not None:
             # Before it can connect: the gateway's decisions are to be known as this call's.
             sockets.send(self.control, marshal.dumps(("serves", self.identifier, call, chain)))
-        try:
-            self.pid = program.start(
-                argv, environment, directory=directory, descriptors=descriptors, new_session=True, terminal=path
-            )
-        except Refused:
-            self._refuse_revoked()  # that is why its exec was refused (``_executes``)
-            raise
-        # The limits are inherited from here on.
-        self.before_exec = None
+        begun, started = time.time(), time.monotonic()
+        if path or not self._start_unasked(argv, environment, directory, descriptors):
+            try:
+                self.pid = program.start(
+                    argv, environment, directory=directory, descriptors=descriptors, new_session=True, terminal=path
+                )
+            except Refused:
+                self._refuse_revoked()  # that is why its exec was refused (``_executes``)
+                raise
+            # The limits are inherited from here on.
+            self.before_exec = None
         while came:
             posix.close(came.pop())
-        self._tell_template("began", call, self.pid, _brief(argv), self.policy.identifier, chain)
-        started = time.monotonic()
+        self.untold = begun, call, self.pid, _brief(argv), self.policy.identifier, chain
         status, cpu, memory = self._wait(started)
         clean = self._alone()
-        if not background and not clean:
-            # The cell's PID 1 ends last, and not before the command's process is reaped (``pid_namespaces(7)``).
-            self._reap()
-            self._end_cell()
-            self._answer(status, cpu, memory)
-        else:
-            self._answer(status, cpu, memory)
-            self._reap()
-        # What was noted of the call is in the record before its end is.
-        self._tell_noted()
-        self._tell_template("finished", self.call, status, self.limit, cpu, memory, self.denials + self.looked_for)
+        with self.ending:
+            if not background and not clean:
+                # The cell's PID 1 ends last, and not before the command's process is reaped (``pid_namespaces(7)``).
+                self._reap()
+                self._end_cell()
+                self._answer(status, cpu, memory)
+            else:
+                self._answer(status, cpu, memory)
+                self._reap()
+            # What was noted of the call is in the record before its end is.
+            began = self._beginning()
+            denials = self.denials + self.looked_for
+            self._tell_end(began, self.call, status, self.limit, cpu, memory, denials)
         if background and not clean:
             self._linger(started)
         return clean and not self.policy.private
+
+    def _start_unasked(
+        self, argv: list[bytes], environment: list[bytes], directory: bytes, descriptors: tuple[int, ...]
+    ) -> bool:
+        """Start the command without the mediator. False: it has to be asked, and nothing is started.
+
+        Asking takes two switches of thread and the mediator's work, longer than all the rest of a call's start. What goes
+        wrong is tried again with its knowledge, and told as is all that a call's programs try.
+        """
+        exemption = self._exemption
+        if exemption is None or self.policy.broker.held:
+            return False
+        path = program.found(argv[0], environment)
+        if path is None:
+            return False
+        # Before it runs: a program can put another name in its own place.
+        name = self._canonical(path) or (path if path.startswith(b"/") else directory + b"/" + path)
+        number = Buffer(8)
+        # As of a command that runs: from its first instruction on it may ask the mediator, before this thread wakes up.
+        self.before_exec = None
+        when, begun = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        try:
+            self.pid = spawn(
+                path,
+                argv,
+                environment,
+                directory=directory,
+                descriptors=descriptors,
+                new_session=True,
+                limits=self.policy.limits,
+                words=exemption.words,
+                own_number=number,
+            )
+        except OSError:
+            self.before_exec = self._executes
+            return False
+        start = process.ticks(begun)
+        if start != process.ticks(time.clock_gettime(time.CLOCK_BOOTTIME)):
+            start = process.started(int.from_bytes(number.view, "little"))
+        self.unseen = when, start, name
+        return True
+
+    def _beginning(self) -> tuple[Any, ...]:
+        """That the command began, with its exec where the mediator did not see that; empty where it was told already."""
+        if not self.untold:
+            return ()
+        executed = None
+        if self.unseen:
+            when, start, path = self.unseen
+            if not path.startswith(b"/proc/"):
+                executed = self.policy.broker.executed(self, when, self.pid, start, path)
+        began = *self.untold, executed
+        self.untold = self.unseen = ()
+        return began
+
+    def _canonical(self, path: bytes) -> bytes:
+        """What a path leads to from here, without links; empty where it leads nowhere."""
+        try:
+            opened = posix.open(path, O_PATH | posix.O_CLOEXEC)
+        except OSError:
+            return b""
+        try:
+            return posix.readlink(b"%d" % opened, dir_fd=self._descriptors)
+        except OSError:
+            return b""
+        finally:
+            posix.close(opened)
+
+    def _take(self) -> None:
+        """Not waiting for a request any more."""
+        self.busy = True
+        if not self.policy.idle:
+            self._tell_main("taken")
 
     def _answer(self, status: int, cpu: float, memory: int) -> None:
         self._reply("exited", status, self.limit, cpu, memory, self.denials + self.looked_for, self.events[:_REPORTED])
@@ -262,10 +362,14 @@ class Jail(Source):
         self.limit = ""
         self.deadline = 0.0
         posix.chdir("/")
+        self.untold = self.unseen = ()
         self.busy = False
 
     def _wait(self, started: float) -> tuple[int, float, int]:
         """Until the command has ended, which is not reaped yet: listen to the client meanwhile, and watch the clock."""
+        if process.has_ended(self.pid):
+            self.policy.broker.settle(self)
+            return process.ended(self.pid)
         watched = process.pidfd_open(self.pid)
         poll = select.poll()
         poll.register(watched, select.POLLIN)
@@ -274,7 +378,8 @@ class Jail(Source):
         limit = self.policy.time_limit
         try:
             while True:
-                ready = poll.poll(self._timeout(started, limit))
+                # Of a command that is over in a moment, all is told at once.
+                ready = poll.poll(GATHER_MS if self.untold else self._timeout(started, limit))
                 for descriptor, events in ready:
                     if descriptor == watched:
                         self.policy.broker.settle(self)
@@ -287,6 +392,8 @@ class Jail(Source):
                         poll.unregister(descriptor)
                     elif not self._obey():
                         poll.unregister(descriptor)
+                if self.untold:
+                    self._tell_template("began", *self._beginning())
                 if limit and time.monotonic() - started >= limit:
                     limit = 0.0
                     self._stop("time")
@@ -432,9 +539,6 @@ class Jail(Source):
         if not self.revoked.isdisjoint(self.chain):
             raise OSError(EACCES, posix.strerror(EACCES))
         self.policy.apply_limits(pid)
-        if not self.busy:
-            self.busy = True
-            self._on_taken(self.policy)
 
     def kill(self, signal: int, *, group: bool = False) -> None:
         """A signal for the command, or for its process group."""

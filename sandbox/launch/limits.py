@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 _RLIMITS = {"cpu-time": 0, "file-size": 1, "pids": 6, "files": 7}
 
 
-def prepared(limits: Iterable[Operation]) -> list[tuple[int, int, int]]:
-    """(resource, soft, hard) for ``process.set_limit``. A limit of Remit's never raises the one that the caller has."""
-    found: list[tuple[int, int, int]] = []
+def prepared(limits: Iterable[Operation]) -> tuple[tuple[int, bytes], ...]:
+    """(resource, ``struct rlimit``), for ``process.set_limit``. A limit of Remit's never raises the one that the caller has."""
+    found: list[tuple[int, bytes]] = []
     for _, what, value, mechanism in limits:
         if mechanism not in ("rlimit", "nproc"):
             continue
@@ -25,11 +25,11 @@ def prepared(limits: Iterable[Operation]) -> list[tuple[int, int, int]]:
         # One second between the CPU limits: SIGXCPU tells what ended the command, SIGKILL ends what ignores it.
         hard = amount + 1 if what == "cpu-time" else amount
         inherited = process.hard_limit(_RLIMITS[str(what)])
-        found.append((_RLIMITS[str(what)], min(amount, inherited), min(hard, inherited)))
-    return found
+        found.append((_RLIMITS[str(what)], process.limit(min(amount, inherited), min(hard, inherited))))
+    return tuple(found)
 
 
-def apply(pid: int, limits: Iterable[tuple[int, int, int]]) -> None:
+def apply(pid: int, limits: Iterable[tuple[int, bytes]]) -> None:
     """Set them for ``pid`` (0: this process)."""
-    for resource, soft, hard in limits:
-        process.set_limit(pid, resource, soft, hard)
+    for resource, limit in limits:
+        process.set_limit(pid, resource, limit)

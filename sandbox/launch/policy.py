@@ -5,10 +5,10 @@ from __future__ import annotations
 import marshal
 import posix
 
-from remit.sandbox.kernel import landlock, sockets
+from remit.sandbox.kernel import landlock, sockets, spawn
 from remit.sandbox.launch import envelope, limits
 from remit.sandbox.launch.ground import Refused, open_inside
-from remit.sandbox.mediate.broker import Broker
+from remit.sandbox.mediate.broker import Broker, brokers_reads
 from remit.sandbox.mediate.metadata import Metadata
 
 REQUEST_DESCRIPTORS = 5
@@ -49,7 +49,8 @@ class Policy:
         self.freeze = freeze
         self.egress = egress
         """What a private network has for a way out: a plan's operation, or None."""
-        self._limits = limits.prepared(limit)
+        self.limits = limits.prepared(limit)
+        """Of each process by itself: (resource, ``struct rlimit``)."""
         self.time_limit = 0.0
         self.memory_limit = 0
         for _, what, value, mechanism in limit:
@@ -67,6 +68,8 @@ class Policy:
         self.ruleset = _ruleset(domain, dict(objects))
         accesses = dict(own)
         self._own = tuple([accesses.get(place, 0) for place in places])
+        self.exempts = spawn.direct() and not brokers_reads(mediation)
+        """A call's own command need not ask the mediator: what there is to note of it, its thread can find out unasked."""
         self.broker = Broker(mediation, note, lines, umasks)
         self.broker.calls.view.copies = True
         self.broker.perform(Metadata(self.broker.calls).handlers())
@@ -89,7 +92,7 @@ class Policy:
 
     def apply_limits(self, pid: int) -> None:
         """While the call's first exec waits for the mediator."""
-        limits.apply(pid, self._limits)
+        limits.apply(pid, self.limits)
 
     def end(self) -> None:
         """No further call. Whoever waits for a request, or would send one, learns it."""

@@ -28,6 +28,11 @@ def enter(directory: bytes) -> None:
         ) from None
 
 
+def found(name: bytes, environment: list[bytes]) -> bytes | None:
+    """What execvp(3) would try first."""
+    return next(_candidates(name, environment), None)
+
+
 def start(argv: list[bytes], environment: list[bytes], **how: Any) -> int:
     """``spawn.spawn`` of the program that ``argv[0]`` names, along the environment's PATH. Returns its pid.
 

@@ -416,21 +416,39 @@ class Template:
             if missing:
                 sockets.send(running.child.control, b"go on")
 
-    def _on_began(
-        self, running: Running, call: str, pid: int, argv: list[bytes], policy: int, chain: tuple[str, ...]
-    ) -> None:
-        words = [word.decode(errors="surrogateescape") for word in argv]
-        running.record.event(
-            {"kind": "call", "call": call, "pid": pid, "argv": words, "grants": chain, "policy": policy}
-        )
+    def _on_began(self, running: Running, *began: Any) -> None:
+        running.record.event(_began(*began))
+        executed = _executed(*began)
+        if executed:
+            self._on_actions(running, executed)
 
     def _on_finished(
-        self, running: Running, call: str, status: int, limit: str, cpu: float, memory: int, denials: int
+        self,
+        running: Running,
+        noted: list[tuple[str, str, tuple[Any, ...]]],
+        began: tuple[Any, ...],
+        call: str,
+        *how: Any,
     ) -> None:
+        """``began``: if that was not told before."""
         if running.child.way is not None:
             running.child.way.hear()
-        result = {"status": status, "limit": limit or None, "cpu": cpu, "memory": memory, "denials": denials}
-        running.record.event({"kind": "returned", "call": call, **result})
+        ended = _returned(call, *how)
+        if not running.record.lost:
+            try:
+                if began:
+                    running.record.whole(_began(*began), [*_executed(*began), *noted], ended)
+                else:
+                    running.record.whole(None, noted, ended)
+            except OSError:
+                pass  # one after the other, each of which has its own way to fail
+            else:
+                return
+        if began:
+            self._on_began(running, *began)
+        if noted:
+            self._on_actions(running, noted)
+        running.record.event(ended)
 
     def _on_refused(self, running: Running, call: str, phase: str, message: str, hint: str, status: int) -> None:
         running.record.event({"kind": "refused", "call": call, "phase": phase, "message": message})
@@ -481,6 +499,25 @@ class Template:
         self._say(running.client, "closed", running.record.identifier, why)
         running.child.way = None  # it tells ``running`` what happens: a cycle, and nothing is collected here
         return why
+
+
+def _began(
+    when: float, call: str, pid: int, argv: list[bytes], policy: int, chain: tuple[str, ...], _executed: Any
+) -> dict[str, object]:
+    words = [word.decode(errors="surrogateescape") for word in argv]
+    return {"time": when, "kind": "call", "call": call, "pid": pid, "argv": words, "grants": chain, "policy": policy}
+
+
+def _executed(
+    _when: float, call: str, _pid: int, _argv: list[bytes], _policy: int, chain: tuple[str, ...], executed: Any
+) -> list[tuple[str, str, tuple[Any, ...]]]:
+    """The command's exec among the actions, where the mediator did not note it."""
+    return [] if executed is None else [(call, chain[-1] if chain else "", executed)]
+
+
+def _returned(call: str, status: int, limit: str, cpu: float, memory: int, denials: int) -> dict[str, object]:
+    result = {"status": status, "limit": limit or None, "cpu": cpu, "memory": memory, "denials": denials}
+    return {"kind": "returned", "call": call, **result}
 
 
 def main(ledger: Callable[[str], Ledger]) -> None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _STACK = 1 << 18
 _REVOKE = b"revoke "
 _WATCH_MS = 200
+_LAST_WORDS = 1.0
 _SIGSTOP = 19
 _DEVICE_NODES = 1 << 6 | 1 << 11
 """LANDLOCK_ACCESS_FS_MAKE_CHAR and MAKE_BLOCK."""
@@ -73,8 +74,8 @@ class Zygote:
         self._poll = select.poll()
         self._mail = sockets.Receiver(envelope.LIMIT, 2)
         self._handlers: dict[int, Callable[[int, int], None]] = {}
-        self._others: tuple[int, Others] | None = None
-        """What is watched besides one listener."""
+        self._others: dict[int, Others] = {}
+        """By listener: what is watched besides it."""
         self._doors: set[int] = set()
         self._policies: dict[int, Policy] = {}
         self._jails: dict[int, Jail] = {}
@@ -214,9 +215,15 @@ class Zygote:
                 if cell.sockets is not None and policy.egress is not None:
                     _, rules, *_, variables = policy.egress
                     cell.sockets.send(self._request.control, number, rules, variables)
-                heard = self._taken, self._tell_noted
                 jail = Jail(
-                    number, policy, cell, self._ground, self._request.control, self._arms, self._revoked, *heard
+                    number,
+                    policy,
+                    cell,
+                    self._ground,
+                    self._request.control,
+                    self._arms,
+                    self._revoked,
+                    self._tell_end,
                 )
                 self._jails[number] = jail
                 _thread.start_new_thread(jail.run, ())
@@ -278,12 +285,12 @@ class Zygote:
         process.leave(0)
 
     def _watch(self, descriptor: int, handler: Callable[[int, int], None]) -> None:
-        self._others = None
+        self._others.clear()
         self._handlers[descriptor] = handler
         self._poll.register(descriptor, select.POLLIN)
 
     def _forget(self, descriptor: int) -> None:
-        self._others = None
+        self._others.clear()
         if self._handlers.pop(descriptor, None) is not None:
             self._poll.unregister(descriptor)
         posix.close(descriptor)
@@ -302,6 +309,10 @@ class Zygote:
     def _from_template(self, descriptor: int, _events: int) -> None:
         data, came = self._mail.receive(descriptor)
         if not data:
+            deadline = time.monotonic() + _LAST_WORDS
+            for jail in [*self._jails.values()]:
+                # Whoever got an answer, and ends the session then, finds all of that call in its record.
+                jail.ending.acquire(timeout=max(0.0, deadline - time.monotonic()))
             self._tell_noted()
             process.leave(0)
         if data in (b"hold", b"go on"):
@@ -426,6 +437,8 @@ class Zygote:
             self._give_up(policy)
             if jail.busy:
                 self._taken(policy)  # it was quick
+        elif kind == "taken" and jail is not None:
+            self._taken(jail.policy)
         elif kind == "freeze" and jail is not None:
             self._freeze(jail)
         elif kind == "done" and jail is not None:
@@ -487,12 +500,14 @@ class Zygote:
         elif events & select.POLLHUP:
             self._poll.unregister(listener)  # nobody is left under the filter; its thread says when it is done
             self._handlers.pop(listener)
-            self._others = None
+            self._others.clear()
 
     def _beside(self, listener: int) -> Others:
-        if self._others is None or self._others[0] != listener:
-            self._others = listener, Others([descriptor for descriptor in self._handlers if descriptor != listener])
-        return self._others[1]
+        found = self._others.get(listener)
+        if found is None:
+            found = Others([descriptor for descriptor in self._handlers if descriptor != listener])
+            self._others[listener] = found
+        return found
 
     def _note(self, source: Source, *action: Any) -> None:
         """Actions go to the template by the dozen, when nothing happens for a moment, and before their call's end."""
@@ -522,10 +537,19 @@ class Zygote:
         with self._noting:
             self._send_noted()
 
+    def _tell_end(self, *of: Any) -> None:
+        """What was noted and the end of a call, in one. On its thread."""
+        with self._noting:
+            self._tell("finished", self._take_noted(), *of)
+
     def _send_noted(self) -> None:
-        noted, self._noted, self._noted_size = self._noted, [], 0
+        noted = self._take_noted()
         if noted:
             self._tell("actions", noted)
+
+    def _take_noted(self) -> list[tuple[Any, ...]]:
+        noted, self._noted, self._noted_size = self._noted, [], 0
+        return noted
 
     def processes(self, jail: Jail) -> list[int]:
         """The processes of one call, by this namespace's numbers."""

@@ -95,7 +95,7 @@ class Source:
         self.before_exec = before_exec
         """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
         self.telling = _thread.allocate_lock()
-        """Held from before a call is let go on until all of it has been noted. Whoever tells how the command ended takes it
+        """Held from before a call is decided on until all of it has been noted. Whoever tells how the command ended takes it
         first: so the denials that it counts are all of them."""
         self.meeting = _thread.allocate_lock()
         """The same for the exec of the command itself, which is no denial where the command runs. Whoever reaps the command
@@ -176,6 +176,11 @@ class Broker:
         """A thread of the source's looks for a secret that is not shown (``launch.hidden``)."""
         self._observer.looked_for(source, pid, path)
 
+    def executed(self, source: Source, when: float, pid: int, start: int, path: bytes) -> tuple[Any, ...] | None:
+        """The source's own command was executed at ``when``, which did not ask here: as an action, if that is recorded. On any
+        thread."""
+        return self._observer.executed(source, when, pid, start, path)
+
     def perform(self, handlers: dict[int, Callable[..., int]]) -> None:
         """Calls, by number, that these handlers perform or refuse, and never leave to the kernel."""
         for number, handler in handlers.items():
@@ -212,36 +217,41 @@ class Broker:
         else:
             self._observer.meet(pid, starting=source.before_exec is not None)
         try:
-            answer = self._answer(nr, arguments)
-        except OSError as error:
-            if calls.touched:
-                self._observer.identify(pid)
+            # From before the handler: one that gives a descriptor has let the caller go on when it returns.
             with telling:
-                listener.reply(identifier, error=error.errno or EACCES)
-                if calls.touched and not isinstance(error, Denied):
-                    self._observer.done(source, pid, nr, calls.touched, error.errno or EACCES, True)
-        except Exception as error:
-            # A bug of the mediator is the caller's EACCES, never its permission.
-            listener.reply(identifier, error=EACCES)
-            self._observer.failed(source, pid, nr, EACCES, f"{type(error).__name__}: {error}")
-        else:
-            if answer != ANSWERED and (calls.touched or calls.later is not None):
-                self._observer.identify(pid)
-            with telling:
-                if answer == PROCEED:
-                    listener.proceed(identifier)
-                elif answer != ANSWERED:
-                    listener.reply(identifier, answer)
-                # After the answer: the caller need not wait for its record.
-                calls.look()
-                if calls.touched:
-                    self._observer.done(source, pid, nr, calls.touched, self._errno, answer != PROCEED)
+                self._answer_and_tell(source, identifier, pid, nr, arguments)
         finally:
             if calls.touched and source.before_exec is None:
                 self.shortcut.learn(source, nr)
             calls.view.end()
             if nr in self._execs:
                 self._observer.executes(pid)
+
+    def _answer_and_tell(self, source: Source, identifier: int, pid: int, nr: int, arguments: list[int]) -> None:
+        listener, calls, observer = source.listener, self.calls, self._observer
+        try:
+            answer = self._answer(nr, arguments)
+        except OSError as error:
+            if calls.touched:
+                observer.identify(pid)
+            listener.reply(identifier, error=error.errno or EACCES)
+            if calls.touched and not isinstance(error, Denied):
+                observer.done(source, pid, nr, calls.touched, error.errno or EACCES, True)
+        except Exception as error:
+            # A bug of the mediator is the caller's EACCES, never its permission.
+            listener.reply(identifier, error=EACCES)
+            observer.failed(source, pid, nr, EACCES, f"{type(error).__name__}: {error}")
+        else:
+            if answer != ANSWERED and (calls.touched or calls.later is not None):
+                observer.identify(pid)
+            if answer == PROCEED:
+                listener.proceed(identifier)
+            elif answer != ANSWERED:
+                listener.reply(identifier, answer)
+            # After the answer: the caller need not wait for its record.
+            calls.look()
+            if calls.touched:
+                observer.done(source, pid, nr, calls.touched, self._errno, answer != PROCEED)
 
     def _answer(self, nr: int, arguments: list[int]) -> int:
         if self.held and nr != NR.get("umask"):

@@ -47,6 +47,7 @@ GATHERED_AT_MOST = 64
 GATHERED_SIZE = 8000
 _ACTION_SIZE = 160
 _CACHED_AT_MOST = 256
+_EXECVE = NR.get("execve", -1)
 _PATHS: dict[str, tuple[tuple[int, int, str], ...]] = {
     "open": ((-1, 0, "write"),),
     "openat": ((0, 1, "write"),),
@@ -176,6 +177,17 @@ class Observer:
             verdict, certainty = (MOOT, ATTEMPTED) if errno or not allowed else (ALLOWED, EXERCISED)
             self._note(source, when, pid, start, exe, nr, path, right, verdict, certainty, "", errno, rule)
 
+    def executed(self, source: Source, when: float, pid: int, start: int, path: bytes) -> tuple[Any, ...] | None:
+        """A source's own command, which Remit's program executed at ``when`` without asking: the action. On any thread."""
+        allowed, rule, layer = self.verdict(path, "exec")
+        if not allowed:
+            source.denials += 1
+            _remember(source.recent, (path, "exec", rule, b""))
+        if self.level == OFF:
+            return None
+        verdict = ALLOWED if allowed else DENIED
+        return when, pid, start, b"", _EXECVE, path, "exec", verdict, ATTEMPTED, layer, 0, rule
+
     def proceeding(
         self, source: Source, pid: int, nr: int, path: bytes, right: str, *, allowed: bool, layer: str, rule: str
     ) -> None:
@@ -199,7 +211,7 @@ class Observer:
         source.looked_for += 1
         _remember(source.recent, (path, "read", UNGRANTED, exe))
         self._note(
-            *(source, monotonic(), pid, _started(pid), exe, LOOKED_UP, path, "read"),
+            *(source, monotonic(), pid, process.started(pid), exe, LOOKED_UP, path, "read"),
             *(DENIED, ATTEMPTED, "namespaces", ENOENT, UNGRANTED),
         )
 
@@ -221,7 +233,7 @@ class Observer:
         exe = self.identify(pid)
         start = self._starts.get(pid)
         if start is None:
-            start = self._starts[pid] = _started(pid)
+            start = self._starts[pid] = process.started(pid)
         if self.known is not None:
             self.known.know(pid)
         if verdict == DENIED:
@@ -308,16 +320,3 @@ def _program(pid: int) -> bytes:
         return posix.readlink(b"/proc/%d/exe" % pid)
     except OSError:
         return b""
-
-
-def _started(pid: int) -> int:
-    try:
-        opened = posix.open(b"/proc/%d/stat" % pid, posix.O_RDONLY | posix.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        return int(posix.read(opened, 1024).rpartition(b")")[2].split(None, 20)[19])
-    except (OSError, IndexError, ValueError):
-        return 0
-    finally:
-        posix.close(opened)

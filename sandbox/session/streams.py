@@ -36,6 +36,7 @@ class Streams:
         self.theirs: list[int] = []
         self.ours = [-1, -1, -1]
         self._opened: list[int] = []
+        self._nothing = -1
         if pty:
             return
         try:
@@ -56,7 +57,7 @@ class Streams:
             read, self.ours[0] = os.pipe2(os.O_CLOEXEC)
             return self._own(read)
         if wanted is None or wanted == DEVNULL:
-            return self._own(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            return self._null()
         descriptor = wanted if isinstance(wanted, int) else wanted.fileno()
         copied = copy_of_regular(descriptor)
         return descriptor if copied < 0 else self._own(copied)
@@ -66,10 +67,16 @@ class Streams:
             self.ours[which], write = os.pipe2(os.O_CLOEXEC)
             return self._own(write)
         if wanted == DEVNULL:
-            return self._own(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
+            return self._null()
         if wanted is None:
             return which
         return wanted if isinstance(wanted, int) else wanted.fileno()
+
+    def _null(self) -> int:
+        """``/dev/null``, opened once for all three, as ``subprocess`` has it."""
+        if self._nothing < 0:
+            self._nothing = self._own(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        return self._nothing
 
     def _own(self, descriptor: int) -> int:
         self._opened.append(descriptor)

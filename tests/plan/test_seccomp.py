@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from remit.sandbox.authority.model import SYSCALL_GROUPS
 from remit.sandbox.compile import syscalls
-from remit.sandbox.compile.seccomp import AUDIT_ARCH, architecture, build_filter, library
+from remit.sandbox.compile.seccomp import architecture, build_filter, library
 from remit.sandbox.compile.syscalls import NUMBERS, TABLE, Action, Compare, Row
+from remit.sandbox.kernel.numbers import AUDIT_ARCH
 from tests.plan import bpfsim
 
 MACHINES = ("x86_64", "aarch64")

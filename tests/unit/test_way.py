@@ -43,10 +43,13 @@ class _Heard:
         def event(fields: dict[str, object]) -> None:
             self.record.append(str(fields["kind"]))
 
-        record = SimpleNamespace(event=event)
+        def whole(begun: object, actions: object, ended: dict[str, object]) -> None:
+            event(ended)
+
+        record = SimpleNamespace(whole=whole, lost=0)
         running = SimpleNamespace(child=SimpleNamespace(way=self.way), record=record)
         Template._on_finished(  # pyright: ignore[reportPrivateUsage]
-            cast("Any", None), cast("Any", running), "a-1", 256, "", 0.0, 0, 0
+            cast("Any", None), cast("Any", running), [], (), "a-1", 256, "", 0.0, 0, 0
         )
 
 
