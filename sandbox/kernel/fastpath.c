@@ -8,6 +8,7 @@
  *  - each name is plain (no empty component, "." or "..", no slash at the end), an ancestor of it is in the table of the
  *    directories in which no rule refuses an ordinary name, and each component after that is ordinary: not in names;
  *  - no link is on the way: everything is looked up below the workspace's descriptor with RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH.
+ * execve(2) the kernel decides on: it goes on, and only what it names is told.
  *
  * The flags that it is compiled with are in that test; the bytes are the section .text.
  */
@@ -75,9 +76,9 @@ enum {
 	NR_mkdirat = 258, NR_newfstatat = 262, NR_unlinkat = 263, NR_linkat = 265, NR_readlinkat = 267, NR_getcpu = 309,
 	NR_process_vm_readv = 310, NR_renameat2 = 316, NR_openat2 = 437,
 	NR_open = 2, NR_creat = 85, NR_openat = 257, NR_mkdir = 83, NR_rmdir = 84, NR_unlink = 87, NR_link = 86, NR_rename = 82,
-	NR_renameat = 264
+	NR_renameat = 264, NR_execve = 59
 };
-enum { ENOENT = 2, EEXIST = 17 };
+enum { EPERM = 1, ENOENT = 2, EACCES = 13, EEXIST = 17 };
 enum {
 	O_ACCMODE = 3, O_CREAT = 0100, O_EXCL = 0200, O_NOCTTY = 0400, O_TRUNC = 01000, O_APPEND = 02000, O_NONBLOCK = 04000,
 	O_DSYNC = 010000, O_LARGEFILE = 0100000, O_DIRECTORY = 0200000, O_NOFOLLOW = 0400000, O_CLOEXEC = 02000000,
@@ -115,6 +116,8 @@ static int opened(struct context *, s64, int, u64, u64, u64);
 static int changed(struct context *, s64, int, int, u64, u64);
 static int linked(struct context *, s64, int, u64, int, u64);
 static int renamed(struct context *, s64, int, u64, int, u64);
+
+static int executed(struct context *, s64, u64);
 
 static int answered(struct context *, s64);
 
@@ -165,6 +168,7 @@ static int answered(struct context *c, s64 listener) {
 	case NR_linkat: return (u32)a[4] ? LEFT : linked(c, listener, a[0], a[1], a[2], a[3]);
 	case NR_rename: return renamed(c, listener, AT_FDCWD, a[0], AT_FDCWD, a[1]);
 	case NR_renameat: return renamed(c, listener, a[0], a[1], a[2], a[3]);
+	case NR_execve: return executed(c, listener, a[0]);
 	case NR_renameat2: return (u32)a[4] ? LEFT : renamed(c, listener, a[0], a[1], a[2], a[3]);
 	}
 	return LEFT;
@@ -216,6 +220,14 @@ static char *process(char *to, u32 pid) {
 	to = decimal(to, pid);
 	*to++ = '/';
 	return to;
+}
+
+/* "/proc/self/fd/DESCRIPTOR" */
+static void own(char *to, s64 descriptor) {
+	*to++ = '/'; *to++ = 'p'; *to++ = 'r'; *to++ = 'o'; *to++ = 'c'; *to++ = '/';
+	*to++ = 's'; *to++ = 'e'; *to++ = 'l'; *to++ = 'f'; *to++ = '/'; *to++ = 'f'; *to++ = 'd'; *to++ = '/';
+	to = decimal(to, descriptor);
+	*to = 0;
 }
 
 /* The working directory or the descriptor ``at`` of the caller; how much of ``to`` it takes, or -1. */
@@ -421,13 +433,17 @@ static s64 give(struct context *c, s64 listener, s64 descriptor, u64 flags) {
 	return 0;
 }
 
-/* The name that was no place of the mediator's is one of the devices: the kernel opens it, and nobody is told. */
-static int everybodys(struct context *c, s64 listener) {
+static void proceed(struct context *c, s64 listener) {
 	struct response response;
-	struct event *event = c->event;
-	if (!event->sizes[0] || !among(c->devices, c->devices_mask, hashed(event->text[0], event->sizes[0]))) return 0;
 	response.id = c->call.id; response.value = 0; response.error = 0; response.flags = CONTINUE;
 	reply(c, listener, &response);
+}
+
+/* The name that was no place of the mediator's is one of the devices: the kernel opens it, and nobody is told. */
+static int everybodys(struct context *c, s64 listener) {
+	struct event *event = c->event;
+	if (!event->sizes[0] || !among(c->devices, c->devices_mask, hashed(event->text[0], event->sizes[0]))) return 0;
+	proceed(c, listener);
 	return 1;
 }
 
@@ -480,7 +496,7 @@ static int changed(struct context *c, s64 listener, int nr, int at, u64 where, u
 
 static int linked(struct context *c, s64 listener, int from, u64 old, int to, u64 new) {
 	struct name source, target;
-	char link[32], *end = link;
+	char link[32];
 	if (!named(c, 0, to, new, &target) || !named(c, 1, from, old, &source) || !introduced(c)) return LEFT;
 	/* Of what is no link: that would be ELOOP. */
 	s64 descriptor = open(source.directory->anchor, source.text + source.directory->below, O_PATH, 0);
@@ -488,10 +504,7 @@ static int linked(struct context *c, s64 listener, int from, u64 old, int to, u6
 	s64 directory = enter(&target);
 	int done = LEFT;
 	if (directory >= 0) {
-		*end++ = '/'; *end++ = 'p'; *end++ = 'r'; *end++ = 'o'; *end++ = 'c'; *end++ = '/';
-		*end++ = 's'; *end++ = 'e'; *end++ = 'l'; *end++ = 'f'; *end++ = '/'; *end++ = 'f'; *end++ = 'd'; *end++ = '/';
-		end = decimal(end, descriptor);
-		*end = 0;
+		own(link, descriptor);
 		s64 result = sys5(NR_linkat, AT_FDCWD, link, directory, target.last, AT_SYMLINK_FOLLOW);
 		done = answer(c, listener, -result);
 	}
@@ -516,4 +529,34 @@ static int renamed(struct context *c, s64 listener, int from, u64 old, int to, u
 	leave(&source, first);
 	leave(&target, second);
 	return done;
+}
+
+/* Mounts and Landlock decide. All that the record wants is asked before: after the answer it is another program, or has ended. */
+static int executed(struct context *c, s64 listener, u64 where) {
+	struct event *event = c->event;
+	char *text = event->text[0], link[32];
+	u32 *caller = (u32 *)c->callers + (c->call.pid & c->callers_mask);
+	s64 size = string(c->call.pid, where, text);
+	/* As resolve.View.lexical: a spelling that is no place. */
+	if (size < 2 || text[0] != '/' || text[size - 1] == '/') return LEFT;
+	for (s64 i = 0; i < size; i++) {
+		if (text[i] == '/' && (text[i + 1] == '/' || (text[i + 1] == '.' && (text[i + 2] == '/' || !text[i + 2])))) return LEFT;
+		if (text[i] == '.' && text[i + 1] == '.') return LEFT;
+	}
+	if (text[1] == 'p' && text[2] == 'r' && text[3] == 'o' && text[4] == 'c' && (!text[5] || text[5] == '/')) return LEFT;
+	if (!introduced(c)) return LEFT;
+	event->sizes[0] = size;
+	s64 descriptor = sys5(NR_openat, AT_FDCWD, text, O_PATH | O_CLOEXEC, 0, 0);
+	if (descriptor >= 0) {
+		own(link, descriptor);
+		size = sys5(NR_readlinkat, AT_FDCWD, link, text, TEXT, 0);
+		event->sizes[0] = size > 0 && size < TEXT ? size : 0;
+		sys3(NR_close, descriptor, 0, 0);
+	} else if (descriptor != -EACCES && descriptor != -EPERM) {
+		event->sizes[0] = 0; /* nothing is there */
+	}
+	if ((*caller & ~UMASK) == c->call.pid) *caller = 0; /* it will be another program */
+	publish(c, 0);
+	proceed(c, listener);
+	return DONE;
 }

@@ -221,7 +221,7 @@ class Broker:
             with telling:
                 self._answer_and_tell(source, identifier, pid, nr, arguments)
         finally:
-            if calls.touched and source.before_exec is None:
+            if (calls.touched or nr in self._execs) and source.before_exec is None:
                 self.shortcut.learn(source, nr)
             calls.view.end()
             if nr in self._execs:
@@ -244,6 +244,8 @@ class Broker:
         else:
             if answer != ANSWERED and (calls.touched or calls.later is not None):
                 observer.identify(pid)
+            if nr in self._execs and source.before_exec is None:
+                observer.date(pid)  # one that can execute nothing may end at once
             if answer == PROCEED:
                 listener.proceed(identifier)
             elif answer != ANSWERED:

@@ -177,16 +177,31 @@ class Observer:
             verdict, certainty = (MOOT, ATTEMPTED) if errno or not allowed else (ALLOWED, EXERCISED)
             self._note(source, when, pid, start, exe, nr, path, right, verdict, certainty, "", errno, rule)
 
-    def executed(self, source: Source, when: float, pid: int, start: int, path: bytes) -> tuple[Any, ...] | None:
-        """A source's own command, which Remit's program executed at ``when`` without asking: the action. On any thread."""
+    def let_execute(self, source: Source, when: float, pid: int, path: bytes, program: bytes, start: int) -> None:
+        """The fast path let ``pid`` go on to execute ``path`` (empty: nothing is there). ``program``, ``start``: of a caller that
+        it did not know. On any thread."""
+        if program:
+            self.introduce(pid, program, start)
+        if path:
+            own = self._programs.get(pid, b"")
+            action = self.executed(source, when, pid, self._starts.get(pid, 0), path, own)
+            if action is not None:
+                self._note(source, *action)
+        self._programs.pop(pid, None)
+
+    def executed(
+        self, source: Source, when: float, pid: int, start: int, path: bytes, own: bytes = b""
+    ) -> tuple[Any, ...] | None:
+        """``path`` was, or is about to be, executed by ``own`` (empty: by Remit's program), as the kernel decides: the action, if
+        that is recorded. On any thread."""
         allowed, rule, layer = self.verdict(path, "exec")
         if not allowed:
             source.denials += 1
-            _remember(source.recent, (path, "exec", rule, b""))
+            _remember(source.recent, (path, "exec", rule, own))
         if self.level == OFF:
             return None
         verdict = ALLOWED if allowed else DENIED
-        return when, pid, start, b"", _EXECVE, path, "exec", verdict, ATTEMPTED, layer, 0, rule
+        return when, pid, start, own, _EXECVE, path, "exec", verdict, ATTEMPTED, layer, 0, rule
 
     def proceeding(
         self, source: Source, pid: int, nr: int, path: bytes, right: str, *, allowed: bool, layer: str, rule: str
@@ -231,9 +246,7 @@ class Observer:
         if self._unheard:
             return  # a thread that will execute the command, and tries the layers before
         exe = self.identify(pid)
-        start = self._starts.get(pid)
-        if start is None:
-            start = self._starts[pid] = process.started(pid)
+        start = self.date(pid)
         if self.known is not None:
             self.known.know(pid)
         if verdict == DENIED:
@@ -261,6 +274,15 @@ class Observer:
         if exe is None:
             exe = self._caller = self._programs[pid] = _program(pid)
         return exe
+
+    def date(self, pid: int) -> int:
+        """When the caller started, where that is recorded."""
+        if self.level == OFF or self._unheard:
+            return 0
+        start = self._starts.get(pid)
+        if start is None:
+            start = self._starts[pid] = process.started(pid)
+        return start
 
     def meet_newcomer(self, pid: int) -> None:
         """The same of a command's first process, which is about to execute the command: it is still Remit's own program, and

@@ -9,8 +9,9 @@ import resource
 import socket
 import stat
 import sys
+import time
 from collections.abc import Iterator
-from errno import EEXIST, EISDIR, EMFILE, ENOENT, ENOTDIR, ENOTEMPTY, EPERM
+from errno import EACCES, EEXIST, EISDIR, EMFILE, ENOENT, ENOTDIR, ENOTEMPTY, EPERM
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,25 @@ LEAVES = [
     pytest.param(os.open, ("{top}/../beside/x", MAKES), id="out of the root by its path"),
     pytest.param(os.open, ("{top}side/x", MAKES), id="a root is no prefix of its neighbour"),
     pytest.param(os.open, ("/proc/self/cwd/x", MAKES), id="a magic link"),
+    *[
+        pytest.param(raw, ("execve", path, None, None), id=f"executing {path[:20]!r}")
+        for path in (
+            b"sh",
+            b"bin/sh",
+            b"/",
+            b"",
+            b"/bin/",
+            b"/bin//sh",
+            b"/bin/./sh",
+            b"/bin/sh/.",
+            b"/bin/../bin/sh",
+            b"/bin/s..h",
+            b"/proc",
+            b"/proc/self/exe",
+            b"/" + b"x" * 255,
+        )
+    ],
+    pytest.param(raw, ("execveat", -100, b"/bin/sh", None, None, 0), id="execveat"),
     pytest.param(os.open, ("x", MAKES, 0o4755), id="setuid"),
     pytest.param(os.open, (".", os.O_RDWR | os.O_TMPFILE), id="an unnamed file"),
     pytest.param(os.open, ("f", os.O_WRONLY | os.O_DIRECT), id="a flag that it does not know"),
@@ -232,6 +252,56 @@ def test_who_is_not_known_is_introduced_once(session: Session, top: Path) -> Non
         done, _, events = session.call(os.rmdir, "m")
         assert done
         assert [(who, started) for *_, who, started in events] == [(b"", 0)]
+
+
+def executes(*argv: str) -> int:
+    """The status of a child that executes it."""
+    pid = os.fork()
+    if not pid:
+        try:
+            os.execv(argv[0], argv)
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("placement", [None, Placement()], ids=["anywhere", "where the mediator is"])
+def test_what_is_executed_goes_on_and_is_told(session: Session, tmp_path: Path) -> None:
+    tool = tmp_path / ".hidden"
+    os.symlink("/bin/sh", tool)
+    done, status, events = session.call(executes, str(tool), "-c", "exit 7")
+    assert (done, status) == (True, 7)
+    ((when, pid, nr, errno, paths, program, start),) = events
+    assert (nr, errno, paths) == (NR["execve"], 0, (os.fsencode(os.path.realpath("/bin/sh")),))
+    assert pid != session.caller.pid
+    # Who executes it: the child, while it was what it is a copy of.
+    assert program == os.fsencode(os.path.realpath(sys.executable))
+    parents = int(Path(f"/proc/{session.caller.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    assert parents <= start <= time.clock_gettime(time.CLOCK_BOOTTIME) * 100
+    assert 0 < time.monotonic() - when < 60
+
+
+def test_what_is_not_there_is_executed_by_nobody(session: Session, tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    for there, result in ((False, ENOENT), (True, EACCES)):
+        done, value, events = session.call(raw, "execve", os.fsencode(tool), None, None)
+        assert (done, value) == (True, -result)
+        assert names(events) == [(0, (os.fsencode(tool) if there else b"",))]
+        tool.touch(mode=0o644)
+        # It may have become another program: its next call says which.
+        done, _, events = session.call(os.mkdir, "m")
+        assert [program for *_, program, _ in events] == [os.fsencode(os.path.realpath(sys.executable))]
+        assert session.call(os.rmdir, "m")[2][0][5] == b""
+
+
+@pytest.mark.needs(ordinary=True)
+def test_what_may_not_be_seen_is_told_by_its_spelling(session: Session, tmp_path: Path) -> None:
+    """It counts as a denial where nothing grants it."""
+    tool = tmp_path / "closed" / "tool"
+    tool.parent.mkdir(mode=0)
+    done, value, events = session.call(raw, "execve", os.fsencode(tool), None, None)
+    assert (done, value) == (True, -EACCES)
+    assert names(events) == [(0, (os.fsencode(tool),))]
 
 
 def test_devices_are_the_kernels_and_nobody_hears_of_them(session: Session) -> None:

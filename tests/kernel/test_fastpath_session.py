@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from errno import EACCES, ENOENT
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kernel.run_harness import PYTHON, World
-from tests.kernel.session_harness import opened, python
-from tests.kernel.test_run_audit import events
+from tests.kernel.session_harness import opened, python, said
+from tests.kernel.test_run_audit import events, profile
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
 
@@ -79,6 +81,60 @@ def test_every_call_of_a_sessions_call_is_recorded_once_and_in_order(world: Worl
     assert len(calls) == 2
     for call in calls:
         check([line for line in lines if line["call"] == call], str(world.workspace))
+
+
+EXECUTES = """
+import os
+def run(path, *more):
+    pid = os.fork()
+    if not pid:
+        try:
+            os.execv(path, [path, *more])
+        except OSError as error:
+            os._exit(error.errno)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+for i in range(12):
+    script = f"echo > kept; echo > made-{{i}}; exec /bin/true"
+    print(run("/bin/true"), run("/bin/none"), run({tool!r}), run("/bin/sh", "-c", script))
+"""
+"""The first four are the mediator's."""
+
+
+@pytest.mark.parametrize("level", ["off", "writes"])
+def test_what_is_executed_is_recorded_and_counted_like_the_first(world: World, level: str) -> None:
+    tool = world.base / "elsewhere" / "tool"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    (world.workspace / "kept").touch()
+    how: dict[str, Any] = {"read": [tool.parent], "protect": [str(world.workspace / "kept")]}
+    with opened(world, profile=profile(world, level), **how) as session:
+        result = session.run([PYTHON, "-I", "-S", "-c", EXECUTES.format(tool=str(tool))])
+    assert said(result).splitlines() == [f"0 {ENOENT} {EACCES} 0"] * 12
+    assert result.denied == 24
+    if level == "off":
+        return
+    python, sh, true = (str(Path(path).resolve()) for path in (PYTHON, "/bin/sh", "/bin/true"))
+    first, *found = events(world)
+    assert (first["exe"], first["object"]) == ("", python)
+    assert [(line["exe"], line["right"], line["object"], line["verdict"], line["layer"]) for line in found] == [
+        line
+        for i in range(12)
+        for line in (
+            (python, "exec", true, "allowed", ""),
+            (python, "exec", str(tool), "denied", "landlock"),
+            (python, "exec", sh, "allowed", ""),
+            (sh, "write", f"{world.workspace}/kept", "denied", "mediation"),
+            (sh, "write", f"{world.workspace}/made-{i}", "allowed", ""),
+            (sh, "exec", true, "allowed", ""),
+        )
+    ]
+    assert {line["certainty"] for line in found if line["right"] == "exec"} == {"attempted"}
+    assert {line["syscall"] for line in found if line["right"] == "exec"} == {"execve"}
+    starts = {line["pid"]: line["pid_start"] for line in found}
+    assert all((line["pid"], line["pid_start"]) in starts.items() for line in found)
+    assert len(starts) == 12 * 3
+    assert all(starts.values())
 
 
 UMASKS = """

@@ -130,3 +130,12 @@ def test_there_is_none_for_a_few_calls() -> None:
     assert not world.shortcut.open
     world.shortcut.learn(world.source, NR["openat"])
     assert world.shortcut.open
+
+
+def test_programs_that_are_executed_count_like_names_that_are_made() -> None:
+    world = World(Rules((b"/w",), (), (), (), ()))
+    for _ in range(3):
+        world.shortcut.learn(world.source, NR["execve"])
+    assert not world.shortcut.open
+    world.shortcut.learn(world.source, NR["execve"])
+    assert world.shortcut.open
