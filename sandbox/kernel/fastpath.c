@@ -8,7 +8,7 @@
  *  - each name is plain (no empty component, "." or "..", no slash at the end), an ancestor of it is in the table of the
  *    directories in which no rule refuses an ordinary name, and each component after that is ordinary: not in names;
  *  - no link is on the way: everything is looked up below the workspace's descriptor with RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH.
- * execve(2) the kernel decides on: it goes on, and only what it names is told.
+ * What the kernel decides on (execve(2), and names in a directory that is elsewhere) goes on, and only what it names is told.
  *
  * The flags that it is compiled with are in that test; the bytes are the section .text.
  */
@@ -34,12 +34,17 @@ struct response { u64 id; s64 value; int error; u32 flags; };
 struct addfd { u64 id; u32 flags, descriptor, number, descriptor_flags; };
 struct how { u64 flags, mode, resolve; };
 struct vector { u64 base, size; };
-struct directory { u64 hash; u32 size, anchor, below, unused; char text[256 - 24]; };
+struct directory {
+	u64 hash;
+	u32 size, anchor, below;
+	u32 elsewhere;          /* it is no place of the mediator's: what is in it, the kernel decides on and performs */
+	char text[256 - 24];
+};
 
 struct event {              /* an answered call */
 	s64 when;               /* ns, CLOCK_MONOTONIC */
 	u32 pid, nr;
-	s64 error;              /* what the caller got: 0, or an errno */
+	s64 error;              /* what the caller got: 0, or an errno; -1: the kernel is to say */
 	u64 sizes[2];           /* of the names below */
 	u64 start, program_size; /* of a caller that is new here: clock ticks since boot, and the bytes of its program's path */
 	char text[2][TEXT];     /* what it named, canonical; of a link the new name first */
@@ -94,6 +99,7 @@ enum {
 #define STRICT (0x04 | 0x08)
 #define S_IFMT 0170000
 #define S_IFREG 0100000
+#define S_IFLNK 0120000
 #define RECV 0xC0502100UL
 #define SEND 0xC0182101UL
 #define ADDFD 0x40182103UL
@@ -159,8 +165,8 @@ static int answered(struct context *c, s64 listener) {
 	case NR_open: return opened(c, listener, AT_FDCWD, a[0], (u32)a[1], a[1] & O_CREAT ? a[2] & 07777 : 0);
 	case NR_creat: return opened(c, listener, AT_FDCWD, a[0], O_CREAT | O_TRUNC | 1, a[1] & 07777);
 	case NR_openat: return opened(c, listener, a[0], a[1], (u32)a[2], a[2] & O_CREAT ? a[3] & 07777 : 0);
-	case NR_mkdir: return c->makes ? changed(c, listener, NR_mkdirat, AT_FDCWD, a[0], a[1] & 07777) : LEFT;
-	case NR_mkdirat: return c->makes ? changed(c, listener, NR_mkdirat, a[0], a[1], a[2] & 07777) : LEFT;
+	case NR_mkdir: return changed(c, listener, NR_mkdirat, AT_FDCWD, a[0], a[1] & 07777);
+	case NR_mkdirat: return changed(c, listener, NR_mkdirat, a[0], a[1], a[2] & 07777);
 	case NR_unlink: return changed(c, listener, NR_unlinkat, AT_FDCWD, a[0], 0);
 	case NR_rmdir: return changed(c, listener, NR_unlinkat, AT_FDCWD, a[0], AT_REMOVEDIR);
 	case NR_unlinkat: return (u32)a[2] & ~AT_REMOVEDIR ? LEFT : changed(c, listener, NR_unlinkat, a[0], a[1], (u32)a[2]);
@@ -447,10 +453,31 @@ static int everybodys(struct context *c, s64 listener) {
 	return 1;
 }
 
+/* Whether no link leads from there to somewhere else. ``follows``: one at the end is on the way, too. */
+static int stays(struct name *name, int follows) {
+	u32 status[36]; /* struct stat: the mode is at 24 */
+	s64 directory = enter(name);
+	if (directory < 0) return 0;
+	int link = follows && !sys5(NR_newfstatat, directory, name->last, status, AT_SYMLINK_NOFOLLOW, 0)
+		&& (status[6] & S_IFMT) == S_IFLNK;
+	leave(name, directory);
+	return !link;
+}
+
+/* Names that are elsewhere: it is the kernel's to decide. */
+static int went_on(struct context *c, s64 listener, struct name *one, struct name *other, int follows) {
+	if (!one->directory->elsewhere || (other && !other->directory->elsewhere)) return LEFT;
+	if (!stays(one, follows) || (other && !stays(other, follows)) || !introduced(c)) return LEFT;
+	publish(c, -1);
+	proceed(c, listener);
+	return DONE;
+}
+
 static int opened(struct context *c, s64 listener, int at, u64 where, u64 flags, u64 mode) {
 	struct name name;
 	if (!(flags & (O_ACCMODE | O_CREAT | O_TRUNC)) || flags & ~SIMPLE || mode & 06000) return LEFT;
 	if (!named(c, 0, at, where, &name)) return everybodys(c, listener) ? DONE : LEFT;
+	if (name.directory->elsewhere) return went_on(c, listener, &name, 0, 1);
 	if (flags & O_CREAT && !c->makes) return LEFT;
 	if (!introduced(c)) return LEFT;
 	const char *path = name.text + name.directory->below;
@@ -486,7 +513,9 @@ static int opened(struct context *c, s64 listener, int at, u64 where, u64 flags,
 
 static int changed(struct context *c, s64 listener, int nr, int at, u64 where, u64 argument) {
 	struct name name;
-	if (!named(c, 0, at, where, &name) || !introduced(c)) return LEFT;
+	if (!named(c, 0, at, where, &name)) return LEFT;
+	if (name.directory->elsewhere) return went_on(c, listener, &name, 0, 0);
+	if ((nr == NR_mkdirat && !c->makes) || !introduced(c)) return LEFT;
 	s64 directory = enter(&name);
 	if (directory < 0) return LEFT;
 	s64 result = sys3(nr, directory, name.last, argument);
@@ -497,7 +526,9 @@ static int changed(struct context *c, s64 listener, int nr, int at, u64 where, u
 static int linked(struct context *c, s64 listener, int from, u64 old, int to, u64 new) {
 	struct name source, target;
 	char link[32];
-	if (!named(c, 0, to, new, &target) || !named(c, 1, from, old, &source) || !introduced(c)) return LEFT;
+	if (!named(c, 0, to, new, &target) || !named(c, 1, from, old, &source)) return LEFT;
+	if (source.directory->elsewhere || target.directory->elsewhere) return LEFT;
+	if (!introduced(c)) return LEFT;
 	/* Of what is no link: that would be ELOOP. */
 	s64 descriptor = open(source.directory->anchor, source.text + source.directory->below, O_PATH, 0);
 	if (descriptor < 0) return LEFT;
@@ -517,6 +548,7 @@ static int renamed(struct context *c, s64 listener, int from, u64 old, int to, u
 	struct name source, target;
 	u32 status[36]; /* struct stat: the mode is at 24 */
 	if (!named(c, 0, from, old, &source) || !named(c, 1, to, new, &target)) return LEFT;
+	if (source.directory->elsewhere || target.directory->elsewhere) return went_on(c, listener, &source, &target, 0);
 	u64 size = c->event->sizes[0];
 	if ((size == c->event->sizes[1] && same(source.text, target.text, size)) || !introduced(c)) return LEFT;
 	s64 first = enter(&source), second = first < 0 ? -1 : enter(&target);
@@ -556,7 +588,7 @@ static int executed(struct context *c, s64 listener, u64 where) {
 		event->sizes[0] = 0; /* nothing is there */
 	}
 	if ((*caller & ~UMASK) == c->call.pid) *caller = 0; /* it will be another program */
-	publish(c, 0);
+	publish(c, -1);
 	proceed(c, listener);
 	return DONE;
 }

@@ -169,7 +169,8 @@ class Broker:
 
     def close(self) -> None:
         """No further call will come. What they are made of refers to them, and where they live nothing is collected."""
-        self.calls.__dict__.clear()
+        self.shortcut.close()
+        self.calls.close()
         self.__dict__.clear()
 
     def looked_for(self, source: Source, pid: int, path: bytes) -> None:
@@ -221,7 +222,7 @@ class Broker:
             with telling:
                 self._answer_and_tell(source, identifier, pid, nr, arguments)
         finally:
-            if (calls.touched or nr in self._execs) and source.before_exec is None:
+            if source.before_exec is None:
                 self.shortcut.learn(source, nr)
             calls.view.end()
             if nr in self._execs:

@@ -91,6 +91,12 @@ class Calls:
         self._outer = outer
         self.repository = Repository(rules, self.view, self.inside)
 
+    def close(self) -> None:
+        """No further call will come."""
+        for _, _, descriptor in self.roots:
+            posix.close(descriptor)
+        self.__dict__.clear()
+
     def assume_umask(self) -> None:
         """For what is about to be made in the caller's place."""
         self.umasks.assume(self.view.pid, as_started=not self.source.masks)

@@ -137,6 +137,13 @@ class Observer:
                 return True, PRIVATE, ""
         return False, UNGRANTED, "landlock" if visible else "namespaces"
 
+    def grants_around(self, place: bytes) -> bool:
+        """Whether something is granted in ``place`` or above it, or may be written there by other calls of the session."""
+        granted = [*self._granted, *[outer[:-1] for outer in self._outer]]
+        return any(
+            [path == place or path.startswith(place + b"/") or place.startswith(path + b"/") for path in granted]
+        )
+
     # --- telling
 
     def denied(
@@ -176,6 +183,17 @@ class Observer:
             allowed, rule, _ = self.verdict(path, right)
             verdict, certainty = (MOOT, ATTEMPTED) if errno or not allowed else (ALLOWED, EXERCISED)
             self._note(source, when, pid, start, exe, nr, path, right, verdict, certainty, "", errno, rule)
+
+    def went_on(self, source: Source, when: float, pid: int, nr: int, named: list[tuple[bytes, str]]) -> None:
+        """The fast path left a call to the kernel, whose names are no places of the mediator's. On any thread."""
+        exe, start = self._programs.get(pid, b""), self._starts.get(pid, 0)
+        for path, right in named:
+            allowed, rule, layer = self.verdict(path, right)
+            if not allowed:
+                source.denials += 1
+                _remember(source.recent, (path, right, rule, exe))
+            verdict = ALLOWED if allowed else DENIED
+            self._note(source, when, pid, start, exe, nr, path, right, verdict, ATTEMPTED, layer, 0, rule)
 
     def let_execute(self, source: Source, when: float, pid: int, path: bytes, program: bytes, start: int) -> None:
         """The fast path let ``pid`` go on to execute ``path`` (empty: nothing is there). ``program``, ``start``: of a caller that

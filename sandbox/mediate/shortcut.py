@@ -9,10 +9,12 @@ the words are the place (RESOLVE_NO_SYMLINKS, below the workspace's descriptor),
 from __future__ import annotations
 
 import _thread
+import posix
 from errno import EEXIST
 
 from remit.sandbox.kernel.call import NR
 from remit.sandbox.kernel.fastpath import LEFT, FastPath
+from remit.sandbox.kernel.files import O_PATH
 from remit.sandbox.mediate.observe import OFF
 from remit.sandbox.mediate.opening import DEVICES
 from remit.sandbox.mediate.rules import REMOVE, WRITE
@@ -42,6 +44,8 @@ _RIGHTS = {
     "renameat2": (REMOVE, WRITE),
 }
 """The calls, with the rights that they take to what they name."""
+_SCRATCH = b"/tmp"
+"""Where programs make files for a moment, and what that costs shows."""
 _WORTH_IT = 4
 """Calls before a fast path is made: it takes as long as some of them, and many a command makes fewer."""
 
@@ -63,7 +67,15 @@ class Shortcut:
         self._ends: set[bytes] = set()
         self._wanted = 0
         self._umasks = -1
+        self._places: list[int] = []
+        """Descriptors of directories that are elsewhere."""
         calls.named = self._learn
+
+    def close(self) -> None:
+        """No further call will come."""
+        self._fast = None
+        while self._places:
+            posix.close(self._places.pop())
 
     @property
     def open(self) -> bool:
@@ -103,7 +115,10 @@ class Shortcut:
                 if errno == EEXIST and nr in self._making and not self._calls.watches_reads:
                     continue  # as ``Making.mkdirat``: asking for what is there is no more than looking
                 touched = [*zip(paths, self._rights[nr], strict=False)]
-                self._observer.performed(source, when, pid, nr, touched, errno)
+                if errno < 0:
+                    self._observer.went_on(source, when, pid, nr, touched)
+                else:
+                    self._observer.performed(source, when, pid, nr, touched, errno)
 
     def _look_at_umasks(self, fast: FastPath) -> None:
         umasks = self._calls.umasks
@@ -135,6 +150,19 @@ class Shortcut:
         except OSError:
             return  # another machine's, or none may be executed
         observer.known = self._fast
+        self._leave_to_kernel(_SCRATCH)
+
+    def _leave_to_kernel(self, place: bytes) -> None:
+        """What is below ``place``, where nothing of the host's is: no rule speaks of it, and mounts and Landlock decide."""
+        assert self._fast is not None
+        if self._observer.grants_around(place):
+            return
+        try:
+            anchor = posix.open(place, O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+        except OSError:
+            return
+        self._places.append(anchor)
+        self._fast.allow(place, anchor, len(place) + 1, elsewhere=True)
 
     def _learn(self, path: bytes) -> None:
         """The directories on the way to ``path`` that have to be said to be free of rules, for what comes next to it."""

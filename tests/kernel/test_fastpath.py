@@ -254,6 +254,73 @@ def test_who_is_not_known_is_introduced_once(session: Session, top: Path) -> Non
         assert [(who, started) for *_, who, started in events] == [(b"", 0)]
 
 
+@pytest.fixture
+def elsewhere(session: Session, tmp_path: Path) -> Iterator[Path]:
+    """A directory that is no place of the mediator's, with a link into its root, and one to a directory in itself."""
+    place = tmp_path / "elsewhere"
+    (place / "sub").mkdir(parents=True)
+    (place / "old").touch()
+    os.symlink(session.root, place / "into")
+    os.symlink(session.root / "f", place / "to-f")
+    os.symlink("sub", place / "to-sub")
+    anchor = os.open(place, os.O_PATH)
+    session.fast.allow(os.fsencode(place), anchor, len(os.fsencode(place)) + 1, elsewhere=True)
+    yield place
+    os.close(anchor)
+
+
+def test_what_is_elsewhere_the_kernel_performs(session: Session, elsewhere: Path) -> None:
+    """With the caller's own umask: it does not matter whether the mediator knows that."""
+    place = os.fsencode(elsewhere)
+    new = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    for function, arguments, paths in (
+        (write, (f"{elsewhere}/new", new, b"x"), [b"/new"]),
+        (write, (f"{elsewhere}/new", os.O_WRONLY, b"y"), [b"/new"]),
+        (write, (f"{elsewhere}/sub/new", new, b"x"), [b"/sub/new"]),
+        (os.mkdir, (f"{elsewhere}/m",), [b"/m"]),
+        (os.rename, (f"{elsewhere}/new", f"{elsewhere}/m/to"), [b"/new", b"/m/to"]),
+        (os.unlink, (f"{elsewhere}/m/to",), [b"/m/to"]),
+        (os.unlink, (f"{elsewhere}/to-f",), [b"/to-f"]),
+        (os.rmdir, (f"{elsewhere}/m",), [b"/m"]),
+    ):
+        done, value, events = session.call(function, *arguments, as_started=False)
+        assert done, function
+        assert not isinstance(value, int) or value >= 0
+        assert names(events) == [(-1, tuple(place + path for path in paths))]
+    assert sorted(os.listdir(elsewhere)) == ["into", "old", "sub", "to-sub"]
+    assert (elsewhere / "sub/new").read_text() == "x"
+    assert session.call(os.rmdir, f"{elsewhere}/none")[:2] == (True, -ENOENT)
+
+
+def test_what_leads_back_from_there_is_left(session: Session, elsewhere: Path, top: Path) -> None:
+    before = seen(top.parent)
+    for function, arguments in (
+        (os.open, (f"{elsewhere}/to-f", os.O_WRONLY)),
+        (os.open, (f"{elsewhere}/into/x", MAKES)),
+        (os.open, (f"{elsewhere}/to-sub/x", MAKES)),
+        (os.mkdir, (f"{elsewhere}/into/m",)),
+        (os.unlink, (f"{elsewhere}/into/f",)),
+        (os.rename, (f"{elsewhere}/old", f"{top}/g")),
+        (os.rename, (f"{top}/f", f"{elsewhere}/f")),
+        (os.rename, (f"{elsewhere}/old", f"{elsewhere}/into/g")),
+        (os.rename, (f"{elsewhere}/into/f", f"{elsewhere}/g")),
+        (os.link, (f"{elsewhere}/old", f"{top}/g")),
+        (os.link, (f"{top}/f", f"{elsewhere}/g")),
+        (os.link, (f"{elsewhere}/old", f"{elsewhere}/g")),
+        (os.open, (f"{elsewhere}/../w/f", os.O_WRONLY)),
+        (os.open, (f"{elsewhere}/none/x", MAKES)),
+    ):
+        assert session.call(function, *arguments) == (False, -EPERM, []), (function, arguments)
+    assert seen(top.parent) == before
+
+
+def test_a_full_table_still_knows_what_is_elsewhere(session: Session, elsewhere: Path, top: Path) -> None:
+    for number in range(100):
+        session.allow(top / f"d{number}")
+    assert session.call(os.mkdir, f"{elsewhere}/m")[0]
+    assert names(session.call(os.rmdir, f"{elsewhere}/m")[2])[0][0] == -1
+
+
 def executes(*argv: str) -> int:
     """The status of a child that executes it."""
     pid = os.fork()
@@ -272,7 +339,7 @@ def test_what_is_executed_goes_on_and_is_told(session: Session, tmp_path: Path) 
     done, status, events = session.call(executes, str(tool), "-c", "exit 7")
     assert (done, status) == (True, 7)
     ((when, pid, nr, errno, paths, program, start),) = events
-    assert (nr, errno, paths) == (NR["execve"], 0, (os.fsencode(os.path.realpath("/bin/sh")),))
+    assert (nr, errno, paths) == (NR["execve"], -1, (os.fsencode(os.path.realpath("/bin/sh")),))
     assert pid != session.caller.pid
     # Who executes it: the child, while it was what it is a copy of.
     assert program == os.fsencode(os.path.realpath(sys.executable))
@@ -286,7 +353,7 @@ def test_what_is_not_there_is_executed_by_nobody(session: Session, tmp_path: Pat
     for there, result in ((False, ENOENT), (True, EACCES)):
         done, value, events = session.call(raw, "execve", os.fsencode(tool), None, None)
         assert (done, value) == (True, -result)
-        assert names(events) == [(0, (os.fsencode(tool) if there else b"",))]
+        assert names(events) == [(-1, (os.fsencode(tool) if there else b"",))]
         tool.touch(mode=0o644)
         # It may have become another program: its next call says which.
         done, _, events = session.call(os.mkdir, "m")
@@ -301,7 +368,7 @@ def test_what_may_not_be_seen_is_told_by_its_spelling(session: Session, tmp_path
     tool.parent.mkdir(mode=0)
     done, value, events = session.call(raw, "execve", os.fsencode(tool), None, None)
     assert (done, value) == (True, -EACCES)
-    assert names(events) == [(0, (os.fsencode(tool),))]
+    assert names(events) == [(-1, (os.fsencode(tool),))]
 
 
 def test_devices_are_the_kernels_and_nobody_hears_of_them(session: Session) -> None:

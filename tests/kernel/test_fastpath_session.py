@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from errno import EACCES, ENOENT
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from remit import Session
+from remit.sandbox.events.action import PRIVATE
 from tests.kernel.run_harness import PYTHON, World
 from tests.kernel.session_harness import opened, python, said
 from tests.kernel.test_run_audit import events, profile
@@ -135,6 +139,69 @@ def test_what_is_executed_is_recorded_and_counted_like_the_first(world: World, l
     assert all((line["pid"], line["pid_start"]) in starts.items() for line in found)
     assert len(starts) == 12 * 3
     assert all(starts.values())
+
+
+SCRATCH = """
+import os, tempfile
+os.makedirs("/tmp/place/below")
+for i in range(12):
+    descriptor, name = tempfile.mkstemp(dir="/tmp/place")
+    os.close(descriptor)
+    os.rename(name, f"/tmp/place/below/{i}")
+    os.unlink(f"/tmp/place/below/{i}")
+    os.mkdir(f"/var/tmp/{i}")
+    os.symlink(os.getcwd(), f"/tmp/place/to-{i}")
+    open(f"/tmp/place/to-{i}/made-{i}", "w").close()
+"""
+
+
+def test_what_is_made_for_a_moment_is_recorded_like_the_first(world: World) -> None:
+    with opened(world) as session:
+        said(session.run([PYTHON, "-I", "-S", "-c", SCRATCH]))
+    found = [line for line in events(world) if line["right"] in ("write", "remove")][2:]
+    assert [(line["right"], line["object"]) for line in found if "/tmp/place/tmp" not in line["object"]] == [
+        line
+        for i in range(12)
+        for line in (
+            ("write", f"/tmp/place/below/{i}"),
+            ("remove", f"/tmp/place/below/{i}"),
+            ("write", f"/tmp/{i}"),  # /var/tmp leads there
+            ("write", f"/tmp/place/to-{i}"),
+            # By a link back into the workspace: its own name, and made by the mediator.
+            ("write", f"{world.workspace}/made-{i}"),
+        )
+    ]
+    there = [line for line in found if line["object"].startswith("/tmp/")]
+    assert {(line["verdict"], line["certainty"], line["rule"]["text"]) for line in there} == {
+        ("allowed", "attempted", PRIVATE)
+    }
+    assert len({(line["pid"], line["pid_start"], line["exe"]) for line in found}) == 1
+    assert len(list(world.workspace.glob("made-*"))) == 12
+
+
+def test_a_workspace_in_the_scratch_directory_is_none(tmp_path: Path, world: World) -> None:
+    """Its own names are the mediator's, and made outside."""
+    workspace = tmp_path / "w"
+    workspace.mkdir()
+    (workspace / "kept").touch()
+    code = "import os\n" + SCRATCH.replace("/tmp/place", str(workspace / "place")).replace(
+        "/var/tmp", str(workspace / "place")
+    )
+    other = tmp_path / "other"
+    other.mkdir()
+    with patch.dict(os.environ, world.env(), clear=True):
+        session = Session("offline", workspace, protect=[workspace / "kept"], write=[other])
+    with session:
+        said(session.run([PYTHON, "-I", "-S", "-c", code]))
+        # Nobody has been there yet.
+        said(session.run(["touch", str(other / "made")]))
+        for _ in range(2):
+            result = session.run(["sh", "-c", "for i in 1 2 3 4 5 6; do echo > kept; done"])
+            assert result.denied == 6
+    assert sorted(os.listdir(workspace / "place")) == sorted(
+        [str(i) for i in range(12)] + [f"to-{i}" for i in range(12)] + ["below"]
+    )
+    assert len(list(workspace.glob("made-*"))) == 12
 
 
 UMASKS = """

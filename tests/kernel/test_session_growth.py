@@ -80,7 +80,7 @@ def use(session: Session, calls: int) -> None:
             grant = grants[number % len(grants)]
             if number % 20 == 10:
                 # An authority of its own: more of them than are kept armed, so that each is given up again.
-                grant = Grant(read=["."], limits={"files": first + number % 1000})
+                grant = Grant(write=["."], limits={"files": first + number % 1000})
             assert session.run(["/bin/true"], grant=grant).returncode == 0
 
     threads = [threading.Thread(target=work, args=(first,)) for first in (100, 2100)]
