@@ -142,22 +142,23 @@ def test_what_is_executed_is_recorded_and_counted_like_the_first(world: World, l
 
 
 SCRATCH = """
-import os, tempfile
-os.makedirs("/tmp/place/below")
+import os, sys, tempfile
+place, other = sys.argv[1:]
+os.makedirs(f"{place}/below")
 for i in range(12):
-    descriptor, name = tempfile.mkstemp(dir="/tmp/place")
+    descriptor, name = tempfile.mkstemp(dir=place)
     os.close(descriptor)
-    os.rename(name, f"/tmp/place/below/{i}")
-    os.unlink(f"/tmp/place/below/{i}")
-    os.mkdir(f"/var/tmp/{i}")
-    os.symlink(os.getcwd(), f"/tmp/place/to-{i}")
-    open(f"/tmp/place/to-{i}/made-{i}", "w").close()
+    os.rename(name, f"{place}/below/{i}")
+    os.unlink(f"{place}/below/{i}")
+    os.mkdir(f"{other}/{i}")
+    os.symlink(os.getcwd(), f"{place}/to-{i}")
+    open(f"{place}/to-{i}/made-{i}", "w").close()
 """
 
 
 def test_what_is_made_for_a_moment_is_recorded_like_the_first(world: World) -> None:
     with opened(world) as session:
-        said(session.run([PYTHON, "-I", "-S", "-c", SCRATCH]))
+        said(session.run([PYTHON, "-I", "-S", "-c", SCRATCH, "/tmp/place", "/var/tmp"]))
     found = [line for line in events(world) if line["right"] in ("write", "remove")][2:]
     assert [(line["right"], line["object"]) for line in found if "/tmp/place/tmp" not in line["object"]] == [
         line
@@ -184,15 +185,13 @@ def test_a_workspace_in_the_scratch_directory_is_none(tmp_path: Path, world: Wor
     workspace = tmp_path / "w"
     workspace.mkdir()
     (workspace / "kept").touch()
-    code = "import os\n" + SCRATCH.replace("/tmp/place", str(workspace / "place")).replace(
-        "/var/tmp", str(workspace / "place")
-    )
     other = tmp_path / "other"
     other.mkdir()
     with patch.dict(os.environ, world.env(), clear=True):
         session = Session("offline", workspace, protect=[workspace / "kept"], write=[other])
     with session:
-        said(session.run([PYTHON, "-I", "-S", "-c", code]))
+        place = str(workspace / "place")
+        said(session.run([PYTHON, "-I", "-S", "-c", SCRATCH, place, place]))
         # Nobody has been there yet.
         said(session.run(["touch", str(other / "made")]))
         for _ in range(2):

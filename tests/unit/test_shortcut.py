@@ -43,7 +43,9 @@ class World:
             view=SimpleNamespace(pid=1),
             named=None,
         )
-        self.observer = SimpleNamespace(level="writes", known=None, forget=lambda: None)
+        self.observer = SimpleNamespace(
+            level="writes", known=None, forget=lambda: None, grants_around=lambda place: True
+        )
         self.shortcut = Shortcut(cast("Calls", self.calls), cast("Observer", self.observer))
         self.source = cast("Any", SimpleNamespace(listener=SimpleNamespace(placement=None), masks=False))
         self.ends = rules.endings()
