@@ -31,6 +31,10 @@ NAMES = [
 ]
 
 
+def granted(_place: bytes) -> bool:
+    return True
+
+
 class World:
     """A shortcut without calls."""
 
@@ -43,9 +47,7 @@ class World:
             view=SimpleNamespace(pid=1),
             named=None,
         )
-        self.observer = SimpleNamespace(
-            level="writes", known=None, forget=lambda: None, grants_around=lambda place: True
-        )
+        self.observer = SimpleNamespace(level="writes", known=None, forget=lambda: None, grants_around=granted)
         self.shortcut = Shortcut(cast("Calls", self.calls), cast("Observer", self.observer))
         self.source = cast("Any", SimpleNamespace(listener=SimpleNamespace(placement=None), masks=False))
         self.ends = rules.endings()
