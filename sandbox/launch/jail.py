@@ -240,6 +240,8 @@ class Jail(Source):
             self.before_exec = None
         while came:
             posix.close(came.pop())
+        if self.policy.watched:
+            self._tell_main("runs")
         self.untold = begun, call, self.pid, _brief(argv), self.policy.identifier, chain
         status, cpu, memory = self._wait(started)
         clean = self._alone()

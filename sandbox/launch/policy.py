@@ -58,6 +58,8 @@ class Policy:
                 self.time_limit = value / 1000
             elif mechanism == "watch" and what == "memory":
                 self.memory_limit = value
+        self.watched = False
+        """What its calls use is looked at by the mediator's thread, which hears when there is one to look at."""
         self.arming = 0
         """Threads that are about to be armed."""
         self.jails: list[Jail] = []

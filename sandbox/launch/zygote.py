@@ -365,6 +365,7 @@ class Zygote:
         self._number += 1
         self._policies[self._number] = policy
         policy.number = self._number
+        policy.watched = bool(self._memory_limit or policy.memory_limit)
         policy.broker.held = self._held
         self._tell("policy", identifier, policy.digest, policy.authority)
         self._arm(policy)
@@ -439,6 +440,8 @@ class Zygote:
                 self._taken(policy)  # it was quick
         elif kind == "taken" and jail is not None:
             self._taken(jail.policy)
+        elif kind == "runs":
+            pass  # this thread is awake, and finds it (``_timeout``)
         elif kind == "freeze" and jail is not None:
             self._freeze(jail)
         elif kind == "done" and jail is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from remit import Grant, LaunchError
+from remit import Grant, LaunchError, SessionClosed
 from remit.sandbox.kernel import notify, process
 from remit.sandbox.kernel.call import NR
 from remit.sandbox.kernel.exemption import Exemption
@@ -194,3 +194,31 @@ def test_all_of_a_call_is_in_the_record_of_a_session_that_is_closed_at_once(worl
         with opened(world) as session:
             result = session.run(["true"])
         assert kinds(world, result.call) == ["call", ("exec", "true"), "returned"]
+
+
+EATS = """
+import time
+x = bytearray(300 << 20)
+x[::4096] = b"1" * len(x[::4096])
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("whose", ["call", "session"])
+def test_what_a_call_uses_is_looked_at_though_the_mediator_sleeps(world: World, whose: str) -> None:
+    """It has heard of nothing since the last call, and of this one's command it is not asked."""
+    limits = {"memory": "100MiB"}
+    how: dict[str, Any] = {"limits": limits} if whose == "session" else {}
+    grant = Grant(limits=limits) if whose == "call" else None
+    with opened(world, **how) as session:
+        for _ in range(4):
+            said(session.run(["true"], grant=grant))
+        while len([line for line in record(world) if line["kind"] == "returned"]) < 4:
+            pass
+        try:
+            result = session.run(python(EATS), grant=grant, timeout=30)
+        except SessionClosed:
+            # Where no control group holds it, a session's limit ends the session.
+            assert whose == "session"
+        else:
+            assert (result.returncode, result.limit) == (-9, "memory" if whose == "call" else "")
