@@ -498,6 +498,8 @@ class Jail(Source):
             failure = ("launch", failure[1], HINT, 125)
         if self.reply >= 0:
             self._reply("failed", *failure)
+        if self.untold:
+            self._tell_template("began", *self._beginning())
         if self.call:
             self._tell_template("refused", self.call, *failure)
 
