@@ -8,7 +8,7 @@ where they would otherwise be missing, so that the name the user wrote works. Pa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from remit.sandbox.authority.model import Right
 from remit.sandbox.compile.paths import below, order, parents, strictly_below
@@ -179,10 +179,13 @@ def _protect(tree: Tree, path: str, kind: Kind) -> None:
     if not isinstance(holder, Bind) or holder.read_only or kind not in (Kind.DIRECTORY, Kind.FILE):
         return
     tree.entries[path] = Bind(path, path, kind.value, True, holder.no_exec, holder.no_dev, holder.idmap)
-    # What is bound below it for writing would reopen it.
+    # What is bound below it for writing would reopen it. What may be executed there is bound for that.
     for below_it, op in list(tree.entries.items()):
         if strictly_below(below_it, path) and isinstance(op, Bind):
-            del tree.entries[below_it]
+            if (op.no_exec, op.no_dev) == (holder.no_exec, holder.no_dev):
+                del tree.entries[below_it]
+            else:
+                tree.entries[below_it] = replace(op, read_only=True)
 
 
 def unshown(tree: Tree, directory: str, names: Iterable[str]) -> tuple[str, ...]:

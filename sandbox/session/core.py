@@ -101,7 +101,6 @@ class Shared:
     """What a session and the narrower ones made from it have in common."""
 
     session: str
-    names: dict[str, Named]
     placeholders: dict[str, str] = field(default_factory=dict[str, str])
     """By variable: what stands inside for a secret that stays outside."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -190,13 +189,13 @@ class Core:
         return authority_of(wanted, self.ceiling), names
 
     def _resolve(self, wanted: Authority) -> dict[str, Named]:
-        """The session's names as they were resolved when it began, and what is new in ``wanted`` as it is now."""
-        with self.shared.lock:
-            known = dict(self.shared.names)
+        """This session's names as they were resolved when it began (a narrower one's: when it was made), and what is new in
+        ``wanted`` as it is now. A name that led elsewhere since would let what is outside pass for what is inside; and
+        what the ceiling takes away is to be found by its names, which ``wanted`` does not mention."""
+        known = self.ceiling.names
         fresh = tuple(rule for rule in wanted.paths if rule.path not in known)
         patterns = replace(wanted, paths=fresh)
-        known = {**resolve(patterns, uid=self.uid), **known}
-        return known
+        return {**resolve(patterns, uid=self.uid), **known}
 
     def _uses(self, asked: Asked) -> Uses:
         with self.shared.lock:
@@ -482,7 +481,7 @@ class Core:
         if self._surroundings is None:
             # Once: where there is a way out, every call's answer has one.
             ceiling = self.ceiling
-            canonical = {path: named.canonical for path, named in {**self.shared.names, **ceiling.names}.items()}
+            canonical = {path: named.canonical for path, named in ceiling.names.items()}
             visible = tuple(canonical.get(rule.path, rule.path) for rule in ceiling.authority.paths)
             self._surroundings = canonical, visible, _LAYERS.difference(ceiling.degrade)
         return Context(ticket.grant.authority, *self._surroundings)

@@ -87,7 +87,7 @@ def open_session(
 def core_of(assembled: Assembled, session: str, environ: Mapping[str, str], placeholders: Mapping[str, str]) -> Core:
     """What a session's calls are decided by."""
     grant: Grant = replace(assembled.grant, session=session)
-    shared = Shared(session, dict(assembled.names), dict(placeholders))
+    shared = Shared(session, dict(placeholders))
     bytes_environ = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
     held = tuple([id for chain in assembled.chains for id in chain.ids])
     return Core(assembled.ceiling, grant, shared, bytes_environ, uid=place.identity(assembled.workspace), chain=held)

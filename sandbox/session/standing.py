@@ -129,7 +129,7 @@ def core_of(session: str, environ: Mapping[str, str]) -> Core:
     except OSError:
         raise _unknown(session, environ) from None
     ceiling, grant, held, placeholders = context.read(text, session)
-    shared = Shared(session, dict(ceiling.names), placeholders)
+    shared = Shared(session, placeholders)
     return Core(ceiling, grant, shared, _bytes(environ), uid=identity(ceiling.workspace), chain=held)
 
 

@@ -25,9 +25,12 @@ FOREVER = f"2{os.getpid():08}"
 
 
 def tree(world: World, *names: str) -> None:
-    """Files (or, with a slash at the end, directories) in the workspace, for its owner to write."""
-    for name in names:
+    """Files (or, with a slash at the end, directories; ``name -> target``, links) in the workspace, for its owner to write."""
+    for name, _, target in (name.partition(" -> ") for name in names):
         path = world.workspace / name
+        if target:
+            path.symlink_to(target)
+            continue
         if name.endswith("/"):
             path.mkdir(mode=0o777)
         else:
@@ -296,6 +299,45 @@ def test_a_narrowed_session_is_a_ceiling(world: World) -> None:
                 part.narrow(wider)
         assert (part.grant.principal, part.grant.parent, part.id) == ("sub-agent", session.grant.id, session.id)
         assert set(probes(session, tries).values()) == {"ok"}
+
+
+def test_what_a_narrowed_session_denies_its_calls_are_denied_whatever_their_grant(world: World) -> None:
+    """A grant of the whole tree does not mention what the narrower session takes away from it, nor does a deeper session."""
+    tree(world, "d/", "d/secret", "d/kept", "d/open", "through -> d/secret")
+    tries = {"secret": "read('d/secret')", "open": "read('d/open')", "kept": "write('d/kept')"}
+    wide, taken = dict.fromkeys(tries, "ok"), {"secret": "EACCES", "open": "ok", "kept": "EACCES"}
+    with opened(world) as session:
+        assert probes(session, tries, Grant(write=["d"])) == wide
+        for deny in ("d/secret", "through"):
+            part = session.narrow(Grant(write=["d"], deny=[deny], protect=["d/kept"]))
+            assert probes(part, tries) == taken
+            assert probes(part, tries, Grant(write=["d"])) == taken
+            assert probes(part.narrow(Grant(write=["d"])), tries) == taken
+            assert probes(part.narrow(Grant(write=["d"])), tries, Grant(write=["d"])) == taken
+            with pytest.raises(GrantError, match="denies"):
+                part.run(["true"], grant=Grant(read=["d/secret"]))
+
+
+def test_a_name_means_to_a_narrowed_session_what_it_led_to_when_that_was_made(world: World) -> None:
+    """Who may move a link inside must not move the ceiling with it."""
+    tree(world, "one/", "one/f", "two/", "two/f", "link -> one")
+    tries = {"one": "read('one/f')", "two": "read('two/f')", "link": "read('link/f')"}
+    with opened(world) as session:
+        part = session.narrow(Grant(read=["link"]))
+        assert probes(part, tries, Grant(read=["link"])) == {"one": "ok", "two": "EACCES", "link": "ok"}
+        moved = said(
+            session.run(python("os.symlink('two', 'new'); os.rename('new', 'link'); print(os.readlink('link'))"))
+        )
+        assert moved == "two"
+        # The object, which another name leads to now: of a name that the session had not seen when it began.
+        expected = {"one": "ok", "two": "EACCES", "link": "EACCES"}
+        assert probes(part, tries) == expected
+        assert probes(part, tries, Grant(read=["link"])) == expected
+        assert probes(part, tries, Grant(read=["one"])) == expected
+        for grant in (Grant(read=["two"]), Grant(read=["link/f", "two/f"])):
+            with pytest.raises(GrantError, match="beyond"):
+                part.run(["true"], grant=grant)
+        assert probes(session, tries, Grant(read=["two"]))["two"] == "ok"
 
 
 def test_what_a_narrowed_session_has_not_its_calls_have_not_by_any_way(world: World) -> None:

@@ -263,6 +263,16 @@ def test_protect_wins_over_a_write_grant_below_it() -> None:
     assert only(result, Mediate)[0].roots == ()
 
 
+def test_protect_leaves_what_may_be_executed_below_it() -> None:
+    world = World()
+    world.directories |= {f"{WORKSPACE}/g", f"{WORKSPACE}/g/bin", f"{WORKSPACE}/g/same"}
+    rules = (rule(WORKSPACE, "rw"), rule(f"{WORKSPACE}/g/bin", "rwx"), rule(f"{WORKSPACE}/g/same", "rw"))
+    found = binds(compiled(authority(*rules, protect=(literal(f"{WORKSPACE}/g"),)), world=world))
+    assert (found[f"{WORKSPACE}/g"].read_only, found[f"{WORKSPACE}/g"].no_exec) == (True, True)
+    assert (found[f"{WORKSPACE}/g/bin"].read_only, found[f"{WORKSPACE}/g/bin"].no_exec) == (True, False)
+    assert f"{WORKSPACE}/g/same" not in found
+
+
 def test_pattern_denies_of_reading_are_brokered_where_nothing_is_executed() -> None:
     result = compiled(authority(rule(WORKSPACE, "rw"), deny=(anywhere(WORKSPACE, ".env"),)))
     assert only(result, Mediate)[0].brokered_reads == (WORKSPACE,)
