@@ -89,7 +89,7 @@ def to_json(a: Authority, *, sources: bool = True) -> dict[str, object]:
         "schema": SCHEMA,
         "paths": [
             line(
-                line({"path": r.path, "rights": sorted(r.rights), "optional": r.optional}, r.source),
+                line({"path": r.path, "rights": sorted(map(str, r.rights)), "optional": r.optional}, r.source),
                 r.exec_source,
                 "exec_source",
             )

@@ -113,7 +113,9 @@ def normal(a: Authority) -> Authority:
     Raises:
         ValueError: a path is not absolute and lexically normal.
     """
-    return Authority(
+    if a.in_normal_form:
+        return a
+    made = Authority(
         paths=_rules(a.paths),
         deny=_patterns(a.deny),
         protect=_patterns(a.protect),
@@ -129,6 +131,8 @@ def normal(a: Authority) -> Authority:
         environment=_environment(a.environment),
         limits=tuple(sorted(_limits(a.limits).items())),
     )
+    object.__setattr__(made, "in_normal_form", True)
+    return made
 
 
 def _taken(a: Authority, right: Right) -> list[tuple[Shape, PathPattern]]:
@@ -192,22 +196,23 @@ def _axis(right: Right) -> str:
     return "exec" if right is Right.EXEC else "filesystem"
 
 
-def _path_violations(a: Authority, b: Authority) -> list[Violation]:
+def _path_violations(a: Authority, b: Bound) -> list[Violation]:
     found: list[Violation] = []
     for right in Right:
-        inner = [one for one, _ in _taken(a, right)]
-        outer = _taken(b, right)
-        granted = [parts(rule.path) for rule in b.paths if right in _implied(rule.rights)]
+        inner: list[Shape] | None = None
+        granted = b.granted[right]
         for root in _roots(a, right):
             name = joined(root)
-            if not any(root[: len(path)] == path for path in granted):
+            if not any(root[:size] in granted for size in range(len(root) + 1)):
                 found.append(Violation(_axis(right), name, right, "not granted"))
                 continue
-            for one, line in outer:
-                verb = "denies" if line in b.deny else "protects"
+            for one, line in b.taken[right]:
                 for made in restrict(one, root):
+                    if inner is None:
+                        inner = [shape for shape, _ in _taken(a, right)]
                     # Inclusion is pairwise (see ``pattern``): one shape of ``a`` has to hold all of it.
                     if not any(within(made, mine) for mine in inner):
+                        verb = "denies" if line in b.authority.deny else "protects"
                         object_ = str(pattern(made)) if made != (root, ()) else name
                         found.append(Violation(_axis(right), object_, right, f"the ceiling {verb} {line}"))
     return found
@@ -218,14 +223,33 @@ def _set_violations(axis: str, right: str, a: Iterable[object], b: Iterable[obje
     return [Violation(axis, str(one), right, "not granted") for one in a if one not in held]
 
 
-def violations(a: Authority, b: Authority) -> tuple[Violation, ...]:
-    """Every object by which ``a`` goes beyond ``b``; empty exactly when ``a`` ⊑ ``b``.
+class Bound:
+    """An authority that many others are measured against: what ``violations`` wants of it is made once.
 
     Raises:
         ValueError: a path is not absolute and lexically normal.
     """
-    a, b = normal(a), normal(b)
-    found = _path_violations(a, b)
+
+    __slots__ = ("authority", "granted", "taken")
+
+    def __init__(self, authority: Authority) -> None:
+        self.authority = normal(authority)
+        self.taken = {right: _taken(self.authority, right) for right in Right}
+        self.granted = {
+            right: frozenset([parts(rule.path) for rule in self.authority.paths if right in _implied(rule.rights)])
+            for right in Right
+        }
+
+
+def violations(a: Authority, ceiling: Authority | Bound) -> tuple[Violation, ...]:
+    """Every object by which ``a`` goes beyond ``ceiling``; empty exactly when ``a`` ⊑ ``ceiling``.
+
+    Raises:
+        ValueError: a path is not absolute and lexically normal.
+    """
+    above = ceiling if isinstance(ceiling, Bound) else Bound(ceiling)
+    a, b = normal(a), above.authority
+    found = _path_violations(a, above)
     if b.auto_exec is not AutoExec.ALLOW:
         if a.auto_exec is AutoExec.ALLOW:
             found.append(Violation("filesystem", "auto_exec", "write", "auto-executed files are protected"))
@@ -320,23 +344,26 @@ def join(a: Authority, b: Authority) -> Authority:
     Raises:
         ValueError: a path is not absolute and lexically normal.
     """
-    return normal(
-        Authority(
-            paths=a.paths + b.paths,
-            deny=a.deny + b.deny,
-            protect=a.protect + b.protect,
-            auto_exec=AutoExec.ALLOW if AutoExec.ALLOW in (a.auto_exec, b.auto_exec) else AutoExec.PROTECT,
-            opened=a.opened + b.opened,
-            connect=a.connect + b.connect,
-            listen=a.listen + b.listen,
-            publish=a.publish + b.publish,
-            loopback=a.loopback and b.loopback,
-            unix=a.unix + b.unix,
-            syscalls=a.syscalls + b.syscalls,
-            devices=a.devices + b.devices,
-            environment=a.environment + b.environment,
-            limits=tuple((_limits(a.limits) | _limits(b.limits)).items()),
-        )
+    return normal(union(a, b))
+
+
+def union(a: Authority, b: Authority) -> Authority:
+    """``join``, not in normal form yet."""
+    return Authority(
+        paths=a.paths + b.paths,
+        deny=a.deny + b.deny,
+        protect=a.protect + b.protect,
+        auto_exec=AutoExec.ALLOW if AutoExec.ALLOW in (a.auto_exec, b.auto_exec) else AutoExec.PROTECT,
+        opened=a.opened + b.opened,
+        connect=a.connect + b.connect,
+        listen=a.listen + b.listen,
+        publish=a.publish + b.publish,
+        loopback=a.loopback and b.loopback,
+        unix=a.unix + b.unix,
+        syscalls=a.syscalls + b.syscalls,
+        devices=a.devices + b.devices,
+        environment=a.environment + b.environment,
+        limits=tuple((_limits(a.limits) | _limits(b.limits)).items()),
     )
 
 

@@ -163,3 +163,5 @@ class Authority:
     devices: tuple[str, ...] = ()
     environment: tuple[tuple[str, str | None], ...] = ()
     limits: tuple[tuple[str, int], ...] = ()
+    in_normal_form: bool = field(default=False, init=False, repr=False, compare=False)
+    """``lattice.normal`` has made it: it need not be made again. ``replace`` forgets that."""

@@ -3,12 +3,14 @@
 The session's namespaces and mounts stand; a call adds a Landlock domain, a filter and the mediator's rules of its own, all
 from one authority (floor, grant, and every deny and protect of the session's). What it may not do beyond that is what the
 session may not do. Where the call's network or sockets are fewer than the session's, it gets a network and scratch
-directories of its own; else those are shared with the session's other calls, and ``Lowering.slack`` says so.
+directories of its own; else those are shared with the session's other calls. Nobody is shown a lowering: that a layer is
+off, or old, was said when the session began, and a call that asks for what cannot be held is refused.
+
+Each new grant of a session waits for this, so what only depends on the session is found once (``Standing``).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -16,16 +18,16 @@ from typing import TypeAlias
 
 from remit.sandbox.authority import codec
 from remit.sandbox.authority.errors import GrantError
-from remit.sandbox.authority.lattice import Violation, join, normal, violations
+from remit.sandbox.authority.lattice import Bound, Violation, normal, union, violations
 from remit.sandbox.authority.model import Authority, PathPattern, PathRule, Right
 from remit.sandbox.authority.pattern import covers, parts, shape
-from remit.sandbox.compile import host, landlock, lowering, mounts, network, told
+from remit.sandbox.compile import host, landlock, mounts, network
 from remit.sandbox.compile.compiler import Job
 from remit.sandbox.compile.landlock import Rule
 from remit.sandbox.compile.lowering import Layers, Report
 from remit.sandbox.compile.mounts import Granted
 from remit.sandbox.compile.paths import below, outermost
-from remit.sandbox.compile.plan import Egress, Landlock, Limit, Line, Lowering, Tmpfs, canonical_json
+from remit.sandbox.compile.plan import Egress, Landlock, Limit, Tmpfs, canonical_json
 from remit.sandbox.compile.syscalls import refused
 from remit.sandbox.kernel.facts import HostFacts
 from remit.sandbox.resolve.binding import Kind, Named
@@ -58,6 +60,7 @@ class Standing:
 
     layers: Layers
     grants: tuple[Granted, ...]
+    floor: frozenset[PathRule]
     covered: tuple[str, ...]
     tree: mounts.Tree
     roots: tuple[str, ...]
@@ -93,6 +96,7 @@ class Ceiling:
     """Variables of the caller's that hold a credential's secret: passed to no call, whatever is granted."""
     root: Authority | None = None
     _standing: list[Standing] = field(init=False, default_factory=list["Standing"], compare=False, repr=False)
+    _above: list[Bound] = field(init=False, default_factory=list[Bound], compare=False, repr=False)
 
     @property
     def session(self) -> Authority:
@@ -108,8 +112,16 @@ class Ceiling:
             denied, protected = job.taken_away(grants)
             grants = job.left(grants, denied, protected)
             tree = job.tree(grants, denied, protected)
-            self._standing.append(Standing(layers, grants, tuple(denied), tree, _roots(grants)))
+            self._standing.append(
+                Standing(layers, grants, frozenset(self.floor.paths), tuple(denied), tree, _roots(grants))
+            )
         return self._standing[0]
+
+    def above(self) -> Bound:
+        """The authority by the objects' own names, to measure others against."""
+        if not self._above:
+            self._above.append(Bound(canonical(self.authority, self.names)))
+        return self._above[0]
 
     def job(self, authority: Authority, names: Mapping[str, Named]) -> Job:
         """A compilation of ``authority`` on this session's host."""
@@ -133,7 +145,7 @@ class Ceiling:
 
 @dataclass(frozen=True, slots=True)
 class CallPlan:
-    """What a call's thread does to itself, and what that says of itself."""
+    """What a call's thread does to itself."""
 
     domain: Landlock
     program: bytes
@@ -145,7 +157,15 @@ class CallPlan:
     own: tuple[tuple[str, int], ...]
     egress: Egress | None
     authority: Authority
-    lowering: Lowering
+    digest: str = field(init=False)
+    """BLAKE2b-256 (hex) over everything that the thread is told."""
+
+    def __post_init__(self) -> None:
+        domain, program = self.domain.json(), blake2b(self.program, digest_size=32).hexdigest()
+        limits = [limit.json() for limit in self.limits]
+        rest = [self.private, self.freeze, repr(self.mediation), repr(self.objects), repr(self.own), repr(self.egress)]
+        told = canonical_json([domain, program, limits, *rest]).encode()
+        object.__setattr__(self, "digest", blake2b(told, digest_size=32).hexdigest())
 
     def wire(self) -> CallWire:
         """Plain values, for ``launch.policy``."""
@@ -154,17 +174,7 @@ class CallPlan:
         limits = tuple(limit.wire() for limit in self.limits)
         way = None if self.egress is None else self.egress.wire()
         rest = (rules, self.program, self.mediation, limits, self.private, self.freeze, self.objects, self.own)
-        # Through JSON: marshal takes plain values only, and enumerations are not.
-        authority = json.loads(codec.canonical_json(codec.recorded(self.authority)))
-        return (FORMAT, self.digest, *rest, authority, way)
-
-    @property
-    def digest(self) -> str:
-        """BLAKE2b-256 (hex) over everything that the thread is told."""
-        domain, program = self.domain.json(), blake2b(self.program, digest_size=32).hexdigest()
-        limits = [limit.json() for limit in self.limits]
-        rest = [self.private, self.freeze, repr(self.mediation), repr(self.objects), repr(self.own), repr(self.egress)]
-        return blake2b(canonical_json([domain, program, limits, *rest]).encode(), digest_size=32).hexdigest()
+        return (FORMAT, self.digest, *rest, codec.recorded(self.authority), way)
 
 
 def canonical(authority: Authority, names: Mapping[str, Named]) -> Authority:
@@ -200,12 +210,13 @@ def outside(grant: Authority, ceiling: Ceiling, names: Mapping[str, Named]) -> t
     Decided on what the names resolve to. A grant of a tree in which the session denies names is inside (a deny
     accumulates); a grant of a denied name is not.
     """
-    own, held = canonical(grant, names), canonical(ceiling.authority, names)
+    above = ceiling.above()
+    own, held = canonical(grant, names), above.authority
     found: list[Violation] = []
     for rule in own.paths:
         found += _taken(rule, held)
     carried = replace(own, deny=own.deny + held.deny, protect=own.protect + held.protect)
-    return (*found, *violations(_with_limits(carried, held), held))
+    return (*found, *violations(_with_limits(carried, held), above))
 
 
 def _taken(rule: PathRule, held: Authority) -> list[Violation]:
@@ -232,7 +243,7 @@ def _with_limits(own: Authority, held: Authority) -> Authority:
 def authority_of(grant: Authority, ceiling: Ceiling) -> Authority:
     """A call's authority: floor, grant, and everything that the session takes away."""
     held = ceiling.authority
-    own = join(ceiling.floor, grant)
+    own = union(ceiling.floor, grant)
     carried = replace(own, deny=own.deny + held.deny, protect=own.protect + held.protect)
     return normal(_with_limits(carried, held))
 
@@ -261,9 +272,6 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
         assert isinstance(domain, Landlock)
     else:
         kept = _free(scratch, all_grants, private)
-        for place in sorted(set(scratch) - set(kept)):
-            line = Line("filesystem", place, "write", "what the session has below it is not this call's")
-            job.says.deficit.append(line)
         domain = _domain(job, grants, kept, tree, roots, brokered)
     dropped = ("/proc", "/dev/pts", *(("/dev/shm", *scratch) if private else ()))
     handled = domain.handled_fs
@@ -277,19 +285,11 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
         outer=session_roots,
     )
     limits = _limits(job, authority, ceiling, layers.namespaces)
-    lowering.missing(job.says, authority, layers, ceiling.facts.landlock_abi, job.visible())
-    told.granted(job, layers, {grant.path: grant.rights for grant in grants})
-    told.denied(job, layers)
-    found = network.lower(replace(authority, publish=()), Authority(), own_namespace=layers.network)
-    job.says.granted += found.granted
-    job.says.deficit += found.deficit
-    job.says.slack += found.slack
-    _say_shared(job, private)
     job.says.raise_if_unenforceable()
     objects = tuple(
         (named.canonical, (named.device, named.inode))
         for rule in authority.paths
-        if rule not in ceiling.floor.paths
+        if rule not in session.floor
         and (named := job.name(rule.path)).kind not in (Kind.ABSENT, Kind.DEVICE)
         and not any(below(named.canonical, place) for place in mounts.OWN)
     )
@@ -304,7 +304,6 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
         own=tuple((path, bits & handled) for path, bits in own),
         egress=_way_out(authority, ceiling, own_namespace=layers.network) if private else None,
         authority=authority,
-        lowering=job.says.lowering(),
     )
 
 
@@ -392,10 +391,8 @@ def _limits(job: Job, authority: Authority, ceiling: Ceiling, namespaces: bool) 
         if what in ("files", "file-size", "cpu-time"):
             found.append(Limit(what, value, "rlimit"))
         elif what == "pids" and namespaces:
+            # Counted over every process of the session, this call's and others'.
             found.append(Limit(what, value, "nproc"))
-            job.says.deficit.append(
-                Line("limits", what, str(value), "counted over every process of the session, this call's and others'")
-            )
         elif what in _LIMITS_OF_A_CALL:
             found.append(Limit(what, value, _LIMITS_OF_A_CALL[what]))
         else:
@@ -405,14 +402,3 @@ def _limits(job: Job, authority: Authority, ceiling: Ceiling, namespaces: bool) 
                 "and file-size",
             )
     return tuple(found)
-
-
-def _say_shared(job: Job, private: bool) -> None:
-    if private:
-        job.says.note("its own network, /tmp, /dev/shm and System V IPC: the session's are wider")
-        return
-    for thing in ("/tmp and /dev/shm", "the loopback interface and System V IPC"):
-        job.says.slack.append(Line("ipc", thing, "use", "shared with the session's other calls"))
-    job.says.slack.append(
-        Line("filesystem", "names and metadata", "list", "stat shows what the session has and this call does not")
-    )

@@ -12,7 +12,7 @@ from remit.sandbox.authority.model import Authority, PathPattern, Right
 from remit.sandbox.compile import mounts
 from remit.sandbox.compile.lowering import Layers, Report
 from remit.sandbox.compile.mounts import Granted
-from remit.sandbox.compile.paths import below, order, outermost, strictly_below, touch
+from remit.sandbox.compile.paths import below, order, outermost, parents, strictly_below, touch
 from remit.sandbox.compile.plan import Line
 from remit.sandbox.kernel.facts import HostFacts
 from remit.sandbox.resolve.binding import Kind, Named
@@ -133,31 +133,23 @@ class Objects:
         self, grants: Iterable[Granted], denied: Mapping[str, Kind], protected: Mapping[str, Kind]
     ) -> tuple[Granted, ...]:
         """The grants without what a deny or protect above them takes away, where anything is left."""
-        cut = (self.without(grant, denied, protected) for grant in grants)
-        return tuple(grant for grant in cut if grant.rights)
-
-    def without(self, grant: Granted, denied: Mapping[str, Kind], protected: Mapping[str, Kind]) -> Granted:
-        if any(below(grant.path, path) for path in denied) or self.matched(grant.path, self.authority.deny):
-            self.says.note(f"{grant.path}: granted and denied: the denial wins")
-            return replace(grant, rights=frozenset())
-        if Right.WRITE in grant.rights and (
-            any(below(grant.path, path) for path in protected) or self.matched(grant.path, self.authority.protect)
-        ):
-            self.says.note(f"{grant.path}: granted for writing and protected: the protection wins")
-            return replace(grant, rights=grant.rights - {Right.WRITE}, idmap=False)
-        return grant
-
-    def matched(self, path: str, patterns: Collection[PathPattern]) -> bool:
-        """Whether ``path`` is or lies below a name of one of the ``**/NAME`` patterns."""
-        parts = path.split("/")
-        for pattern in patterns:
-            anchor, size = self.name(pattern.anchor).canonical, len(pattern.tail)
-            if not pattern.any_depth or not below(path, anchor):
+        deny, protect = self.anywhere(self.authority.deny), self.anywhere(self.authority.protect)
+        found: list[Granted] = []
+        for grant in grants:
+            path, above = grant.path, (grant.path, *parents(grant.path))
+            if not denied.keys().isdisjoint(above) or _matched(path, deny):
+                self.says.note(f"{path}: granted and denied: the denial wins")
                 continue
-            depth = 1 if anchor == "/" else len(anchor.split("/"))
-            if any(tuple(parts[i : i + size]) == pattern.tail for i in range(depth, len(parts) - size + 1)):
-                return True
-        return False
+            if Right.WRITE in grant.rights and (not protected.keys().isdisjoint(above) or _matched(path, protect)):
+                self.says.note(f"{path}: granted for writing and protected: the protection wins")
+                found.append(replace(grant, rights=grant.rights - {Right.WRITE}, idmap=False))
+            else:
+                found.append(grant)
+        return tuple(found)
+
+    def anywhere(self, patterns: Collection[PathPattern]) -> list[tuple[str, tuple[str, ...]]]:
+        """The ``**/NAME`` patterns among them: below which directory, and the name's parts."""
+        return [(self.name(one.anchor).canonical, one.tail) for one in patterns if one.any_depth]
 
     def unheld_reads(
         self,
@@ -236,6 +228,18 @@ class Objects:
             elif short not in chosen:
                 self.says.deficit.append(Line("devices", path, "use", "no such device on this host"))
         return tuple(chosen)
+
+
+def _matched(path: str, patterns: Iterable[tuple[str, tuple[str, ...]]]) -> bool:
+    """Whether ``path`` is or lies below a name of one of the patterns."""
+    names = path.split("/")
+    for anchor, tail in patterns:
+        if not below(path, anchor):
+            continue
+        size, depth = len(tail), 1 if anchor == "/" else len(anchor.split("/"))
+        if any(tuple(names[i : i + size]) == tail for i in range(depth, len(names) - size + 1)):
+            return True
+    return False
 
 
 def own(path: str) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import TypeAlias
 
 EPERM, ENOSYS, EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT = 1, 38, 93, 95, 97
@@ -339,7 +340,8 @@ def rows(groups: Collection[str] = (), *, brokered_reads: bool = False, metadata
 Refusal: TypeAlias = tuple[str, int, tuple[tuple[int, int, int], ...]]
 
 
-def refused(groups: Collection[str] = (), *, metadata: bool = False) -> tuple[Refusal, ...]:
+@lru_cache(maxsize=32)
+def refused(groups: tuple[str, ...] = (), *, metadata: bool = False) -> tuple[Refusal, ...]:
     """What the mediator refuses whatever it names: (call, errno, conditions), in table order.
 
     A condition is (argument, mask, value); a row matches when ``arguments[argument] & mask == value`` for all of them.
