@@ -73,6 +73,7 @@ class Decider:
 
         self.given = authority
         """As it was granted, with the names that were granted."""
+        self.names = canonical
         self.authority = replace(
             authority,
             paths=tuple(replace(rule, path=resolved(rule.path)) for rule in authority.paths),
@@ -93,12 +94,13 @@ class Decider:
         return cls(authority, names, http=_http(plan))
 
     @classmethod
-    def of_call(cls, authority: Mapping[str, Any], plan: Mapping[str, Any]) -> Decider:
-        """From the authority that a record has of a call, in the session that ran under ``plan``. Raises as ``of_plan``."""
-        session = cls.of_plan(plan)
-        names = {str(one["path"]): str(one["canonical"]) for one in plan["plan"].get("assumptions", ())}
+    def of_call(cls, beyond: Mapping[str, Any], plan: Mapping[str, Any], session: Decider) -> Decider:
+        """From what a record has of a call's authority (``lattice.beyond``), in the session that ran under ``plan``, whose is
+        ``session``. Raises as ``of_plan``."""
+        floor = codec.from_json(plan["floor"], "plan.floor") if "floor" in plan else Authority()
         visible = tuple(rule.path for rule in session.authority.paths)
-        return cls(codec.from_json(authority, "call.authority"), names, visible, session.http)
+        held = lattice.whole(codec.from_json(beyond, "policy.beyond"), floor, session.given)
+        return cls(held, session.names, visible, session.http)
 
     def event(self, event: Event) -> Decision:
         """What this authority says of a recorded action, whatever was decided then."""

@@ -51,8 +51,8 @@ class Call:
 class Log:
     """What a record says. ``torn``: the last line is not whole. ``ended``: the record is complete.
 
-    ``lost``: actions that could not be written. ``authorities``: those of calls, by policy, as JSON. ``plan``: the content
-    of ``plan.json``.
+    ``lost``: actions that could not be written. ``authorities``: those of calls, by policy, as JSON (``lattice.beyond``).
+    ``plan``: the content of ``plan.json``.
     """
 
     identifier: str
@@ -175,7 +175,7 @@ def read(state: str, identifier: str) -> Log:
             elif kind == "enforced":
                 enforcement = dict(line["enforcement"])
             elif kind == "policy":
-                authorities[str(line["policy"])] = dict(line["authority"])
+                authorities[str(line["policy"])] = dict(line["beyond"])
             elif kind == "call":
                 chain = [str(grant) for grant in line["grants"]]
                 calls[str(line["call"])] = Call(
@@ -240,7 +240,9 @@ class Deciders:
         try:
             self.session = Decider.of_plan(log.plan)
             where = f"{log.directory}/events.jsonl"
-            self._made = {policy: Decider.of_call(held, log.plan) for policy, held in log.authorities.items()}
+            self._made = {
+                policy: Decider.of_call(held, log.plan, self.session) for policy, held in log.authorities.items()
+            }
         except (AttributeError, KeyError, TypeError, ValueError, RemitError) as error:
             raise RecordError(f"not a plan: {error!r}", where=where) from None
         self._policies = {call.identifier: call.policy for call in log.calls}

@@ -21,7 +21,7 @@ does take something from a grant of ``/q``, and a join may grant ``/p`` later.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from remit.sandbox.authority.endpoint import canonical, intersection, matches, uncovered
@@ -345,6 +345,33 @@ def join(a: Authority, b: Authority) -> Authority:
         ValueError: a path is not absolute and lexically normal.
     """
     return normal(union(a, b))
+
+
+def beyond(a: Authority, floor: Authority, session: Authority) -> Authority:
+    """A call's authority without the lines that are its session's floor's, or taken away by its session: those are the same for
+    every call, and the most. ``whole`` undoes it."""
+    rules, variables = frozenset(floor.paths), frozenset(floor.environment)
+    deny, protect = frozenset(session.deny), frozenset(session.protect)
+    return replace(
+        a,
+        paths=tuple(rule for rule in a.paths if rule not in rules),
+        environment=tuple(atom for atom in a.environment if atom not in variables),
+        deny=tuple(line for line in a.deny if line not in deny),
+        protect=tuple(line for line in a.protect if line not in protect),
+    )
+
+
+def whole(rest: Authority, floor: Authority, session: Authority) -> Authority:
+    """The authority that ``beyond`` left ``rest`` of, in normal form."""
+    return normal(
+        replace(
+            rest,
+            paths=floor.paths + rest.paths,
+            environment=floor.environment + rest.environment,
+            deny=session.deny + rest.deny,
+            protect=session.protect + rest.protect,
+        )
+    )
 
 
 def union(a: Authority, b: Authority) -> Authority:

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from remit.sandbox.authority import codec
 from remit.sandbox.authority.errors import GrantError
-from remit.sandbox.authority.lattice import Bound, Violation, normal, union, violations
+from remit.sandbox.authority.lattice import Bound, Violation, beyond, normal, union, violations
 from remit.sandbox.authority.model import Authority, PathPattern, PathRule, Right
 from remit.sandbox.authority.pattern import covers, parts, shape
 from remit.sandbox.compile import host, landlock, mounts, network
@@ -156,7 +156,8 @@ class CallPlan:
     objects: tuple[tuple[str, tuple[int, int]], ...]
     own: tuple[tuple[str, int], ...]
     egress: Egress | None
-    authority: Authority
+    beyond: Authority
+    """For the record: the authority without what every call of the session has (``lattice.beyond``)."""
     digest: str = field(init=False)
     """BLAKE2b-256 (hex) over everything that the thread is told."""
 
@@ -174,7 +175,7 @@ class CallPlan:
         limits = tuple(limit.wire() for limit in self.limits)
         way = None if self.egress is None else self.egress.wire()
         rest = (rules, self.program, self.mediation, limits, self.private, self.freeze, self.objects, self.own)
-        return (FORMAT, self.digest, *rest, codec.recorded(self.authority), way)
+        return (FORMAT, self.digest, *rest, codec.recorded(self.beyond), way)
 
 
 def canonical(authority: Authority, names: Mapping[str, Named]) -> Authority:
@@ -303,7 +304,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
         objects=tuple(sorted(set(objects))),
         own=tuple((path, bits & handled) for path, bits in own),
         egress=_way_out(authority, ceiling, own_namespace=layers.network) if private else None,
-        authority=authority,
+        beyond=beyond(authority, ceiling.floor, ceiling.session),
     )
 
 

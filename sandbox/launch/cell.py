@@ -47,6 +47,13 @@ class Cell:
         self.sockets: Sockets | None = None
         """Of a network of its own with a way out: for the gateway."""
 
+    @classmethod
+    def left(cls, of: Cell, given: Sequence[int]) -> Cell:
+        """A cell that a thread has left to the next one: ``given`` are its copies of ``leavings`` and ``life``."""
+        proc, terminals, mounts, processes, life = given
+        namespaces = [(mounts, process.CLONE_NEWNS), (processes, process.CLONE_NEWPID)]
+        return cls(namespaces, [(terminals, 1), (proc, 0)], life, of.init, of.number)
+
     def close(self) -> None:
         """Whoever joins it has joined it."""
         for descriptor, _ in (*self.namespaces, *self.own):
@@ -60,6 +67,22 @@ class Cell:
         """End everything in it, and wait until it has ended."""
         posix.close(self.life)
         posix.waitpid(self.init, 0)
+
+
+def leavings(own: int) -> tuple[int, ...]:
+    """For who is in a cell that is not private, all but ``life`` of what the next one needs to be in it. ``own``: the calling
+    thread's directory in the session's /proc. Raises OSError."""
+    found: list[int] = []
+    try:
+        for path in ("/proc", "/dev/pts"):
+            found.append(posix.open(path, _DIRECTORY))
+        for name in ("mnt", "pid_for_children"):
+            found.append(posix.open(f"ns/{name}", _READ, dir_fd=own))
+    except OSError:
+        for descriptor in found:
+            posix.close(descriptor)
+        raise
+    return tuple(found)
 
 
 class Maker:

@@ -22,6 +22,7 @@ from remit.sandbox.kernel.files import O_PATH
 from remit.sandbox.kernel.netlink import SOCK_DIAG
 from remit.sandbox.kernel.spawn import spawn
 from remit.sandbox.launch import envelope, program
+from remit.sandbox.launch.cell import leavings
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.ground import HINT, Refused, told
 from remit.sandbox.launch.policy import REQUEST_DESCRIPTORS
@@ -55,9 +56,10 @@ class Jail(Source):
 
     __slots__ = (
         "_children",
-        "_descriptors",
         "_exemption",
+        "_keeps",
         "_mail",
+        "_own",
         "_tell_end",
         "arms",
         "busy",
@@ -93,6 +95,7 @@ class Jail(Source):
         arms: int,
         revoked: set[str],
         tell_end: Callable[..., None],
+        keeps: Callable[[], bool],
     ) -> None:
         super().__init__(before_exec=self._executes)
         self.identifier = identifier
@@ -111,6 +114,8 @@ class Jail(Source):
         self.busy = False
         """From a request's arrival until nothing of the call is left."""
         self._tell_end = tell_end
+        self._keeps = keeps
+        """Whether a cell that is left empty is kept for another thread."""
         self.untold: tuple[Any, ...] = ()
         """That the command began, where nobody was told yet."""
         self.unseen: tuple[Any, ...] = ()
@@ -118,8 +123,8 @@ class Jail(Source):
         self.ending = _thread.allocate_lock()
         """Held from before a call is answered until its end is told. Whoever ends the session takes it first."""
         self._exemption: Exemption | None = None
-        self._descriptors = -1
-        """This thread's, in the session's /proc: in the cell's it has none."""
+        self._own = -1
+        """This thread's directory in the session's /proc: in the cell's it has none."""
         self._children = -1
         """A list in the cell's /proc, open from its first use to the thread's end."""
         self.call = ""
@@ -161,8 +166,7 @@ class Jail(Source):
         namespaces = [descriptor for descriptor, _ in self.joins]
         own = (self.ground.place, self.control, self.arms, self.woken, self.cell.life)
         keep(policy.requests, policy.ruleset, *own, *namespaces)
-        if policy.exempts:
-            self._descriptors = posix.open("/proc/thread-self/fd", _PLACE)
+        self._own = posix.open("/proc/thread-self", _PLACE)
 
     def _confine(self) -> None:
         policy, ground = self.policy, self.ground
@@ -323,7 +327,7 @@ class Jail(Source):
         except OSError:
             return b""
         try:
-            return posix.readlink(b"%d" % opened, dir_fd=self._descriptors)
+            return posix.readlink(b"fd/%d" % opened, dir_fd=self._own)
         except OSError:
             return b""
         finally:
@@ -516,9 +520,28 @@ class Jail(Source):
             self.cell.life = -1
 
     def _leave(self) -> None:
-        self._end_cell()
-        self._tell_main("done")
-        # The thread's own table goes with it, and with that the last copy of everything in it.
+        # The thread's own table goes with it, and with that the last copy of everything that was not told.
+        if not self._give_back():
+            self._end_cell()
+            self._tell_main("done", False)
+
+    def _give_back(self) -> bool:
+        """Leave the cell to the next thread that is armed, whatever its authority: nobody is in it, and what confined those who
+        were is this thread's. It takes a millisecond to make one, and as much to end it."""
+        # Where every open asks the mediator, nobody can promise that it has time to answer.
+        if (
+            self.cell.life < 0
+            or not self.policy.exempts
+            or self.policy.private
+            or not self._keeps()
+            or not self._alone()
+        ):
+            return False
+        try:
+            self._tell_main("done", True, descriptors=(*leavings(self._own), self.cell.life))
+        except OSError:
+            return False
+        return True
 
     def _tell_main(self, *message: Any, descriptors: tuple[int, ...] = ()) -> None:
         sockets.send(self.arms, marshal.dumps((self.identifier, *message)), descriptors)

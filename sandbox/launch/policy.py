@@ -40,7 +40,7 @@ class Policy:
         umasks: Umasks,
     ) -> None:
         """Raises OSError, Refused where an object is not the one that the grant was decided on."""
-        _, digest, domain, program, mediation, limit, private, freeze, objects, own, self.authority, egress = wire
+        _, digest, domain, program, mediation, limit, private, freeze, objects, own, self.beyond, egress = wire
         self.identifier = identifier
         self.digest = digest
         self.requests = requests
@@ -64,6 +64,8 @@ class Policy:
         """Threads that are about to be armed."""
         self.jails: list[Jail] = []
         """Those that are."""
+        self.used_again = False
+        """More than one request came."""
         self.number = 0
         self.dropped = False
         self.door = -1

@@ -392,8 +392,8 @@ class Template:
         self._hold(running, grants)
         self._next_look = time.monotonic()
 
-    def _on_policy(self, running: Running, policy: int, digest: str, authority: dict[str, object]) -> None:
-        running.record.event({"kind": "policy", "policy": policy, "digest": digest, "authority": authority})
+    def _on_policy(self, running: Running, policy: int, digest: str, beyond: dict[str, object]) -> None:
+        running.record.event({"kind": "policy", "policy": policy, "digest": digest, "beyond": beyond})
 
     def _on_actions(self, running: Running, noted: list[tuple[str, str, tuple[Any, ...]]]) -> None:
         record = running.record

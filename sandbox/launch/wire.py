@@ -28,5 +28,5 @@ CallWire: TypeAlias = tuple[
     Operation | None,
 ]
 """(format, digest, Landlock domain, filter program, mediation, limits, private cell, freeze instead of kill, granted
-objects as path -> (device, inode), rights over the cell's own file systems by path, the authority as JSON for the record, a
-private network's way out): what ``compile.call`` writes."""
+objects as path -> (device, inode), rights over the cell's own file systems by path, what its authority has beyond that of
+every call as JSON for the record, a private network's way out): what ``compile.call`` writes."""

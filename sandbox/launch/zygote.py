@@ -27,7 +27,7 @@ from remit.sandbox.kernel.fastpath import Others
 from remit.sandbox.kernel.placement import Placement
 from remit.sandbox.kernel.spawn import reset_only
 from remit.sandbox.launch import envelope, usage
-from remit.sandbox.launch.cell import Maker
+from remit.sandbox.launch.cell import Cell, Maker
 from remit.sandbox.launch.ground import Ground, Refused, open_inside, told
 from remit.sandbox.launch.jail import Jail
 from remit.sandbox.launch.policy import Policy
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from remit.sandbox.launch.cell import Cell
     from remit.sandbox.launch.request import Request
     from remit.sandbox.launch.wire import Operation
     from remit.sandbox.mediate.broker import Source
@@ -60,7 +59,13 @@ _FULL = (
 _MOST = 32
 """Threads of one policy. Beyond that, requests wait for one to come back."""
 _IDLE = 2
-"""Threads that wait at least, for each policy."""
+"""Threads that wait at least, for each policy that was used twice. Many a grant is for one call: it has one."""
+_SPARES = 2
+"""Cells that are kept at most for threads that are not armed yet."""
+_QUIET_MS = 5
+"""Nothing was to be armed for so long: time to make a cell that will be wanted at once."""
+_DESCRIPTORS = 5
+"""With a message at most: of a cell that is left."""
 _EVENTS = 1024
 """Denials of one call that are kept for its reply."""
 
@@ -72,7 +77,7 @@ class Zygote:
         self._request = request
         self._ground = Ground(request)
         self._poll = select.poll()
-        self._mail = sockets.Receiver(envelope.LIMIT, 2)
+        self._mail = sockets.Receiver(envelope.LIMIT, _DESCRIPTORS)
         self._handlers: dict[int, Callable[[int, int], None]] = {}
         self._others: dict[int, Others] = {}
         """By listener: what is watched besides it."""
@@ -95,6 +100,8 @@ class Zygote:
         self._placement = Placement()
         self._umasks = Umasks(time.monotonic)
         self._cells: list[Cell | OSError] = []
+        self._spares: dict[bool, list[Cell]] = {False: [], True: []}
+        """Cells that nobody is in, for any call: by whether they are private (without a way out)."""
         self._ways: list[Operation | None] = []
         self._revoked: set[str] = set()
         self._lines: tuple[tuple[str, str, int, str], ...] = next(
@@ -200,12 +207,25 @@ class Zygote:
     def _arm_calls(self) -> None:
         """The armer's thread: one armed call for each byte. Every call's thread comes from it, with its umask."""
         process.unshare(process.CLONE_FS)
-        while posix.read(self._jobs_read, 1):
+        jobs = select.poll()
+        jobs.register(self._jobs_read, select.POLLIN)
+        wanted: dict[bool, bool] = {}
+        while True:
+            for private in [private for private in wanted if not self._spares[private]]:
+                if jobs.poll(_QUIET_MS):
+                    break
+                spare = self._make_cell(private, None)
+                if not isinstance(spare, OSError):
+                    self._spares[private].append(spare)
+            if not posix.read(self._jobs_read, 1):
+                return
             policy, number = self._queue.pop(0)
-            self._ways.append(policy.egress)
-            posix.write(self._asked, b"p" if policy.private else b"s")
-            posix.read(self._made_read, 1)
-            cell = self._cells.pop(0)
+            cell: Cell | OSError | None = None
+            if policy.egress is None:
+                wanted[policy.private] = True
+                cell = self._spare(policy.private)
+            if cell is None:
+                cell = self._make_cell(policy.private, policy.egress)
             if isinstance(cell, OSError):
                 sockets.send(self._arms, marshal.dumps((number, "broken", *told(cell))))
                 continue
@@ -224,6 +244,7 @@ class Zygote:
                     self._arms,
                     self._revoked,
                     self._tell_end,
+                    self._keeps,
                 )
                 self._jails[number] = jail
                 _thread.start_new_thread(jail.run, ())
@@ -239,6 +260,23 @@ class Zygote:
             cell.close()
             posix.close(cell.life)
             posix.close(jail.woken)
+
+    def _make_cell(self, private: bool, way: Operation | None) -> Cell | OSError:
+        """Have the maker make one. On the armer's thread."""
+        self._ways.append(way)
+        posix.write(self._asked, b"p" if private else b"s")
+        posix.read(self._made_read, 1)
+        return self._cells.pop(0)
+
+    def _spare(self, private: bool) -> Cell | None:
+        try:
+            return self._spares[private].pop()
+        except IndexError:
+            return None
+
+    def _keeps(self) -> bool:
+        """Whether a cell that is left and not private is kept."""
+        return len(self._spares[False]) < _SPARES
 
     # --- the loop ------------------------------------------------------------------------------------------------------
 
@@ -289,10 +327,13 @@ class Zygote:
         self._handlers[descriptor] = handler
         self._poll.register(descriptor, select.POLLIN)
 
-    def _forget(self, descriptor: int) -> None:
+    def _unwatch(self, descriptor: int) -> None:
         self._others.clear()
         if self._handlers.pop(descriptor, None) is not None:
             self._poll.unregister(descriptor)
+
+    def _forget(self, descriptor: int) -> None:
+        self._unwatch(descriptor)
         posix.close(descriptor)
 
     def _tell(self, *message: Any) -> None:
@@ -367,15 +408,19 @@ class Zygote:
         policy.number = self._number
         policy.watched = bool(self._memory_limit or policy.memory_limit)
         policy.broker.held = self._held
-        self._tell("policy", identifier, policy.digest, policy.authority)
+        self._tell("policy", identifier, policy.digest, policy.beyond)
         self._arm(policy)
 
-    def _drop(self, policy: Policy) -> None:
-        """No further call under it; those that run go on. Its idle threads see the socket's end."""
+    def _drop(self, policy: Policy, failure: Sequence[Any] = ()) -> None:
+        """No further call under it; those that run go on. Its idle threads see the socket's end; who waits hears the failure."""
         if policy.dropped:
             return
         self._policies.pop(policy.number, None)
-        policy.end()
+        self._unwatch(policy.requests)
+        if failure:
+            policy.refuse(failure)
+        else:
+            policy.end()
         self._give_up(policy)
 
     def _give_up(self, policy: Policy) -> None:
@@ -445,14 +490,44 @@ class Zygote:
         elif kind == "freeze" and jail is not None:
             self._freeze(jail)
         elif kind == "done" and jail is not None:
+            if values[0]:
+                self._keep(jail.cell, came)
             self._done(jail)
         elif kind == "broken":
             self._broken(number, values)
 
     def _taken(self, policy: Policy) -> None:
-        """One thread less is waiting. It comes back; another one is armed where this was the last."""
-        if not policy.idle and not policy.dropped and policy.busy < _MOST:
+        """One thread less is waiting. It may come back; where this was the last, another one is armed."""
+        if policy.idle or policy.dropped or policy.busy >= _MOST:
+            return
+        if policy.used_again or policy.requests in self._handlers:
+            self._used_again(policy)
+        else:
+            self._await_use(policy)
+
+    def _await_use(self, policy: Policy) -> None:
+        """Of a grant that was used once, nobody is armed ahead until it is used again: most are for one call."""
+        if not policy.idle and not policy.dropped and policy.requests not in self._handlers:
+            self._watch(policy.requests, lambda _, __: self._used_again(policy))
+
+    def _used_again(self, policy: Policy) -> None:
+        policy.used_again = True
+        self._unwatch(policy.requests)
+        if not policy.idle:
             self._arm(policy)
+
+    def _keep(self, cell: Cell, came: list[int]) -> None:
+        """A cell that a thread has left."""
+        if len(came) == _DESCRIPTORS:
+            left = Cell.left(cell, came)
+            if self._keeps():
+                self._spares[False].append(left)
+            else:
+                left.close()
+                left.end()
+        else:
+            # There was no room for its descriptors: its life ended with the message.
+            posix.waitpid(cell.init, 0)
 
     def _done(self, jail: Jail) -> None:
         self._tell_noted()
@@ -470,7 +545,9 @@ class Zygote:
         if jail in policy.jails:
             policy.jails.remove(jail)
         self._over(policy)
-        while not policy.dropped and policy.idle < _IDLE and policy.idle + policy.busy < _MOST:
+        if not policy.used_again:
+            self._await_use(policy)
+        while policy.used_again and not policy.dropped and policy.idle < _IDLE and policy.idle + policy.busy < _MOST:
             self._arm(policy)
 
     def _broken(self, number: int, failure: Sequence[Any]) -> None:
@@ -492,8 +569,7 @@ class Zygote:
             self._give_up(policy)
         elif not policy.idle:  # nobody is there, or about to be, for who waits
             self._say(policy.door, "refused", policy.identifier, *failure)
-            policy.refuse(failure)
-            self._drop(policy)
+            self._drop(policy, failure)
 
     def _from_filter(self, listener: int, events: int) -> None:
         jail = self._listeners[listener]

@@ -359,7 +359,13 @@ def describe(assembled: Assembled) -> dict[str, object]:
     """The plan for the record, and what it was made from. No id and no time: the record's own are those of a start."""
     plan = assembled.plan
     operations = [_recorded(operation) for operation in plan.operations]
-    return {"schema": "remit.plan/1", **_about(assembled), "plan": {**plan.json(), "operations": operations}}
+    floor = codec.recorded(assembled.ceiling.floor)
+    return {
+        "schema": "remit.plan/1",
+        **_about(assembled),
+        "floor": floor,
+        "plan": {**plan.json(), "operations": operations},
+    }
 
 
 def _recorded(operation: Op) -> dict[str, object]:

@@ -14,12 +14,15 @@ from remit.sandbox.authority.lattice import (
     Violation,
     allows_connect,
     allows_path,
+    beyond,
     extent,
     join,
     leq,
     meet,
     normal,
+    union,
     violations,
+    whole,
 )
 from remit.sandbox.authority.model import Authority, AutoExec, Endpoint, PathPattern, PathRule, Right, Source
 from tests.unit.authority_universe import (
@@ -54,6 +57,31 @@ def anywhere(anchor: str, *tail: str) -> PathPattern:
 def exactly(path: str) -> PathPattern:
     anchor, _, name = path.rpartition("/")
     return PathPattern(anchor or "/", (name,))
+
+
+@relaxed
+@given(triples)
+def test_what_is_beyond_the_floor_and_the_floor_are_the_whole(three: tuple[Authority, Authority, Authority]) -> None:
+    """Of a call's authority: its floor, a grant, and what its session takes away."""
+    floor, grant, session = (normal(one) for one in three)
+    held = union(floor, grant)
+    held = normal(replace(held, deny=held.deny + session.deny, protect=held.protect + session.protect))
+    rest = beyond(held, floor, session)
+    assert whole(rest, floor, session) == held
+    assert whole(codec.from_json(codec.to_json(rest)), floor, session) == held
+    assert not {*rest.paths}.intersection(floor.paths)
+    assert not {*rest.deny}.intersection(session.deny)
+
+
+@relaxed
+@given(authorities)
+def test_a_normal_form_is_its_own_and_known_as_such(a: Authority) -> None:
+    made = normal(a)
+    assert made.in_normal_form
+    assert normal(made) is made
+    changed = replace(made, deny=(*made.deny, exactly("/zz"), exactly("/aa")))
+    assert not changed.in_normal_form
+    assert normal(changed).deny == tuple(sorted({*made.deny, exactly("/zz"), exactly("/aa")}))
 
 
 @relaxed

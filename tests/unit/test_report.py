@@ -167,9 +167,7 @@ def test_nothing_recorded_is_no_number(state: str, capsys: pytest.CaptureFixture
 
 def test_a_call_is_measured_against_its_own_grant(state: str, capsys: pytest.CaptureFixture[str]) -> None:
     record = Record(state, "writes", {"workspace": "/w"})
-    record.event(
-        {"kind": "policy", "policy": 1, "digest": "d", "authority": json.loads(json.dumps(codec.to_json(CALLS)))}
-    )
+    record.event({"kind": "policy", "policy": 1, "digest": "d", "beyond": json.loads(json.dumps(codec.to_json(CALLS)))})
     for call, policy in (("c-1", 0), ("c-2", 1)):
         record.event({"kind": "call", "call": call, "argv": ["x"], "grants": ["g"], "policy": policy})
     record.actions([act("/w/a")], "c-1", "g")
