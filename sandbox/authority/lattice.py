@@ -36,6 +36,7 @@ from remit.sandbox.authority.pattern import (
     pattern,
     restrict,
     shape,
+    spelled,
     within,
 )
 
@@ -67,7 +68,12 @@ def _rules(rules: Iterable[PathRule]) -> tuple[PathRule, ...]:
         parts(rule.path)
         if not rule.rights:
             continue
-        old = merged.get(rule.path, rule)
+        old = merged.get(rule.path)
+        if old is None:
+            if Right.READ in rule.rights and rule.exec_source is NOWHERE:
+                merged[rule.path] = rule  # as nearly all are, and as it would be made below
+                continue
+            old = rule
         source = rule.source if Right.WRITE in rule.rights - old.rights else old.source
         executes = (rule if Right.EXEC in rule.rights - old.rights else old).where(Right.EXEC)
         rights = _implied(old.rights | rule.rights)
@@ -79,8 +85,10 @@ def _rules(rules: Iterable[PathRule]) -> tuple[PathRule, ...]:
 def _patterns(patterns: Iterable[PathPattern]) -> tuple[PathPattern, ...]:
     merged: dict[PathPattern, PathPattern] = {}
     for one in patterns:
-        made = pattern(shape(one))
-        merged.setdefault(made, PathPattern(made.anchor, made.tail, made.any_depth, one.source))
+        made = spelled(one)
+        if made not in merged:
+            same = made.anchor == one.anchor and made.tail == one.tail
+            merged[made] = one if same else replace(made, source=one.source)
     return tuple(merged[made] for made in sorted(merged))
 
 
@@ -141,9 +149,10 @@ def _taken(a: Authority, right: Right) -> list[tuple[Shape, PathPattern]]:
     return [(shape(line), line) for line in lines]
 
 
-def _roots(a: Authority, right: Right) -> list[Parts]:
-    """The topmost paths that have the right. They and what is taken below them determine what is allowed."""
-    taken = [one for one, _ in _taken(a, right)]
+def _roots(a: Authority, right: Right, also: Iterable[Shape] = ()) -> list[Parts]:
+    """The topmost paths that have the right. They and what is taken below them (by ``a``, and ``also``) determine what is
+    allowed."""
+    taken = [*[one for one, _ in _taken(a, right)], *also]
     roots: list[Parts] = []
     # Sorted, a path comes after everything above it; it is below the last root or below none.
     for path in sorted({parts(rule.path) for rule in a.paths if right in _implied(rule.rights)}):
@@ -196,15 +205,17 @@ def _axis(right: Right) -> str:
     return "exec" if right is Right.EXEC else "filesystem"
 
 
-def _path_violations(a: Authority, b: Bound) -> list[Violation]:
+def _path_violations(a: Authority, b: Bound, *, carries: bool) -> list[Violation]:
     found: list[Violation] = []
     for right in Right:
         inner: list[Shape] | None = None
         granted = b.granted[right]
-        for root in _roots(a, right):
+        for root in _roots(a, right, [one for one, _ in b.taken[right]] if carries else ()):
             name = joined(root)
             if not any(root[:size] in granted for size in range(len(root) + 1)):
                 found.append(Violation(_axis(right), name, right, "not granted"))
+                continue
+            if carries:
                 continue
             for one, line in b.taken[right]:
                 for made in restrict(one, root):
@@ -241,15 +252,17 @@ class Bound:
         }
 
 
-def violations(a: Authority, ceiling: Authority | Bound) -> tuple[Violation, ...]:
+def violations(a: Authority, ceiling: Authority | Bound, *, carries: bool = False) -> tuple[Violation, ...]:
     """Every object by which ``a`` goes beyond ``ceiling``; empty exactly when ``a`` ⊑ ``ceiling``.
+
+    ``carries``: as if ``a`` had every deny and protect of the ceiling's too.
 
     Raises:
         ValueError: a path is not absolute and lexically normal.
     """
     above = ceiling if isinstance(ceiling, Bound) else Bound(ceiling)
     a, b = normal(a), above.authority
-    found = _path_violations(a, above)
+    found = _path_violations(a, above, carries=carries)
     if b.auto_exec is not AutoExec.ALLOW:
         if a.auto_exec is AutoExec.ALLOW:
             found.append(Violation("filesystem", "auto_exec", "write", "auto-executed files are protected"))

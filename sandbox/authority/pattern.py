@@ -68,6 +68,12 @@ def pattern(made: Shape) -> PathPattern:
     return PathPattern(joined(anchor[:-1]), anchor[-1:], False)
 
 
+@lru_cache(_REMEMBERED)
+def spelled(one: PathPattern) -> PathPattern:
+    """The same, in its one spelling. Raises ValueError, as ``shape``."""
+    return pattern(shape(one))
+
+
 def _occurs(needle: Parts, hay: Parts) -> bool:
     size = len(needle)
     return any(hay[i : i + size] == needle for i in range(len(hay) - size + 1))

@@ -26,6 +26,7 @@ from remit.sandbox.compile.compiler import Job
 from remit.sandbox.compile.landlock import Rule
 from remit.sandbox.compile.lowering import Layers, Report
 from remit.sandbox.compile.mounts import Granted
+from remit.sandbox.compile.objects import own as sessions_own
 from remit.sandbox.compile.paths import below, outermost
 from remit.sandbox.compile.plan import Egress, Landlock, Limit, Tmpfs, canonical_json
 from remit.sandbox.compile.syscalls import refused
@@ -216,8 +217,7 @@ def outside(grant: Authority, ceiling: Ceiling, names: Mapping[str, Named]) -> t
     found: list[Violation] = []
     for rule in own.paths:
         found += _taken(rule, held)
-    carried = replace(own, deny=own.deny + held.deny, protect=own.protect + held.protect)
-    return (*found, *violations(_with_limits(carried, held), above))
+    return (*found, *violations(_with_limits(own, held), above, carries=True))
 
 
 def _taken(rule: PathRule, held: Authority) -> list[Violation]:
@@ -328,7 +328,7 @@ def _domain(
     rules = [
         Rule(grant.path, landlock.mask(grant.rights), grant.directory)
         for grant in grants
-        if not any(below(grant.path, own) for own in mounts.OWN)
+        if not sessions_own(grant.path)
     ]
     rules += [Rule("/dev", landlock.DEVICES), Rule("/dev/shm", landlock.SCRATCH)]
     if job.certificates:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from remit.sandbox.authority.model import Right
-from remit.sandbox.compile.paths import below, order, strictly_below
+from remit.sandbox.compile.paths import below, order, parents, strictly_below
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = (1 << i for i in range(6))
 MAKE_CHAR, MAKE_DIR, MAKE_REG, MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = (1 << i for i in range(6, 13))
@@ -146,7 +146,7 @@ def command_rules(rules: Iterable[Rule], roots: Iterable[str], brokered_reads: I
     out: list[Rule] = []
     for rule in rules:
         bits = rule.bits
-        if any(below(rule.path, root) or below(root, rule.path) for root in changed):
+        if bits & CHANGE and any(below(rule.path, root) or below(root, rule.path) for root in changed):
             bits &= ~CHANGE
         if any(below(rule.path, root) or below(root, rule.path) for root in read):
             bits &= ~(READ_FILE | EXECUTE)
@@ -161,11 +161,11 @@ def compiled(rules: Iterable[Rule], handled: int) -> tuple[tuple[str, int], ...]
     for rule in rules:
         path, bits = rule.masked(handled)
         merged[path] = merged.get(path, 0) | bits
-    kept: list[tuple[str, int]] = []
+    kept: dict[str, int] = {}
     for path in sorted(merged, key=order):
-        above = 0
-        for other, bits in kept:
-            above |= bits if below(path, other) else 0
+        above = kept.get("/", 0)
+        for other in parents(path):
+            above |= kept.get(other, 0)
         if merged[path] & ~above:
-            kept.append((path, merged[path]))
-    return tuple(sorted(kept))
+            kept[path] = merged[path]
+    return tuple(sorted(kept.items()))

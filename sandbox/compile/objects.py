@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from remit.sandbox.authority.model import Authority, PathPattern, Right
 from remit.sandbox.compile import mounts
@@ -242,6 +243,7 @@ def _matched(path: str, patterns: Iterable[tuple[str, tuple[str, ...]]]) -> bool
     return False
 
 
+@lru_cache(4096)
 def own(path: str) -> bool:
     """Whether the session has one of its own there, whatever is granted."""
     return any(below(path, place) for place in mounts.OWN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 
 def below(path: str, directory: str) -> bool:
@@ -39,6 +40,7 @@ def parent(path: str) -> str:
     return path.rpartition("/")[0] or "/"
 
 
+@lru_cache(4096)
 def parents(path: str) -> tuple[str, ...]:
     """Every directory above ``path`` but the root, outermost first."""
     parts = path.split("/")[1:-1]

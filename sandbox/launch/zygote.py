@@ -508,13 +508,17 @@ class Zygote:
     def _await_use(self, policy: Policy) -> None:
         """Of a grant that was used once, nobody is armed ahead until it is used again: most are for one call."""
         if not policy.idle and not policy.dropped and policy.requests not in self._handlers:
-            self._watch(policy.requests, lambda _, __: self._used_again(policy))
+            self._watch(
+                policy.requests, lambda _, events: self._used_again(policy, ended=bool(events & select.POLLHUP))
+            )
 
-    def _used_again(self, policy: Policy) -> None:
-        policy.used_again = True
+    def _used_again(self, policy: Policy, *, ended: bool = False) -> None:
+        """``ended``: nobody will use it any more, which the client is about to say."""
         self._unwatch(policy.requests)
-        if not policy.idle:
-            self._arm(policy)
+        if not ended:
+            policy.used_again = True
+            if not policy.idle:
+                self._arm(policy)
 
     def _keep(self, cell: Cell, came: list[int]) -> None:
         """A cell that a thread has left."""

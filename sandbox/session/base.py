@@ -100,9 +100,10 @@ class Opened:
         finally:
             self.door.close()
             with shared.lock:
-                for armed in shared.policies.values():
+                for armed in (*shared.policies.values(), *shared.given_up):
                     armed.requests.close()
                 shared.policies.clear()
+                shared.given_up.clear()
 
 
 def begin(wanted: opening.Wanted) -> Opened:
@@ -200,7 +201,7 @@ class Base:
         # Whoever held it when the process was forked is not in this one.
         shared.lock = threading.Lock()
         shared.closed = "it belongs to the process that this one was forked from"
-        for armed in shared.policies.values():
+        for armed in (*shared.policies.values(), *shared.given_up):
             armed.requests.close()
 
     @property
@@ -237,9 +238,8 @@ class Base:
             if definition is not None:
                 identifier, wire, theirs = definition
                 self._door.define(identifier, wire, theirs)
-            for old in dropped:
-                self._door.forget(old.identifier)
-                old.requests.close()
+            self._forget_given_up()
+            core.shared.given_up += dropped
         except BaseException:
             core.release(armed)
             raise
@@ -291,6 +291,18 @@ class Base:
     ) -> HandleType:
         conversation = Conversation(self._core, self._door, ticket, ours)
         return kind(conversation, streams, background=background, decode=decode)
+
+    def _forget_given_up(self) -> None:
+        """Blocks. Best when a request is on its way: what ends in the session then would take the processor time that its call
+        waits for."""
+        given_up = self._core.shared.given_up
+        while True:
+            try:
+                old = given_up.pop()
+            except IndexError:
+                return  # by now, or by another thread
+            self._door.forget(old.identifier)
+            old.requests.close()
 
 
 def reply_pair() -> tuple[socket.socket, socket.socket]:

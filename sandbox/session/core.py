@@ -105,6 +105,8 @@ class Shared:
     """By variable: what stands inside for a secret that stays outside."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     policies: OrderedDict[str, Armed] = field(default_factory=OrderedDict[str, Armed])
+    given_up: list[Armed] = field(default_factory=list[Armed])
+    """Nobody asks for them any more; the session's first process is still to be told."""
     numbers: count[int] = field(default_factory=lambda: count(1))
     prefix: str = field(default_factory=lambda: secrets.token_hex(3))
     refused: dict[int, tuple[str, str, str, int]] = field(default_factory=dict[int, tuple[str, str, str, int]])

@@ -262,6 +262,7 @@ class Session(Base):
                     try:
                         while (pause := self._send(ticket, theirs, streams)) is not None:
                             time.sleep(pause)
+                        self._forget_given_up()
                     except BaseException:
                         ours.close()
                         raise
