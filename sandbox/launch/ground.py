@@ -9,7 +9,7 @@ from __future__ import annotations
 import marshal
 import posix
 from _stat import S_IFREG  # stat would be a file to load
-from errno import EAGAIN, ENOENT, ENOTDIR
+from errno import EAGAIN, EMFILE, ENFILE, ENOENT, ENOTDIR
 
 from remit.sandbox.kernel import files, landlock, memory, mount, process, sockets
 from remit.sandbox.launch import loopback, stdio
@@ -51,6 +51,8 @@ def told(error: BaseException) -> Failure:
         # A RuntimeError is a thread that could not be started (``_thread``).
         why = error.strerror if isinstance(error, OSError) else error
         return ("launch", f"no process could be started: {why}", "raise 'ulimit -u', or end what runs", 125)
+    if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE):
+        return ("launch", f"no more descriptors: {error.strerror}", "raise 'ulimit -n', or run fewer at a time", 125)
     if isinstance(error, OSError):
         what = f"{error.filename}: " if error.filename else ""
         # A name of the plan that is not there: the plan is older than the host's tree.

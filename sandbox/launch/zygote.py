@@ -102,6 +102,8 @@ class Zygote:
         self._cells: list[Cell | OSError] = []
         self._spares: dict[bool, list[Cell]] = {False: [], True: []}
         """Cells that nobody is in, for any call: by whether they are private (without a way out)."""
+        self._keeping = True
+        """Spare cells are made and kept."""
         self._ways: list[Operation | None] = []
         self._revoked: set[str] = set()
         self._lines: tuple[tuple[str, str, int, str], ...] = next(
@@ -212,10 +214,12 @@ class Zygote:
         wanted: dict[bool, bool] = {}
         while True:
             for private in [private for private in wanted if not self._spares[private]]:
-                if jobs.poll(_QUIET_MS):
+                if not self._keeping or jobs.poll(_QUIET_MS):
                     break
                 spare = self._make_cell(private, None)
-                if not isinstance(spare, OSError):
+                if isinstance(spare, OSError):
+                    self._keeping = False
+                else:
                     self._spares[private].append(spare)
             if not posix.read(self._jobs_read, 1):
                 return
@@ -276,7 +280,15 @@ class Zygote:
 
     def _keeps(self) -> bool:
         """Whether a cell that is left and not private is kept."""
-        return len(self._spares[False]) < _SPARES
+        return self._keeping and len(self._spares[False]) < _SPARES
+
+    def _make_room(self) -> None:
+        """Something is short: nothing is kept for later any more."""
+        self._keeping = False
+        for private in (False, True):
+            while (spare := self._spare(private)) is not None:
+                spare.close()
+                spare.end()
 
     # --- the loop ------------------------------------------------------------------------------------------------------
 
@@ -383,6 +395,7 @@ class Zygote:
             data = envelope.content(came.pop())
         kind, *values = marshal.loads(data)
         if kind == "policy" and not came:
+            self._make_room()
             self._say(door, "refused", values[0], *_FULL)
         elif kind == "policy":
             self._define(door, values[0], values[1], came[0])
@@ -398,6 +411,8 @@ class Zygote:
         try:
             policy = Policy(identifier, wire, requests, self._note, self._maker.places, self._lines, self._umasks)
         except Exception as error:
+            if isinstance(error, OSError):
+                self._make_room()
             # Said before the socket closes: whoever sees its end asks here why.
             self._say(door, "refused", identifier, *told(error))
             posix.close(requests)
@@ -556,6 +571,7 @@ class Zygote:
 
     def _broken(self, number: int, failure: Sequence[Any]) -> None:
         """A call could not be armed: whoever asks under this authority hears why, and nothing is started."""
+        self._make_room()
         jail = self._jails.pop(number, None)
         policy = self._arming.pop(number)
         if jail is not None:
