@@ -12,6 +12,7 @@ import posix
 
 from remit.sandbox.kernel import files, mount, process
 from remit.sandbox.launch import loopback, reaper
+from remit.sandbox.launch.fresh import Fresh
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _ALWAYS = ("/proc", "/dev/pts")
 class Cell:
     """Descriptors of one cell. ``close`` gives up all but ``life``, whose closing ends everything in the cell."""
 
-    __slots__ = ("init", "life", "namespaces", "number", "own", "sockets")
+    __slots__ = ("fresh", "init", "life", "namespaces", "number", "own", "sockets")
 
     def __init__(
         self, namespaces: list[tuple[int, int]], own: list[tuple[int, int]], life: int, init: int, number: int
@@ -46,19 +47,55 @@ class Cell:
         """Which PID namespace it is (``namespaces(7)``: the inode that ``/proc/PID/ns/pid`` leads to)."""
         self.sockets: Sockets | None = None
         """Of a network of its own with a way out: for the gateway."""
+        self.fresh: Fresh | None = None
+        """Of a private one: what it was like when it was made."""
 
-    @classmethod
-    def left(cls, of: Cell, given: Sequence[int]) -> Cell:
-        """A cell that a thread has left to the next one: ``given`` are its copies of ``leavings`` and ``life``."""
-        proc, terminals, mounts, processes, life = given
-        namespaces = [(mounts, process.CLONE_NEWNS), (processes, process.CLONE_NEWPID)]
-        return cls(namespaces, [(terminals, 1), (proc, 0)], life, of.init, of.number)
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those that its thread needs, and still has when it has joined the namespaces."""
+        return (self.life,) if self.fresh is None or self.fresh.queues < 0 else (self.life, self.fresh.queues)
+
+    @property
+    def _places(self) -> tuple[str, ...]:
+        """Where its own file systems are, in the order of ``Maker.places``."""
+        return _ALWAYS if self.fresh is None else (*_ALWAYS, *self.fresh.directories)
+
+    def leave(self, own: int) -> tuple[int, ...]:
+        """For the thread in it: descriptors of all that the next one needs to be in it (``left``). ``own``: this thread's
+        directory in the session's /proc. Raises OSError."""
+        found: list[int] = []
+        try:
+            for path in self._places:
+                found.append(posix.open(path, _DIRECTORY))
+            for name, _ in _namespaces(private=self.fresh is not None):
+                found.append(posix.open(f"ns/{name}", _READ, dir_fd=own))
+        except OSError:
+            for descriptor in found:
+                posix.close(descriptor)
+            raise
+        return (*found, *self.descriptors)
+
+    def left(self, given: Sequence[int]) -> Cell | None:
+        """The same cell, for whoever has received what ``leave`` gave. None: something is missing."""
+        kinds = [kind for _, kind in _namespaces(private=self.fresh is not None)]
+        count = len(self._places)
+        if len(given) != count + len(kinds) + len(self.descriptors):
+            return None
+        own = [(descriptor, place) for place, descriptor in enumerate(given[:count])]
+        namespaces = list(zip(given[count : count + len(kinds)], kinds, strict=True))
+        life, *queues = given[count + len(kinds) :]
+        made = Cell(namespaces, own, life, self.init, self.number)
+        if self.fresh is not None:
+            made.fresh = Fresh.again(self.fresh, *queues)
+        return made
 
     def close(self) -> None:
         """Whoever joins it has joined it."""
         for descriptor, _ in (*self.namespaces, *self.own):
             posix.close(descriptor)
         self.namespaces, self.own = [], []
+        if self.fresh is not None and self.fresh.queues >= 0:
+            posix.close(self.fresh.queues)
         if self.sockets is not None:
             self.sockets.close()
             self.sockets = None
@@ -69,20 +106,10 @@ class Cell:
         posix.waitpid(self.init, 0)
 
 
-def leavings(own: int) -> tuple[int, ...]:
-    """For who is in a cell that is not private, all but ``life`` of what the next one needs to be in it. ``own``: the calling
-    thread's directory in the session's /proc. Raises OSError."""
-    found: list[int] = []
-    try:
-        for path in ("/proc", "/dev/pts"):
-            found.append(posix.open(path, _DIRECTORY))
-        for name in ("mnt", "pid_for_children"):
-            found.append(posix.open(f"ns/{name}", _READ, dir_fd=own))
-    except OSError:
-        for descriptor in found:
-            posix.close(descriptor)
-        raise
-    return tuple(found)
+def _namespaces(*, private: bool) -> list[tuple[str, int]]:
+    """What a cell has of its own, in the order in which it is joined."""
+    kinds = [one for one in _JOINED if private or one[1] == process.CLONE_NEWNS]
+    return [*kinds, ("pid_for_children", process.CLONE_NEWPID)]
 
 
 class Maker:
@@ -120,6 +147,7 @@ class Maker:
         namespaces: list[tuple[int, int]] = []
         own: list[tuple[int, int]] = []
         way: Sockets | None = None
+        fresh: Fresh | None = None
         pipes = [*posix.pipe2(posix.O_CLOEXEC), *posix.pipe2(posix.O_CLOEXEC)]
         life_read, life, ready_read, ready = pipes
         try:
@@ -132,17 +160,16 @@ class Maker:
 
                     way = inside.open_way(egress)
                 own += self._make_scratch()
-            for name, kind in _JOINED:
-                if flags & kind:
-                    namespaces.append((self._namespace(name), kind))
+                fresh = Fresh(self.places[len(_ALWAYS) :])
             init = reaper.start(self._program, life_read, ready)
             posix.close(ready)
             pipes.remove(ready)
             if not posix.read(ready_read, 1):
                 posix.waitpid(init, 0)
                 raise OSError(1, "the call's PID 1 could not mount its /proc")
-            # Not before there is a process in it.
-            namespaces.append((self._namespace("pid_for_children"), process.CLONE_NEWPID))
+            # Not before there is a process in it: a PID namespace has no descriptor without one.
+            for name, kind in _namespaces(private=private):
+                namespaces.append((self._namespace(name), kind))
             number = posix.fstat(namespaces[-1][0]).st_ino
             own.append((posix.open("/proc", _DIRECTORY), 0))
             pipes.remove(life)
@@ -151,6 +178,8 @@ class Maker:
                 posix.close(descriptor)
             if way is not None:
                 way.close()
+            if fresh is not None and fresh.queues >= 0:
+                posix.close(fresh.queues)
             raise
         finally:
             for descriptor in pipes:
@@ -159,7 +188,7 @@ class Maker:
                 if flags & kind:
                     process.setns(descriptor, kind)
         cell = Cell(namespaces, own, life, init, number)
-        cell.sockets = way
+        cell.sockets, cell.fresh = way, fresh
         return cell
 
     def _make_scratch(self) -> list[tuple[int, int]]:

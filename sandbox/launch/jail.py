@@ -22,7 +22,6 @@ from remit.sandbox.kernel.files import O_PATH
 from remit.sandbox.kernel.netlink import SOCK_DIAG
 from remit.sandbox.kernel.spawn import spawn
 from remit.sandbox.launch import envelope, program
-from remit.sandbox.launch.cell import leavings
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.ground import HINT, Refused, told
 from remit.sandbox.launch.policy import REQUEST_DESCRIPTORS
@@ -79,6 +78,7 @@ class Jail(Source):
         "reply",
         "revoked",
         "separated",
+        "spoiled",
         "unseen",
         "untold",
         "wake",
@@ -95,7 +95,7 @@ class Jail(Source):
         arms: int,
         revoked: set[str],
         tell_end: Callable[..., None],
-        keeps: Callable[[], bool],
+        keeps: Callable[[bool], bool],
     ) -> None:
         super().__init__(before_exec=self._executes)
         self.identifier = identifier
@@ -115,7 +115,9 @@ class Jail(Source):
         """From a request's arrival until nothing of the call is left."""
         self._tell_end = tell_end
         self._keeps = keeps
-        """Whether a cell that is left empty is kept for another thread."""
+        """Whether a cell that is left (private or not) is kept for another thread."""
+        self.spoiled = False
+        """Something of a call is, or may be, left in the cell."""
         self.untold: tuple[Any, ...] = ()
         """That the command began, where nobody was told yet."""
         self.unseen: tuple[Any, ...] = ()
@@ -164,7 +166,7 @@ class Jail(Source):
         policy = self.policy
         self.joins = [*self.cell.namespaces]
         namespaces = [descriptor for descriptor, _ in self.joins]
-        own = (self.ground.place, self.control, self.arms, self.woken, self.cell.life)
+        own = (self.ground.place, self.control, self.arms, self.woken, *self.cell.descriptors)
         keep(policy.requests, policy.ruleset, *own, *namespaces)
         self._own = posix.open("/proc/thread-self", _PLACE)
 
@@ -212,6 +214,7 @@ class Jail(Source):
     def _run(self, request: tuple[Any, ...], came: list[int]) -> bool:
         """Start what is asked for and see it to its end. True: nothing of it is left anywhere."""
         call, chain, argv, environment, directory, terminal, background, expires = request
+        self.spoiled = True
         self.call, self.chain = call, chain
         if expires and time.clock_gettime(time.CLOCK_BOOTTIME) >= expires:
             raise Refused("grant", "the grant has expired", "ask the grantor for a new one", 125)
@@ -264,7 +267,8 @@ class Jail(Source):
             self._tell_end(began, self.call, status, self.limit, cpu, memory, denials)
         if background and not clean:
             self._linger(started)
-        return clean and not self.policy.private
+        self.spoiled = not (clean and (not self.policy.private or self._untouched()))
+        return not self.spoiled
 
     def _start_unasked(
         self, argv: list[bytes], environment: list[bytes], directory: bytes, descriptors: tuple[int, ...]
@@ -525,20 +529,22 @@ class Jail(Source):
             self._end_cell()
             self._tell_main("done", False)
 
+    def _untouched(self) -> bool:
+        """Of a private cell that nobody is in: it is as it was made."""
+        # Where every open asks the mediator, nobody can promise that it has time to answer. A way out is the gateway's, too.
+        fresh = self.cell.fresh
+        return fresh is not None and self.policy.exempts and self.policy.egress is None and fresh.still()
+
     def _give_back(self) -> bool:
-        """Leave the cell to the next thread that is armed, whatever its authority: nobody is in it, and what confined those who
-        were is this thread's. It takes a millisecond to make one, and as much to end it."""
-        # Where every open asks the mediator, nobody can promise that it has time to answer.
-        if (
-            self.cell.life < 0
-            or not self.policy.exempts
-            or self.policy.private
-            or not self._keeps()
-            or not self._alone()
-        ):
+        """Leave the cell to the next thread that is armed, whatever its authority: nothing is in it, and what confined those
+        who were is this thread's. It takes a millisecond to make one, and as much to end it."""
+        policy = self.policy
+        if self.spoiled or self.cell.life < 0 or not policy.exempts or policy.egress is not None:
+            return False
+        if not self._keeps(policy.private) or not self._alone():
             return False
         try:
-            self._tell_main("done", True, descriptors=(*leavings(self._own), self.cell.life))
+            self._tell_main("done", True, descriptors=self.cell.leave(self._own))
         except OSError:
             return False
         return True

@@ -64,8 +64,8 @@ _SPARES = 2
 """Cells that are kept at most for threads that are not armed yet."""
 _QUIET_MS = 5
 """Nothing was to be armed for so long: time to make a cell that will be wanted at once."""
-_DESCRIPTORS = 5
-"""With a message at most: of a cell that is left."""
+_DESCRIPTORS = 16
+"""With a message at most: of a private cell that is left."""
 _EVENTS = 1024
 """Denials of one call that are kept for its reply."""
 
@@ -278,9 +278,8 @@ class Zygote:
         except IndexError:
             return None
 
-    def _keeps(self) -> bool:
-        """Whether a cell that is left and not private is kept."""
-        return self._keeping and len(self._spares[False]) < _SPARES
+    def _keeps(self, private: bool) -> bool:
+        return self._keeping and len(self._spares[private]) < _SPARES
 
     def _make_room(self) -> None:
         """Something is short: nothing is kept for later any more."""
@@ -506,7 +505,7 @@ class Zygote:
             self._freeze(jail)
         elif kind == "done" and jail is not None:
             if values[0]:
-                self._keep(jail.cell, came)
+                self._keep(jail.cell, jail.policy.private, came)
             self._done(jail)
         elif kind == "broken":
             self._broken(number, values)
@@ -535,18 +534,19 @@ class Zygote:
             if not policy.idle:
                 self._arm(policy)
 
-    def _keep(self, cell: Cell, came: list[int]) -> None:
+    def _keep(self, cell: Cell, private: bool, came: list[int]) -> None:
         """A cell that a thread has left."""
-        if len(came) == _DESCRIPTORS:
-            left = Cell.left(cell, came)
-            if self._keeps():
-                self._spares[False].append(left)
-            else:
-                left.close()
-                left.end()
-        else:
+        left = cell.left(came)
+        if left is None:
             # There was no room for its descriptors: its life ended with the message.
+            for descriptor in came:
+                posix.close(descriptor)
             posix.waitpid(cell.init, 0)
+        elif self._keeps(private):
+            self._spares[private].append(left)
+        else:
+            left.close()
+            left.end()
 
     def _done(self, jail: Jail) -> None:
         self._tell_noted()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from remit.sandbox.authority import codec
 from remit.sandbox.authority.lattice import (
+    Bound,
     Violation,
     allows_connect,
     allows_path,
@@ -71,6 +72,17 @@ def test_what_is_beyond_the_floor_and_the_floor_are_the_whole(three: tuple[Autho
     assert whole(codec.from_json(codec.to_json(rest)), floor, session) == held
     assert not {*rest.paths}.intersection(floor.paths)
     assert not {*rest.deny}.intersection(session.deny)
+
+
+@relaxed
+@given(pairs)
+def test_what_carries_all_that_the_ceiling_takes_away_is_measured_as_if_it_said_so(
+    pair: tuple[Authority, Authority],
+) -> None:
+    a, ceiling = pair
+    said = replace(a, deny=a.deny + ceiling.deny, protect=a.protect + ceiling.protect)
+    assert violations(a, Bound(ceiling), carries=True) == violations(said, ceiling)
+    assert violations(a, Bound(ceiling)) == violations(a, ceiling)
 
 
 @relaxed

@@ -1,0 +1,138 @@
+"""Cells that serve again: for the next call under a grant, and under another one, where nothing of the last call is left.
+
+A process of a call is told from one of a later call in the same cell by its number, which goes on; in a new cell the command
+is number 2.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from remit import Grant, Session
+from remit.sandbox.session import core
+from tests.kernel.run_harness import World
+from tests.kernel.session_harness import first_processes, opened, probes, python, said, until
+
+pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
+
+IPC = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); "
+LEFT = {
+    "a file in /tmp": ("open('/tmp/left', 'w').close()", "os.listdir('/tmp')"),
+    "a file in /dev/shm": ("open('/dev/shm/left', 'w').close()", "os.listdir('/dev/shm')"),
+    "a file that is gone again": ("open('/tmp/left', 'w').close(); os.unlink('/tmp/left')", "os.listdir('/tmp')"),
+    "shared memory": (
+        IPC + "assert libc.shmget(7, 4096, 0o1600) >= 0",
+        IPC + "[] if libc.shmget(7, 0, 0) < 0 else ['shm']",
+    ),
+    "a message queue": (IPC + "assert libc.msgget(7, 0o1600) >= 0", IPC + "[] if libc.msgget(7, 0) < 0 else ['msg']"),
+    "semaphores": (IPC + "assert libc.semget(7, 1, 0o1600) >= 0", IPC + "[] if libc.semget(7, 0, 0) < 0 else ['sem']"),
+    # Landlock lets nobody open it; but it is there, and its name is taken.
+    "a POSIX message queue": (
+        IPC + "assert libc.mq_open(b'/left', os.O_CREAT | os.O_RDWR, 0o600, None) < 0",
+        IPC + "['mq'] if libc.mq_unlink(b'/left') == 0 else []",
+    ),
+    "a connection that lingers": (
+        "server = socket.create_server(('127.0.0.1', 4711)); client = socket.create_connection(('127.0.0.1', 4711)); "
+        "server.accept()[0].close(); client.recv(1); client.close(); server.close()",
+        "[line for line in open('/proc/net/tcp').readlines()[1:]]",
+    ),
+    "datagrams": (
+        "one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.bind(('127.0.0.1', 0)); one.sendto(b'x', one.getsockname())",
+        "[line.split()[1] for line in open('/proc/net/dev') if 'lo:' in line and line.split()[1] != '0']",
+    ),
+}
+"""What a call may leave in a private cell: how, and what of it can be seen by who comes after."""
+
+
+def number(session: Session, grant: Grant, code: str = "pass") -> int:
+    """The process's number in its cell, after it did what ``code`` says."""
+    return int(said(session.run(python(f"{code}\nprint(os.getpid())"), grant=grant)))
+
+
+def seen(session: Session, grant: Grant, expression: str) -> str:
+    setup, _, value = expression.rpartition("; ")
+    return said(session.run(python(f"{setup}\nprint({value})"), grant=grant))
+
+
+def private(world: World) -> list[str]:
+    """What the session has to connect to, and its calls have not: so they have a network of their own."""
+    for name in ("file", "other"):
+        (world.workspace / name).write_text("content")
+    return ["192.0.2.1:80"]
+
+
+def test_a_private_cell_in_which_nothing_is_left_serves_again(world: World) -> None:
+    with opened(world, connect=private(world)) as session:
+        grant = Grant(read=["file"])
+        numbers = [number(session, grant) for _ in range(16)]
+        # A few threads, each in a cell of its own, in which processes go on being counted.
+        assert numbers[0] == 2
+        assert numbers.count(2) <= 6
+        assert max(numbers) >= 4
+        assert probes(session, {"yes": "read('file')", "no": "read('other')"}, grant) == {"yes": "ok", "no": "EACCES"}
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_what_a_call_leaves_in_a_private_cell_is_nobody_elses(world: World, left: str) -> None:
+    act, look = LEFT[left]
+    setup, _, value = look.rpartition("; ")
+    with opened(world, connect=private(world)) as session:
+        grant = Grant(read=["file"])
+        assert max(number(session, grant) for _ in range(8)) > 2  # the other arm: cells serve again
+        there = said(session.run(python(f"{act}\n{setup}\nprint({value})"), grant=grant))
+        assert there != "[]" or left == "a file that is gone again"
+        for _ in range(3):
+            number(session, grant, act)
+            assert [seen(session, grant, look) for _ in range(3)] == ["[]"] * 3
+
+
+def test_a_cell_that_is_left_serves_under_another_grant_which_is_that_ones_own(world: World) -> None:
+    for name in ("one", "two"):
+        (world.workspace / name).write_text(name)
+    with patch.object(core, "POLICIES", 1):
+        for connect in ([], private(world)):
+            with opened(world, connect=connect) as session:
+                numbers: list[int] = []
+                for turn in range(6):
+                    mine, other = ("one", "two") if turn % 2 else ("two", "one")
+                    grant = Grant(read=[mine], limits={"files": 100 + turn})
+                    code = f"print(os.getpid(), attempt(lambda: read('{mine}')), attempt(lambda: read('{other}')))"
+                    pid, own, others = said(session.run(python(code), grant=grant)).split()
+                    assert (own, others) == ("ok", "EACCES")
+                    numbers.append(int(pid))
+                # Its first thread had ended, and left its cell, by the time of some later grant.
+                assert max(numbers) > 2, (connect, numbers)
+
+
+def test_a_cell_with_something_in_it_is_left_to_nobody(world: World) -> None:
+    with patch.object(core, "POLICIES", 1), opened(world, connect=private(world)) as session:
+        for turn in range(6):
+            grant = Grant(read=["file"], limits={"files": 100 + turn})
+            assert seen(session, grant, "os.listdir('/tmp')") == "[]"
+            number(session, grant, "open('/tmp/left', 'w').close()")
+
+
+def threads(pid: int) -> int:
+    return sum(
+        int(line.split()[1]) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "Threads:" in line
+    )
+
+
+def test_a_grant_that_is_used_once_keeps_one_thread_and_one_that_is_used_again_two(world: World) -> None:
+    before = first_processes()
+    (world.workspace / "file").write_text("content")
+    with opened(world) as session:
+        (zygote,) = first_processes() - before
+        assert session.run(["true"]).returncode == 0
+        alone = threads(zygote)
+        grants = [Grant(read=["file"], limits={"files": 100 + turn}) for turn in range(8)]
+        for grant in grants:
+            assert session.run(["true"], grant=grant).returncode == 0
+        once = threads(zygote)
+        assert once == alone + len(grants)
+        for grant in grants:
+            assert session.run(["true"], grant=grant).returncode == 0
+        until(lambda: threads(zygote) == once + len(grants))
