@@ -529,10 +529,12 @@ class Zygote:
     def _used_again(self, policy: Policy, *, ended: bool = False) -> None:
         """``ended``: nobody will use it any more, which the client is about to say."""
         self._unwatch(policy.requests)
-        if not ended:
-            policy.used_again = True
-            if not policy.idle:
-                self._arm(policy)
+        if ended:
+            return
+        policy.used_again = True
+        # By now the one that was taken may be back.
+        if not policy.idle or policy.idle + policy.busy < _IDLE:
+            self._arm(policy)
 
     def _keep(self, cell: Cell, private: bool, came: list[int]) -> None:
         """A cell that a thread has left."""
