@@ -37,6 +37,21 @@ class Identity:
     __slots__ = ("__weakref__",)
 
 
+class _Same:
+    """Equal to itself and to what is about the same object. It keeps that: another one would get its address."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self, of: object) -> None:
+        self._of = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._of is other._of
+
+    def __hash__(self) -> int:
+        return id(self._of)
+
+
 def variables(env: Iterable[str] | Mapping[str, str]) -> tuple[str, ...]:
     """Variables to pass, or to set, as the option ``--env`` has them."""
     if isinstance(env, Mapping):
@@ -159,7 +174,7 @@ class Grant:
     @property
     def meant(self) -> object:
         """Equal for grants of the same authority, whatever else they say of whom it is for, and for how long."""
-        return (self.options, self.base, None if self.given is None else id(self.given))
+        return (self.options, self.base, None if self.given is None else _Same(self.given))
 
     def authority(self, workspace: str) -> Authority:
         """What it denotes in ``workspace``, in normal form. Raises GrantError with everything that is malformed."""
