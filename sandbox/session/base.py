@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session import opening
 from remit.sandbox.session.asked import Grant, StrPath, variables
-from remit.sandbox.session.core import Armed, Core, Ticket, ids
+from remit.sandbox.session.core import Armed, Core, Ticket
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.handle import Conversation, Handle, window
 from remit.sandbox.session.link import Link, send
@@ -260,8 +260,9 @@ class Base:
         words: Sequence[Any] = ["/bin/sh", "-c", args] if shell else [args] if isinstance(args, str) else list(args)
         terminal = (window(*_WINDOW), (True, True, True)) if pty else None
         ticket = self._core.ticket(armed, grant, words, cwd=cwd, env=env, terminal=terminal, background=background)
-        if grant is not None and grant.proofs:
-            self._door.watch(ids(grant))
+        files = self._core.files(grant)
+        if files:
+            self._door.watch(files)
         return ticket
 
     def _send(self, ticket: Ticket, theirs: socket.socket, streams: Streams, flags: int = 0) -> float | None:

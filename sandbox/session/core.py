@@ -133,6 +133,7 @@ class Core:
         uid: int,
         depth: int = 0,
         chain: tuple[str, ...] = (),
+        held: tuple[Asked, ...] = (),
     ) -> None:
         self.ceiling = ceiling
         self.grant = grant
@@ -141,6 +142,8 @@ class Core:
         self.depth = depth
         self.chain = (*chain, grant.id)
         """The ids of the grants that this one came out of (the session's files' first, then the session's), and its own."""
+        self._held = held
+        """What this session was narrowed by: each of its calls is a use of all of them."""
         self._environ = environ
         self._record = f"{state_directory(dict(environ))}/sessions/{shared.session}"
         self._gateway = bool(network.variables(ceiling.authority, ceiling.degrade))
@@ -159,6 +162,9 @@ class Core:
             )
         self.check(self.chain, self.grant)
         authority, names = self._inside(asked)
+        held = self._holding(asked)
+        with self.shared.lock:
+            self._check_uses(held)
         grant = self._derive(asked, authority, secrets.token_hex(16), self._uses(asked))
         grant = replace(
             grant,
@@ -174,7 +180,8 @@ class Core:
             self._environ,
             uid=self.uid,
             depth=self.depth + 1,
-            chain=self.chain,
+            chain=(*self.chain, *ids(asked)),
+            held=held,
         )
 
     def _inside(self, asked: Asked) -> tuple[Authority, dict[str, Named]]:
@@ -205,6 +212,39 @@ class Core:
             if found is None:
                 found = self.shared.uses[asked.identity] = Uses(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
             return found
+
+    def _holding(self, asked: Asked | None) -> tuple[Asked, ...]:
+        """All grant objects that a call under ``asked`` uses, each once."""
+        held = self._held if asked is None else (*self._held, asked)
+        return tuple({id(one.identity): one for one in held}.values()) if len(held) > 1 else held
+
+    def files(self, asked: Asked | None) -> tuple[str, ...]:
+        """Of the grants out of files that a call under ``asked`` holds, in any way: with any of them, it ends."""
+        return tuple([id for one in self._holding(asked) for id in ids(one)])
+
+    def _check_uses(self, held: Iterable[Asked]) -> None:
+        """Raises GrantError: one of them is spent. The lock is the caller's."""
+        for one in held:
+            uses = self.shared.uses.get(one.identity)
+            if one.uses is not None and uses is not None and uses.used >= one.uses:
+                raise GrantError(
+                    f"the grant is good for {one.uses} {'use' if one.uses == 1 else 'uses'}, all of them used",
+                    where="grant",
+                    hint="ask the grantor for a new one",
+                )
+
+    def _use(self, held: Iterable[Asked]) -> None:
+        """Count a call as a use of all of them, or of none. Raises GrantError, LedgerError."""
+        for one in held:
+            self._uses(one)
+        with self.shared.lock:
+            self._check_uses(held)
+            chains = {chain.ids: chain for one in held for chain in one.proofs}
+            if chains:
+                claims = [claim for chain in chains.values() for claim in plain(chain)]
+                Ledger(state_directory(dict(os.environb))).spend(claims, self.shared.session)
+            for one in held:
+                self.shared.uses[one.identity].used += 1
 
     def revoke(self, what: Grant | str | None = None) -> str:
         """Take a grant back, with everything narrowed from it: its id. Without one: this (narrowed) session's own."""
@@ -321,22 +361,14 @@ class Core:
             identifier = secrets.token_hex(16)
             chain = (*chain, *ids(asked), identifier)
             self.check(chain, grant)
-            with self.shared.lock:
-                if asked.uses is not None and uses.used >= asked.uses:
-                    raise GrantError(
-                        f"the grant is good for {asked.uses} {'use' if asked.uses == 1 else 'uses'}, all of them used",
-                        where="grant",
-                        hint="ask the grantor for a new one",
-                    )
-                if asked.proofs:
-                    claims = [claim for chain in asked.proofs for claim in plain(chain)]
-                    Ledger(state_directory(dict(os.environb))).spend(claims, self.shared.session)
-                uses.used += 1
+            self._use(self._holding(asked))
             grant = self._derive(asked, authority, identifier, uses)
             if asked.expires is not None:
                 deadline = uses.boot + asked.expires
         else:
             self.check(chain, grant)
+            if self._held:
+                self._use(self._held)
         if grant.expires is not None:
             left = grant.expires - time.time()
             if left <= 0:

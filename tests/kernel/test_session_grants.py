@@ -599,6 +599,81 @@ def test_a_spent_grant_cannot_be_had_again_through_a_narrowed_session(world: Wor
                 one.run(["true"], grant=grant)
 
 
+def test_each_call_of_a_narrowed_session_is_a_use_of_what_it_was_narrowed_by(world: World) -> None:
+    """Once, whatever else it runs under; from however many sessions and threads."""
+    with opened(world) as session:
+        grant = Grant(write=["."], uses=6)
+        part, other = session.narrow(grant), session.narrow(grant)
+        below = part.narrow(Grant(read=["."]))
+        assert session.run(["true"], grant=grant).returncode == 0
+        outcomes: list[str] = []
+
+        def use(number: int) -> None:
+            try:
+                one = (part, other, below)[number % 3]
+                one.run(["true"], grant=Grant(read=["."]) if number % 2 else None)
+            except GrantError as error:
+                outcomes.append(str(error))
+            else:
+                outcomes.append("ran")
+
+        threads = [threading.Thread(target=use, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert outcomes.count("ran") == 5
+        assert len([outcome for outcome in outcomes if "good for 6 uses" in outcome]) == 7
+        for attempt in (
+            lambda: part.run(["true"], grant=grant),
+            lambda: session.run(["true"], grant=grant),
+            lambda: session.narrow(grant),
+            lambda: part.narrow(Grant(read=["."])),
+            lambda: below.run(["true"]),
+        ):
+            with pytest.raises(GrantError, match="6 uses"):
+                attempt()
+        assert session.run(["true"]).returncode == 0
+
+
+def test_a_call_under_what_its_session_was_narrowed_by_is_one_use(world: World) -> None:
+    with opened(world) as session:
+        grant = Grant(read=["."], uses=2)
+        part = session.narrow(grant)
+        assert [part.run(["true"], grant=grant).returncode for _ in range(2)] == [0, 0]
+        with pytest.raises(GrantError, match="2 uses"):
+            part.run(["true"], grant=grant)
+
+
+def test_a_session_narrowed_by_a_grant_in_a_file_holds_it(world: World) -> None:
+    """Its calls count in the ledger, and end when the file's grant is revoked."""
+    marker = f"{FOREVER}.207"
+    file = world.workspace / "some.grant"
+    with opened(world) as session, patch.dict(os.environ, world.env(), clear=True):
+        made = world.remit("grant", "new", "--read", str(world.workspace), "--uses", "3", "-o", str(file))
+        assert made.status == 0, made
+        given = Grant.from_options((("grant", str(file)),), str(world.workspace))
+        part = session.narrow(given)
+        assert part.run(["true"]).returncode == 0
+        assert session.run(["true"], grant=given).returncode == 0
+        call = part.popen(["sh", "-c", f"echo ready; exec sleep {marker}"])
+        assert call.stdout is not None
+        assert call.stdout.readline() == b"ready\n"
+        with pytest.raises(GrantError, match="use"):
+            part.run(["true"])
+        again = session.narrow(Grant.from_options((("grant", str(file)),), str(world.workspace)))
+        with pytest.raises(GrantError, match="use"):
+            again.run(["true"], grant=Grant(read=["."]))
+        left = watched(marker)
+        assert len(left) == 1
+        assert world.remit("grant", "revoke", str(file)).status == 0
+        with pytest.raises(GrantRevoked):
+            call.wait()
+        call.close()
+        assert gone(left)
+        assert session.run(["true"]).returncode == 0
+
+
 # --- objects, not strings -----------------------------------------------------------------------------------------------------
 
 
