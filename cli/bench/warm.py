@@ -12,7 +12,7 @@ from remit.cli.bench import worker
 from remit.cli.bench.client import Client
 from remit.cli.bench.measure import BARE, BWRAP, CALL, RUN, BenchError, Line, NotMeasured, interleave, row
 from remit.cli.bench.setting import Setting
-from remit.cli.bench.worker import CAPTURED, NEW, QUIET, SAME, SPAWN, SUBPROCESS
+from remit.cli.bench.worker import CAPTURED, NEW, OWN, QUIET, SAME, SPAWN, SUBPROCESS
 
 START, WARM, RATE = "session", "warm", "rate"
 CLIENTS = (2, 16)
@@ -51,6 +51,12 @@ def calls(setting: Setting, rounds: int) -> list[Line]:
             lines.append(NotMeasured(WARM, CALL, refused))
         else:
             ways += [CALL, SAME]
+            try:
+                client.ask(do="open", sessions=1, connect=[worker.WAY_OUT])
+            except BenchError as error:
+                lines.append(NotMeasured(WARM, OWN, str(error)))
+            else:
+                ways.append(OWN)
         setting.tell("warm calls")
         kinds = [(QUIET, SPAWN), *[(output, way) for output in (QUIET, CAPTURED) for way in ways]]
         measured = _sampled(client, kinds, rounds)

@@ -22,11 +22,15 @@ from remit.cli.bench.measure import BWRAP, CALL, RUN, BenchError, interleave
 SPAWN = "os.posix_spawn and wait"
 SUBPROCESS = "subprocess.run"
 SAME = "remit, call, narrower grant"
+OWN = "remit, call, narrower grant, network of its own"
 NEW = "remit, call, narrower grant, new each"
 FIRST, SECOND = "remit, call in the first session", "remit, call in the second session"
 QUIET, CAPTURED = "output to /dev/null", "output captured"
 DIRECTORIES = 512
-"""So many directories the workspace has, each granted in turn by NEW."""
+"""So many directories the workspace has, each granted in turn by NEW: half of them by each of its rows, so that every grant
+is one that the session has forgotten or never seen."""
+WAY_OUT = "192.0.2.1:443"
+"""What the second session may connect to, and OWN may not (RFC 5737: nobody's). Nothing is sent."""
 
 Action = Callable[[], object]
 
@@ -42,13 +46,13 @@ class Worker:
         self._sessions: list[Session] = []
         self._environment = dict(os.environ)
 
-    def open(self, sessions: int, profile: str = "") -> dict[str, object]:
+    def open(self, sessions: int, profile: str = "", connect: tuple[str, ...] = ()) -> dict[str, object]:
         """Start as many sessions, of the settings' profile or another. Replies how long each took until it could be called."""
         took: list[int] = []
         for _ in range(sessions):
             started = time.perf_counter_ns()
             one = self._stack.enter_context(
-                Session(profile=profile or self._settings["profile"], workspace=self._workspace)
+                Session(profile or self._settings["profile"], self._workspace, connect=connect)
             )
             took.append(time.perf_counter_ns() - started)
             self._sessions.append(one)
@@ -115,17 +119,17 @@ class Worker:
             return lambda: self._bubblewrapped(streams)
         if kind in (SUBPROCESS, RUN):
             return lambda: _subprocess([self._true] if kind == SUBPROCESS else self._settings["remit"], streams)
-        return self._called(kind, streams)
+        return self._called(kind, streams, first=1 if output == CAPTURED else 0)
 
-    def _called(self, kind: str, streams: dict[str, Any]) -> Action:
-        call: Callable[..., object] = self._sessions[1 if kind == SECOND else 0].run
+    def _called(self, kind: str, streams: dict[str, Any], first: int) -> Action:
+        call: Callable[..., object] = self._sessions[1 if kind in (SECOND, OWN) else 0].run
         true = ["true"]
-        numbers = count()
+        numbers = count(first, 2)
 
         def act() -> None:
             if kind in (CALL, FIRST, SECOND):
                 call(true, check=True, **streams)
-            elif kind == SAME:
+            elif kind in (SAME, OWN):
                 call(true, check=True, grant=Grant(read=["d0"]), **streams)
             else:
                 call(true, check=True, grant=Grant(read=[f"d{next(numbers) % DIRECTORIES}"]), **streams)
