@@ -340,8 +340,7 @@ class Jail(Source):
     def _take(self) -> None:
         """Not waiting for a request any more."""
         self.busy = True
-        if not self.policy.idle:
-            self._tell_main("taken")
+        self.policy.calls += 1
 
     def _answer(self, status: int, cpu: float, memory: int) -> None:
         self._reply("exited", status, self.limit, cpu, memory, self.denials + self.looked_for, self.events[:_REPORTED])
@@ -385,6 +384,7 @@ class Jail(Source):
         poll.register(watched, select.POLLIN)
         poll.register(self.reply, select.POLLIN)
         poll.register(self.woken, select.POLLIN)
+        self._look_out(poll)
         limit = self.policy.time_limit
         try:
             while True:
@@ -396,6 +396,8 @@ class Jail(Source):
                         return process.ended(self.pid)
                     if descriptor == self.woken:
                         self._heed()
+                    elif descriptor == self.policy.requests:
+                        self._want_another(poll, events)
                     elif events & (select.POLLHUP | select.POLLERR) and not events & select.POLLIN:
                         self.limit = self.limit or "abandoned"
                         self.kill(_SIGKILL)
@@ -412,6 +414,19 @@ class Jail(Source):
                     self._stop("expired")
         finally:
             posix.close(watched)
+
+    def _look_out(self, poll: select.poll) -> None:
+        """For a further request, where no other thread waits for one: it is not to wait for this call's end.
+
+        A second thread that waits ahead would take every other request, with what its processor remembers of the last one.
+        """
+        if not self.policy.idle:
+            poll.register(self.policy.requests, select.POLLIN)
+
+    def _want_another(self, poll: select.poll, events: int) -> None:
+        poll.unregister(self.policy.requests)
+        if not events & select.POLLHUP:  # else there will be no further one
+            self._tell_main("wanted")
 
     def _heed(self) -> None:
         """What the mediator says of a call, which may be over by now."""
@@ -478,12 +493,15 @@ class Jail(Source):
         poll = select.poll()
         poll.register(self.reply, select.POLLIN)
         poll.register(self.woken, select.POLLIN)
+        self._look_out(poll)
         limit = self.policy.time_limit
         while not self._alone():
             ended: list[str] = []
             for descriptor, events in poll.poll(1000):
                 if descriptor == self.woken:
                     ended += self._told()
+                elif descriptor == self.policy.requests:
+                    self._want_another(poll, events)
                 elif events & (select.POLLHUP | select.POLLERR):
                     return
                 else:

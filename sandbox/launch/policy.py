@@ -64,8 +64,8 @@ class Policy:
         """Threads that are about to be armed."""
         self.jails: list[Jail] = []
         """Those that are."""
-        self.used_again = False
-        """More than one request came."""
+        self.calls = 0
+        """How many requests were taken."""
         self.number = 0
         self.dropped = False
         self.door = -1

@@ -58,8 +58,6 @@ _FULL = (
 )
 _MOST = 32
 """Threads of one policy. Beyond that, requests wait for one to come back."""
-_IDLE = 2
-"""Threads that wait at least, for each policy that was used twice. Many a grant is for one call: it has one."""
 _SPARES = 2
 """Cells that are kept at most for threads that are not armed yet."""
 _QUIET_MS = 5
@@ -496,9 +494,9 @@ class Zygote:
             policy.jails.append(jail)
             self._give_up(policy)
             if jail.busy:
-                self._taken(policy)  # it was quick
-        elif kind == "taken" and jail is not None:
-            self._taken(jail.policy)
+                self._await_use(policy)  # it was quick, and may have looked before this
+        elif kind == "wanted" and jail is not None:
+            self._wanted(jail.policy)
         elif kind == "runs":
             pass  # this thread is awake, and finds it (``_timeout``)
         elif kind == "freeze" and jail is not None:
@@ -510,31 +508,22 @@ class Zygote:
         elif kind == "broken":
             self._broken(number, values)
 
-    def _taken(self, policy: Policy) -> None:
-        """One thread less is waiting. It may come back; where this was the last, another one is armed."""
-        if policy.idle or policy.dropped or policy.busy >= _MOST:
-            return
-        if policy.used_again or policy.requests in self._handlers:
-            self._used_again(policy)
-        else:
-            self._await_use(policy)
+    def _wanted(self, policy: Policy) -> None:
+        """A request waits, and every thread runs a call: another one."""
+        if not policy.idle and not policy.dropped and policy.busy < _MOST:
+            self._arm(policy)
 
     def _await_use(self, policy: Policy) -> None:
-        """Of a grant that was used once, nobody is armed ahead until it is used again: most are for one call."""
-        if not policy.idle and not policy.dropped and policy.requests not in self._handlers:
-            self._watch(
-                policy.requests, lambda _, events: self._used_again(policy, ended=bool(events & select.POLLHUP))
-            )
-
-    def _used_again(self, policy: Policy, *, ended: bool = False) -> None:
-        """``ended``: nobody will use it any more, which the client is about to say."""
-        self._unwatch(policy.requests)
-        if ended:
+        """Nobody waits for a request, and nobody who runs a call looks whether there is one."""
+        if policy.idle or policy.dropped or policy.requests in self._handlers:
             return
-        policy.used_again = True
-        # By now the one that was taken may be back.
-        if not policy.idle or policy.idle + policy.busy < _IDLE:
-            self._arm(policy)
+
+        def asked(descriptor: int, events: int) -> None:
+            self._unwatch(descriptor)
+            if not events & select.POLLHUP:  # else nobody will use it any more, which the client is about to say
+                self._wanted(policy)
+
+        self._watch(policy.requests, asked)
 
     def _keep(self, cell: Cell, private: bool, came: list[int]) -> None:
         """A cell that a thread has left."""
@@ -566,10 +555,11 @@ class Zygote:
         if jail in policy.jails:
             policy.jails.remove(jail)
         self._over(policy)
-        if not policy.used_again:
+        # Of a grant that was used once, nobody is armed ahead until it is used again: most are for one call.
+        if policy.calls > 1:
+            self._wanted(policy)
+        else:
             self._await_use(policy)
-        while policy.used_again and not policy.dropped and policy.idle < _IDLE and policy.idle + policy.busy < _MOST:
-            self._arm(policy)
 
     def _broken(self, number: int, failure: Sequence[Any]) -> None:
         """A call could not be armed: whoever asks under this authority hears why, and nothing is started."""

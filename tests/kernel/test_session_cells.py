@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from remit import Grant, Session
+from remit import PIPE, Grant, Session
 from remit.sandbox.session import core
 from tests.kernel.run_harness import World
 from tests.kernel.session_harness import first_processes, opened, probes, python, said, until
@@ -121,7 +121,7 @@ def threads(pid: int) -> int:
     )
 
 
-def test_a_grant_that_is_used_once_keeps_one_thread_and_one_that_is_used_again_two(world: World) -> None:
+def test_a_grant_has_one_thread_for_calls_in_turn_and_more_for_calls_at_once(world: World) -> None:
     before = first_processes()
     (world.workspace / "file").write_text("content")
     with opened(world) as session:
@@ -129,10 +129,34 @@ def test_a_grant_that_is_used_once_keeps_one_thread_and_one_that_is_used_again_t
         assert session.run(["true"]).returncode == 0
         alone = threads(zygote)
         grants = [Grant(read=["file"], limits={"files": 100 + turn}) for turn in range(8)]
-        for grant in grants:
-            assert session.run(["true"], grant=grant).returncode == 0
-        once = threads(zygote)
-        assert once == alone + len(grants)
-        for grant in grants:
-            assert session.run(["true"], grant=grant).returncode == 0
-        until(lambda: threads(zygote) == once + len(grants))
+        for _ in range(3):
+            for grant in grants:
+                assert session.run(["true"], grant=grant).returncode == 0
+        assert threads(zygote) == alone + len(grants)
+        running = [session.popen(["cat"], grant=grants[0], stdin=PIPE) for _ in range(3)]
+        for call in running:
+            assert call.stdin is not None
+            assert call.stdout is not None
+            call.stdin.write(b"x")
+            call.stdin.flush()
+            assert call.stdout.read(1) == b"x"  # none of them waits for another's end
+        until(lambda: threads(zygote) >= alone + len(grants) + 2)
+        for call in running:
+            assert call.communicate()[0] == b""
+            call.close()
+        assert session.run(["true"], grant=grants[0]).returncode == 0
+
+
+@pytest.mark.parametrize("connect", [[], ["192.0.2.1:80"]], ids=["shared", "private"])
+def test_a_call_does_not_wait_for_what_runs_in_the_background(world: World, connect: list[str]) -> None:
+    """Its command has ended, its thread stays with what it left behind."""
+    (world.workspace / "file").write_text("content")
+    with opened(world, connect=connect) as session:
+        grant = Grant(read=["file"])
+        for _ in range(3):
+            left = session.popen(["sh", "-c", "cat > /dev/null & echo up"], grant=grant, background=True)
+            assert left.stdout is not None
+            assert left.stdout.readline() == b"up\n"
+            assert left.wait() == 0
+            assert session.run(["true"], grant=grant, timeout=60).returncode == 0
+            left.close()
