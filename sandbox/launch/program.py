@@ -64,8 +64,5 @@ def _candidates(name: bytes, environment: list[bytes]) -> Generator[bytes]:
     path = next((v[5:] for v in environment if v.startswith(b"PATH=")), b"/usr/bin:/bin")
     for directory in path.split(b":"):
         candidate = (directory or b".") + b"/" + name
-        try:
-            posix.stat(candidate)
-        except OSError:
-            continue
-        yield candidate
+        if posix.access(candidate, posix.F_OK):
+            yield candidate

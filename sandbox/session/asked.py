@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
-from remit.sandbox.authority import parse
+from remit.sandbox.authority import codec, parse
 from remit.sandbox.authority.errors import GrantError, RemitError
 from remit.sandbox.authority.lattice import normal
 from remit.sandbox.authority.model import Authority
@@ -23,6 +23,8 @@ from remit.sandbox.session.granted import granted
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
 WHERE = "Grant"
+_FOREVER = 1 << 52
+"""Seconds that no grant lasts."""
 
 
 def _paths(paths: Iterable[StrPath] | StrPath) -> tuple[str, ...]:
@@ -133,8 +135,10 @@ class Grant:
                 expires = parse.parse_duration(expires) / 1000
             except parse.ParseError as error:
                 raise GrantError(f"expires: {error.message}", where=WHERE, hint=error.hint) from None
-        if expires is not None and expires <= 0:
+        if expires is not None and not 0 < expires < _FOREVER:
             raise GrantError(f"expires {expires!r} is not in the future", where=WHERE)
+        for text, name in ((purpose, "purpose"), (task, "task"), (principal, "principal")):
+            codec.a_string(text, f"{WHERE}.{name}")
         for name, value in (
             ("options", tuple(options)),
             ("expires", expires),

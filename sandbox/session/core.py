@@ -13,9 +13,10 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from errno import EACCES
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -81,7 +82,7 @@ class Uses:
     used: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ticket:
     """One call that may start: its message, its grant, and what its answer is made into."""
 
@@ -89,11 +90,19 @@ class Ticket:
     data: bytes
     requests: Any
     armed: Armed
-    grant: Grant
+    derive: Callable[[], Grant]
     args: Sequence[Any]
     started: float
     begin: int
     """How long the record was, where it will have to be read."""
+    _grant: Grant | None = None
+
+    @property
+    def grant(self) -> Grant:
+        """Made when it is first asked for: the request does not wait for it."""
+        if self._grant is None:
+            self._grant = self.derive()
+        return self._grant
 
 
 @dataclass(slots=True)
@@ -165,7 +174,7 @@ class Core:
         held = self._holding(asked)
         with self.shared.lock:
             self._check_uses(held)
-        grant = self._derive(asked, authority, secrets.token_hex(16), self._uses(asked))
+        grant = self._derive(asked, authority, os.urandom(16).hex(), self._expires(asked, self._uses(asked)))
         grant = replace(
             grant,
             principal=principal or grant.principal,
@@ -354,25 +363,23 @@ class Core:
         if env is not None:
             environment = self._environment(authority, env)
         deadline = 0.0
-        grant = self.grant
-        chain = self.chain
-        if asked is not None:
-            uses = self._uses(asked)
-            identifier = secrets.token_hex(16)
-            chain = (*chain, *ids(asked), identifier)
-            self.check(chain, grant)
-            self._use(self._holding(asked))
-            grant = self._derive(asked, authority, identifier, uses)
-            if asked.expires is not None:
-                deadline = uses.boot + asked.expires
+        expires = self.grant.expires
+        if asked is None:
+            identifier, chain = self.grant.id, self.chain
         else:
-            self.check(chain, grant)
-            if self._held:
-                self._use(self._held)
-        if grant.expires is not None:
-            left = grant.expires - time.time()
+            identifier = os.urandom(16).hex()
+            chain = (*self.chain, *ids(asked), identifier)
+        self.check(chain, self.grant)
+        if self._held or (asked is not None and (asked.uses is not None or asked.proofs)):
+            self._use(self._holding(asked))
+        if asked is not None and asked.expires is not None:
+            uses = self._uses(asked)
+            deadline = uses.boot + asked.expires
+            expires = self._expires(asked, uses)
+        if expires is not None:
+            left = expires - time.time()
             if left <= 0:
-                raise GrantExpired(f"grant {grant.id} has expired", hint="ask the grantor for a new one")
+                raise GrantExpired(f"grant {identifier} has expired", hint="ask the grantor for a new one")
             ends = time.clock_gettime(time.CLOCK_BOOTTIME) + left
             deadline = min(deadline, ends) if deadline else ends
         call = f"{self.shared.prefix}-{next(self.shared.numbers)}"
@@ -383,7 +390,13 @@ class Core:
                 f"arguments and environment take {len(data)} bytes", hint="pass large data through stdin or a file"
             )
         begin = self._recorded() if self._gateway else 0
-        return Ticket(call, data, armed.requests, armed, grant, args, time.monotonic(), begin)
+        if asked is None:
+            return Ticket(call, data, armed.requests, armed, self._own_grant, args, time.monotonic(), begin)
+        derive = partial(self._derive, asked, authority, identifier, expires)
+        return Ticket(call, data, armed.requests, armed, derive, args, time.monotonic(), begin)
+
+    def _own_grant(self) -> Grant:
+        return self.grant
 
     def _recorded(self) -> int:
         try:
@@ -391,12 +404,16 @@ class Core:
         except OSError:
             return 0  # whoever reads it will hear why
 
-    def _derive(self, asked: Asked, authority: Authority, identifier: str, uses: Uses) -> Grant:
+    def _expires(self, asked: Asked, uses: Uses) -> float | None:
+        """When a call's grant ends (Unix seconds), which is counted from its first use."""
+        most = self.grant.expires
+        if asked.expires is None:
+            return most
+        own = uses.first + asked.expires
+        return own if most is None else min(own, most)
+
+    def _derive(self, asked: Asked, authority: Authority, identifier: str, expires: float | None) -> Grant:
         parent = self.grant
-        expires = parent.expires
-        if asked.expires is not None:
-            own = uses.first + asked.expires
-            expires = own if expires is None else min(own, expires)
         return Grant(
             authority=authority,
             grantor=parent.principal,
