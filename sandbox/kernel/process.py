@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 from _struct import Struct
 
-from remit.sandbox.kernel.call import NR, Buffer, call, quick
+from remit.sandbox.kernel.call import NR, Buffer, call, long, prepared, quick
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ _SIG_BLOCK = 0
 _SIG_SETMASK = 2
 _INT_SIZE = 4
 _P_PID = 1
+_SIGINFO_SIZE = 128
 _WEXITED = 4
 _WNOWAIT = 0x1000000
 _CLD_EXITED = 1
@@ -123,12 +124,13 @@ def pidfd_open(pid: int) -> int:
 def ended(pid: int) -> tuple[int, float, int]:
     """How a child that has ended did, leaving it to be reaped: wait status, CPU time in seconds, largest resident set in
     KiB (``waitid(2)`` with WNOWAIT, and the ``rusage`` that only the system call itself gives). Raises OSError."""
-    information, usage = Buffer(128), Buffer(144)
-    call(NR["waitid"], _P_PID, pid, information.address, _WEXITED | _WNOWAIT, usage.address)
-    words = _WORDS.unpack_from(information.view)
+    filled = Buffer(_SIGINFO_SIZE + 144)
+    usage = filled.address + _SIGINFO_SIZE
+    prepared(NR["waitid"], _P_PID, pid, long(filled.address), _WEXITED | _WNOWAIT, long(usage))
+    words = _WORDS.unpack_from(filled.view)
     code, value = words[2], words[6]
     status = value << 8 if code == _CLD_EXITED else value | (0x80 if code == _CLD_DUMPED else 0)
-    user, user_us, system, system_us, most = _USAGE.unpack_from(usage.view)
+    user, user_us, system, system_us, most = _USAGE.unpack_from(filled.view, _SIGINFO_SIZE)
     return status, user + system + (user_us + system_us) / 1e6, most
 
 

@@ -107,6 +107,14 @@ def send(socket: int, data: bytes, descriptors: tuple[int, ...] = (), *, wait: b
     call(NR["sendmsg"], socket, header, _MSG_NOSIGNAL | (0 if wait else _MSG_DONTWAIT))
 
 
+def say(socket: int, data: bytes) -> None:
+    """``send`` without descriptors, at half its price: ``write(2)``, for a process that ignores SIGPIPE, as an interpreter does.
+
+    ``data`` is not empty. Raises OSError, as ``send``.
+    """
+    posix.write(socket, data)
+
+
 class Receiver:
     """Buffers for messages of at most ``size`` bytes with at most ``most`` descriptors, used again for each. One thread's."""
 

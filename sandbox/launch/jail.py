@@ -531,7 +531,7 @@ class Jail(Source):
 
     def _reply(self, *message: Any) -> None:
         try:
-            sockets.send(self.reply, marshal.dumps(message))
+            sockets.say(self.reply, marshal.dumps(message))
         except OSError as error:
             if error.errno != EPIPE:
                 raise
@@ -572,7 +572,7 @@ class Jail(Source):
 
     def _tell_template(self, *message: Any) -> None:
         try:
-            sockets.send(self.control, marshal.dumps(message))
+            sockets.say(self.control, marshal.dumps(message))
         except OSError as error:
             if error.errno != EPIPE:
                 raise

@@ -348,6 +348,9 @@ class Zygote:
     def _tell(self, *message: Any) -> None:
         try:
             data, copies = envelope.enclosed(marshal.dumps(message))
+            if not copies:
+                sockets.say(self._request.control, data)
+                return
             sockets.send(self._request.control, data, tuple(copies))
             for copy in copies:
                 posix.close(copy)
