@@ -232,6 +232,9 @@ class Base:
     def _armed(self, grant: Grant | None) -> Armed:
         """Where to send a request under ``grant``, held for it. Blocks where that is not known yet."""
         core = self._core
+        known = core.ready(grant)
+        if known is not None:
+            return known  # what makes a call impossible is looked at when it has a ticket
         core.check(core.chain, core.grant)
         armed, definition, dropped = core.armed(grant, _packet_pair)
         try:

@@ -154,6 +154,7 @@ class Core:
         self._held = held
         """What this session was narrowed by: each of its calls is a use of all of them."""
         self._environ = environ
+        self._directory = os.fsencode(ceiling.directory)
         self._record = f"{state_directory(dict(environ))}/sessions/{shared.session}"
         self._gateway = bool(network.variables(ceiling.authority, ceiling.degrade))
         self._surroundings: tuple[Mapping[str, str], tuple[str, ...], frozenset[str]] | None = None
@@ -355,9 +356,7 @@ class Core:
         words = [os.fsencode(word) for word in args]
         if not words or any(b"\0" in word for word in words) or not words[0]:
             raise LaunchError(f"no command: {args!r}", hint="a list: a program and its arguments")
-        directory = (
-            os.fsencode(os.path.join(self.ceiling.workspace, cwd)) if cwd else os.fsencode(self.ceiling.directory)
-        )
+        directory = os.fsencode(os.path.join(self.ceiling.workspace, cwd)) if cwd else self._directory
         # Not the armed thread's: two grants that differ in variables alone share their threads.
         _, _, authority, environment = self.plan(asked)
         if env is not None:

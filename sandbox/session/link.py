@@ -269,8 +269,10 @@ def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 def send(connection: socket.socket, data: bytes, passed: list[int], flags: int = 0) -> None:
     """One message with descriptors, in an ``envelope`` where it is large. Raises OSError."""
     message, more = envelope.enclosed(data)
+    rights = array.array("i", [*passed, *more])
     try:
-        socket.send_fds(connection, [message], [*passed, *more], flags)
+        # Not socket.send_fds, which ignores its flags (CPython 3.11): a caller who must not wait would.
+        connection.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else [], flags)
     finally:
         for descriptor in more:
             os.close(descriptor)

@@ -7,6 +7,7 @@ import inspect
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -614,6 +615,46 @@ def test_as_many_calls_as_there_are_descriptors_for(backend: str, workspace: Pat
                     tasks.start_soon(partial(session.run, ["true"], check=True))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    in_session(backend, body)
+
+
+def test_the_loop_goes_on_while_there_is_no_room_for_a_request(backend: str, workspace: Path) -> None:
+    """The session's first process stands still: requests wait in the socket, and when that is full, in the program."""
+    before = first_processes()
+    calls = 240
+
+    async def body(session: AsyncSession) -> None:
+        (zygote,) = first_processes() - before
+        await session.run(["true"])
+        ended = 0
+
+        async def one() -> None:
+            nonlocal ended
+            done = await session.run(
+                ["true", "x" * 2000], stdin=remit.DEVNULL, stdout=remit.DEVNULL, stderr=remit.DEVNULL
+            )
+            ended += done.returncode == 0
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+        stopped(zygote)
+        # Whoever waits in the system call waits until then, and finds that out.
+        late = threading.Timer(LONG / 4, os.kill, (zygote, signal.SIGCONT))
+        late.start()
+        try:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(calls):
+                    tasks.start_soon(one)
+                for _ in range(100):
+                    await anyio.sleep(0.001)
+                assert late.is_alive()
+                assert ended == 0
+                os.kill(zygote, signal.SIGCONT)
+        finally:
+            late.cancel()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert ended == calls
 
     in_session(backend, body)
 
