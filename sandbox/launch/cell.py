@@ -148,9 +148,11 @@ class Maker:
         own: list[tuple[int, int]] = []
         way: Sockets | None = None
         fresh: Fresh | None = None
-        pipes = [*posix.pipe2(posix.O_CLOEXEC), *posix.pipe2(posix.O_CLOEXEC)]
-        life_read, life, ready_read, ready = pipes
+        pipes: list[int] = []
         try:
+            for _ in range(2):
+                pipes += posix.pipe2(posix.O_CLOEXEC)
+            life_read, life, ready_read, ready = pipes
             process.unshare(flags)
             own.append((self._make_terminals(), 1))
             if private:

@@ -127,16 +127,20 @@ class Policy:
 def _ruleset(domain: tuple[Any, ...], objects: dict[str, tuple[int, int]]) -> int:
     handled_fs, handled_net, scoped, rules, ports = domain
     ruleset = landlock.create_ruleset(handled_fs, handled_net, scoped)
-    for path, access in rules:
-        opened = open_inside(path)
-        try:
-            if path in objects:
-                status = posix.fstat(opened)
-                if (status.st_dev, status.st_ino) != objects[path]:
-                    raise Refused("changed", f"{path} is not the object that was granted", "grant it again", 125)
-            landlock.allow_path(ruleset, opened, access)
-        finally:
-            posix.close(opened)
-    for port, access in ports:
-        landlock.allow_port(ruleset, port, access)
+    try:
+        for path, access in rules:
+            opened = open_inside(path)
+            try:
+                if path in objects:
+                    status = posix.fstat(opened)
+                    if (status.st_dev, status.st_ino) != objects[path]:
+                        raise Refused("changed", f"{path} is not the object that was granted", "grant it again", 125)
+                landlock.allow_path(ruleset, opened, access)
+            finally:
+                posix.close(opened)
+        for port, access in ports:
+            landlock.allow_port(ruleset, port, access)
+    except BaseException:
+        posix.close(ruleset)
+        raise
     return ruleset

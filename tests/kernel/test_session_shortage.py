@@ -64,6 +64,32 @@ def test_no_process_or_thread_can_be_started_in_a_session(world: World) -> None:
     assert first_processes() == before
 
 
+@pytest.mark.needs(root=True)
+@pytest.mark.parametrize("room", [2, 3, 4, 5])
+def test_an_authority_that_nobody_could_be_armed_for_keeps_nothing(world: World, room: int) -> None:
+    """No room for the authority's objects, or for a thread's cell. Root alone sees the first process's descriptors."""
+    before = first_processes()
+    with opened(world) as session:
+        assert session.run(["true"]).returncode == 0
+        (zygote,) = first_processes() - before
+        found: list[str] = []
+
+        def refused(number: int) -> None:
+            held = len(os.listdir(f"/proc/{zygote}/fd"))
+            with limited(zygote, resource.RLIMIT_NOFILE, held + room):
+                grant = Grant(read=["."], limits={"files": 100 + number})
+                found.append(outcome(partial(session.run, ["true"], grant=grant, timeout=60)))
+
+        for number in range(4):
+            refused(number)
+        first = len(os.listdir(f"/proc/{zygote}/fd"))
+        for number in range(4, 16):
+            refused(number)
+        assert len([one for one in found if "descriptors" in one]) >= 12, found
+        assert len(os.listdir(f"/proc/{zygote}/fd")) <= first + 2
+        assert session.run(["true"], grant=Grant(read=["."])).returncode == 0
+
+
 def test_a_full_descriptor_table_of_the_templates(world: World) -> None:
     """No further session begins; those that run, run."""
     with opened(world) as session, session.popen(["sh", "-c", "echo up; exec cat"], stdin=PIPE) as running:
