@@ -149,25 +149,25 @@ class Maker:
         way: Sockets | None = None
         fresh: Fresh | None = None
         pipes: list[int] = []
+        init = 0
         try:
             for _ in range(2):
                 pipes += posix.pipe2(posix.O_CLOEXEC)
             life_read, life, ready_read, ready = pipes
             process.unshare(flags)
-            own.append((self._make_terminals(), 1))
+            self._make_terminals(own)
             if private:
                 loopback.up()
                 if egress is not None:
                     from remit.sandbox.egress import inside  # imported by the template, which forked this process
 
                     way = inside.open_way(egress)
-                own += self._make_scratch()
+                self._make_scratch(own)
                 fresh = Fresh(self.places[len(_ALWAYS) :])
             init = reaper.start(self._program, life_read, ready)
             posix.close(ready)
             pipes.remove(ready)
             if not posix.read(ready_read, 1):
-                posix.waitpid(init, 0)
                 raise OSError(1, "the call's PID 1 could not mount its /proc")
             # Not before there is a process in it: a PID namespace has no descriptor without one.
             for name, kind in _namespaces(private=private):
@@ -182,6 +182,10 @@ class Maker:
                 way.close()
             if fresh is not None and fresh.queues >= 0:
                 posix.close(fresh.queues)
+            while pipes:
+                posix.close(pipes.pop())
+            if init:
+                posix.waitpid(init, 0)  # its life has ended with the pipes
             raise
         finally:
             for descriptor in pipes:
@@ -193,19 +197,17 @@ class Maker:
         cell.sockets, cell.fresh = way, fresh
         return cell
 
-    def _make_scratch(self) -> list[tuple[int, int]]:
-        made: list[tuple[int, int]] = []
+    def _make_scratch(self, made: list[tuple[int, int]]) -> None:
         for index, (target, size, mode, no_exec) in enumerate(self._scratch):
             attributes = mount.ATTR_NOSUID | mount.ATTR_NODEV | (mount.ATTR_NOEXEC if no_exec else 0)
             options = ((b"mode", b"%o" % mode), (b"size", b"%d" % size))
             tree = mount.new_filesystem(b"tmpfs", options, attributes)
-            mount.attach_over(tree, target.encode())
             made.append((tree, index + len(_ALWAYS)))
-        return made
+            mount.attach_over(tree, target.encode())
 
-    def _make_terminals(self) -> int:
+    def _make_terminals(self, made: list[tuple[int, int]]) -> None:
         """Pseudo-terminals of the call's own: in the session's, any call could open any other's."""
         options = ((b"ptmxmode", b"0666"), (b"mode", b"0620"))
         tree = mount.new_filesystem(b"devpts", options, mount.ATTR_NOSUID | mount.ATTR_NOEXEC)
+        made.append((tree, 1))
         mount.attach_over(tree, b"/dev/pts")
-        return tree
