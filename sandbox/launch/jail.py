@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from remit.sandbox.launch.cell import Cell
-    from remit.sandbox.launch.ground import Ground
+    from remit.sandbox.launch.ground import Failure, Ground
     from remit.sandbox.launch.policy import Policy
 
 REQUEST_SIZE = envelope.LIMIT
@@ -69,6 +69,7 @@ class Jail(Source):
         "deadline",
         "ending",
         "events",
+        "failure",
         "ground",
         "identifier",
         "joins",
@@ -116,6 +117,8 @@ class Jail(Source):
         self._tell_end = tell_end
         self._keeps = keeps
         """Whether a cell that is left (private or not) is kept for another thread."""
+        self.failure: Failure | None = None
+        """Why this thread is of no use, which the mediator's thread finds out."""
         self.spoiled = False
         """Something of a call is, or may be, left in the cell."""
         self.untold: tuple[Any, ...] = ()
@@ -205,7 +208,7 @@ class Jail(Source):
             return self._run(marshal.loads(data), came)
         except Exception as error:
             self._fail(error)
-            return not self.pid and self._alone()
+            return not self.pid and not self.failure and self._alone()
         finally:
             for descriptor in came:
                 posix.close(descriptor)
@@ -214,6 +217,8 @@ class Jail(Source):
     def _run(self, request: tuple[Any, ...], came: list[int]) -> bool:
         """Start what is asked for and see it to its end. True: nothing of it is left anywhere."""
         call, chain, argv, environment, directory, terminal, background, expires = request
+        if self.failure:
+            raise Refused(*self.failure)
         self.spoiled = True
         self.call, self.chain = call, chain
         if expires and time.clock_gettime(time.CLOCK_BOOTTIME) >= expires:

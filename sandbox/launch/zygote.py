@@ -83,6 +83,8 @@ class Zygote:
         self._policies: dict[int, Policy] = {}
         self._jails: dict[int, Jail] = {}
         self._listeners: dict[int, Jail] = {}
+        self._leaving: dict[int, Jail] = {}
+        """Those whose thread is of no use, and not gone yet."""
         self._number = 0
         self._deadline = 0.0
         self._memory_limit = 0
@@ -391,7 +393,9 @@ class Zygote:
             return
         if data == envelope.MARK:
             if not came:
-                return  # there was no room for the descriptor that holds it: nobody will answer, and nothing was done
+                self._make_room()
+                self._say(door, "full", *_FULL)
+                return
             data = envelope.content(came.pop())
         kind, *values = marshal.loads(data)
         if kind == "policy" and not came:
@@ -447,7 +451,8 @@ class Zygote:
 
     def _over(self, policy: Policy) -> None:
         """A thread of a dropped policy has gone, or will not come: with the last one goes what mediates for it."""
-        if policy.dropped and not policy.arming and not policy.jails:
+        leaving = [jail.policy for jail in self._leaving.values()]
+        if policy.dropped and not policy.arming and not policy.jails and policy not in leaving:
             policy.broker.close()
 
     def _take_back(self, grant: str) -> list[str]:
@@ -483,6 +488,9 @@ class Zygote:
         number, kind, *values = marshal.loads(data)
         jail = self._jails.get(number)
         if kind == "armed" and jail is not None and not came:
+            # Its thread does not know, and may take a request.
+            jail.failure = _FULL
+            self._leaving[number] = jail
             self._broken(number, _FULL)
         elif kind == "armed" and jail is not None:
             jail.attach(came[0], self._placement)
@@ -504,10 +512,15 @@ class Zygote:
             pass  # this thread is awake, and finds it (``_timeout``)
         elif kind == "freeze" and jail is not None:
             self._freeze(jail)
-        elif kind == "done" and jail is not None:
-            if values[0]:
-                self._keep(jail.cell, jail.policy.private, came)
-            self._done(jail)
+        elif kind == "done":
+            left = self._leaving.pop(number, None)
+            gone = jail or left
+            if gone is not None and values[0]:
+                self._keep(gone.cell, gone.policy.private, came)
+            if jail is not None:
+                self._done(jail)
+            elif left is not None:
+                self._over(left.policy)
         elif kind == "broken":
             self._broken(number, values)
 

@@ -279,7 +279,7 @@ class Base:
         except OSError as error:
             if error.errno == _TOO_MANY_IN_FLIGHT:
                 return PAUSE
-            self._door.drain(self._core)
+            self._door.drain(self._core, ticket.armed.identifier)
             raise self._core.failure(ticket, None) from None
         return None
 

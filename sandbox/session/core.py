@@ -119,6 +119,8 @@ class Shared:
     numbers: count[int] = field(default_factory=lambda: count(1))
     prefix: str = field(default_factory=lambda: secrets.token_hex(3))
     refused: dict[int, tuple[str, str, str, int]] = field(default_factory=dict[int, tuple[str, str, str, int]])
+    full: tuple[str, str, str, int] | None = None
+    """Something large was not received, and whoever sent it has not heard yet."""
     uses: WeakKeyDictionary[Identity, Uses] = field(default_factory=WeakKeyDictionary["Identity", "Uses"])
     revoked: set[str] = field(default_factory=set[str])
     closed: str = ""
@@ -483,8 +485,10 @@ class Core:
             error: RemitError = LaunchError(text, hint=hint)
             error.phase, error.exit_status = phase, status
             return error
-        known = self.shared.refused.get(ticket.armed.identifier)
+        known = self.shared.refused.get(ticket.armed.identifier) or self.shared.full
         if known is not None:
+            # Whatever was sent was dropped: the authority, if it was new.
+            self.shared.refused[ticket.armed.identifier], self.shared.full = known, None
             phase, text, hint, status = known
             error = LaunchError(text, hint=hint)
             error.phase, error.exit_status = phase, status
@@ -546,6 +550,8 @@ class Core:
         kind, *values = message
         if kind == "refused":
             self.shared.refused[values[0]] = (values[1], values[2], values[3], values[4])
+        elif kind == "full":
+            self.shared.full = (values[0], values[1], values[2], values[3])
 
 
 def _denials(ticket: Ticket, events: Sequence[tuple[Any, ...]], context: Context) -> tuple[Denial, ...]:

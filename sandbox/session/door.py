@@ -21,6 +21,8 @@ _REPLY = 1 << 17
 class Door:
     """The socket to the session's first process."""
 
+    MOMENT = 1.0
+    """Seconds that a reason is waited for."""
     PATIENCE = 10.0
     """Seconds until what it would do at once, if it were well, is waited for no longer, and the session ended."""
 
@@ -75,20 +77,29 @@ class Door:
             pass  # with its template
         return SessionClosed(f"session {shared.session} was ended: {shared.closed}", hint="open a new session")
 
-    def drain(self, core: Core) -> None:
-        """Hear what the session's first process has said by now."""
+    def drain(self, core: Core, identifier: int) -> None:
+        """Hear why the session's first process let go of a request, or of the authority ``identifier``, if it says.
+
+        Blocks for a moment: where it has no descriptor left for what was sent to it, the kernel drops that, and whoever is at the
+        other end sees so, before the reason can be said. Of one that has died there is nothing more to hear.
+        """
+        deadline = time.monotonic() + self.MOMENT
+        watch = select.poll()
         with self._lock:
-            while True:
-                try:
-                    message = self._next(wait=False)
-                except OSError:
-                    break
-                if message is None:
-                    break
-                core.heard(message)
             for message in self._kept:
                 core.heard(message)
             self._kept.clear()
+            try:
+                watch.register(self._socket, select.POLLIN)
+                while identifier not in core.shared.refused and core.shared.full is None:
+                    if not watch.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                        break
+                    heard = self._next(wait=False)
+                    if heard is None:
+                        break
+                    core.heard(heard)
+            except (OSError, ValueError):
+                pass  # it has ended, or this client has left it
 
     def _next(self, *, wait: bool) -> tuple[Any, ...] | None:
         data, ancillary = receive(self._socket, _REPLY, flags=0 if wait else socket.MSG_DONTWAIT)

@@ -78,7 +78,7 @@ class _Running:
         try:
             send(armed.requests, self._ticket.data, [theirs.fileno(), *streams])
         except OSError:
-            door.drain(core)
+            door.drain(core, armed.identifier)
             raise core.failure(self._ticket, None) from None
         finally:
             theirs.close()
@@ -135,7 +135,8 @@ class _Running:
         elif message is not None and message[0] == "frozen":
             self._core.raise_ended(self._ticket, message[1], "the call is stopped where it stood")
         else:
-            self._door.drain(self._core)
+            if message is None:
+                self._door.drain(self._core, self._ticket.armed.identifier)
             raise self._core.failure(self._ticket, message)
 
     def _end_relay(self, watch: select.poll) -> None:

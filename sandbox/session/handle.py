@@ -79,7 +79,7 @@ class Conversation:
             self.answer = message
         self._release()
         if message[0] == "lost":
-            self._door.drain(self.core)
+            self._door.drain(self.core, self.ticket.armed.identifier)
         if message[0] != "exited":
             raise self._failure()
 
