@@ -272,7 +272,7 @@ class Jail(Source):
             self._tell_end(began, self.call, status, self.limit, cpu, memory, denials)
         if background and not clean:
             self._linger(started)
-        self.spoiled = not (clean and (not self.policy.private or self._untouched()))
+        self.spoiled = not (clean and self._untouched(had_terminal=bool(path)))
         return not self.spoiled
 
     def _start_unasked(
@@ -552,11 +552,21 @@ class Jail(Source):
             self._end_cell()
             self._tell_main("done", False)
 
-    def _untouched(self) -> bool:
-        """Of a private cell that nobody is in: it is as it was made."""
-        # Where every open asks the mediator, nobody can promise that it has time to answer. A way out is the gateway's, too.
+    def _untouched(self, *, had_terminal: bool) -> bool:
+        """Nothing is left in a cell that nobody is in: no terminal that somebody outside of it holds, and of a private one, it is
+        as it was made."""
+        if not self.policy.exempts:
+            # Every open asks the mediator, and nobody can promise that it has time to answer.
+            return not had_terminal and not self.policy.private
+        try:
+            if posix.listdir("/dev/pts") != ["ptmx"]:
+                return False
+        except OSError:
+            return False
+        if not self.policy.private:
+            return True
         fresh = self.cell.fresh
-        return fresh is not None and self.policy.exempts and self.policy.egress is None and fresh.still()
+        return fresh is not None and self.policy.egress is None and fresh.still()  # a way out is the gateway's, too
 
     def _give_back(self) -> bool:
         """Leave the cell to the next thread that is armed, whatever its authority: nothing is in it, and what confined those

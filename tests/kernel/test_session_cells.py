@@ -6,6 +6,7 @@ is number 2.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from unittest.mock import patch
 
@@ -160,3 +161,22 @@ def test_a_call_does_not_wait_for_what_runs_in_the_background(world: World, conn
             assert left.wait() == 0
             assert session.run(["true"], grant=grant, timeout=60).returncode == 0
             left.close()
+
+
+@pytest.mark.parametrize("connect", [[], ["192.0.2.1:80"]], ids=["shared", "private"])
+def test_a_terminal_that_is_still_held_is_no_later_calls(world: World, connect: list[str]) -> None:
+    """Its command has ended, and its client has not let go of it: what is typed there is not for the next call to read."""
+    for name in ("file", "other"):
+        (world.workspace / name).write_text("content")
+    terminals = "print(sorted(os.listdir('/dev/pts')))"
+    with patch.object(core, "POLICIES", 1), opened(world, connect=connect) as session:
+        grants = [Grant(read=["file"]), Grant(read=["other"])]
+        for turn in range(4):
+            grant = grants[turn % 2]
+            held = session.popen(python(terminals), grant=grant, pty=True)
+            held.wait_started()
+            assert held.wait() == 0
+            assert b"'0', 'ptmx'" in os.read(held.terminal, 4096)  # the other arm: it is there for its own call
+            for later in (grant, grants[1 - turn % 2], grant):
+                assert said(session.run(python(terminals), grant=later)) == "['ptmx']"
+            held.close()
