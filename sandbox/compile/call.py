@@ -45,7 +45,7 @@ CallWire: TypeAlias = tuple[
     bytes,
     tuple[object, ...],
     tuple[tuple[object, ...], ...],
-    bool,
+    tuple[bool, bool],
     bool,
     tuple[tuple[str, tuple[int, int]], ...],
     tuple[tuple[str, int], ...],
@@ -153,6 +153,8 @@ class CallPlan:
     mediation: tuple[object, ...]
     limits: tuple[Limit, ...]
     private: bool
+    loopback: bool
+    """Of a private one: whether its loopback device is up."""
     freeze: bool
     objects: tuple[tuple[str, tuple[int, int]], ...]
     own: tuple[tuple[str, int], ...]
@@ -165,7 +167,15 @@ class CallPlan:
     def __post_init__(self) -> None:
         domain, program = self.domain.json(), blake2b(self.program, digest_size=32).hexdigest()
         limits = [limit.json() for limit in self.limits]
-        rest = [self.private, self.freeze, repr(self.mediation), repr(self.objects), repr(self.own), repr(self.egress)]
+        rest = [
+            self.private,
+            self.loopback,
+            self.freeze,
+            repr(self.mediation),
+            repr(self.objects),
+            repr(self.own),
+            repr(self.egress),
+        ]
         told = canonical_json([domain, program, limits, *rest]).encode()
         object.__setattr__(self, "digest", blake2b(told, digest_size=32).hexdigest())
 
@@ -175,7 +185,8 @@ class CallPlan:
         rules = (domain.handled_fs, domain.handled_net, domain.scoped, domain.rules, domain.ports)
         limits = tuple(limit.wire() for limit in self.limits)
         way = None if self.egress is None else self.egress.wire()
-        rest = (rules, self.program, self.mediation, limits, self.private, self.freeze, self.objects, self.own)
+        cell = (self.private, self.loopback)
+        rest = (rules, self.program, self.mediation, limits, cell, self.freeze, self.objects, self.own)
         return (FORMAT, self.digest, *rest, codec.recorded(self.beyond), way)
 
 
@@ -300,6 +311,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
         mediation=mediation.wire(),
         limits=limits,
         private=private,
+        loopback=network.has_loopback(replace(authority, publish=()), own_namespace=layers.network),
         freeze=ceiling.freeze,
         objects=tuple(sorted(set(objects))),
         own=tuple((path, bits & handled) for path, bits in own),

@@ -11,7 +11,8 @@ from __future__ import annotations
 import posix
 
 from remit.sandbox.kernel import files, mount, process
-from remit.sandbox.launch import loopback, reaper
+from remit.sandbox.launch import loopback as lo
+from remit.sandbox.launch import reaper
 from remit.sandbox.launch.fresh import Fresh
 
 TYPE_CHECKING = False
@@ -137,9 +138,10 @@ class Maker:
     def _namespace(self, name: str) -> int:
         return posix.open(f"thread-self/ns/{name}", _READ, dir_fd=self._proc)
 
-    def make(self, *, private: bool, egress: Operation | None = None) -> Cell:
+    def make(self, *, private: bool, loopback: bool = True, egress: Operation | None = None) -> Cell:
         """A new cell; ``private``: with a network, System V IPC, /tmp and /dev/shm of its own. Raises OSError.
 
+        ``loopback``: what a private network has up; without, it has nothing at all.
         ``egress``: what the private network has for a way out (``compile.plan.Egress``).
         """
         flags = process.CLONE_NEWNS | process.CLONE_NEWPID
@@ -157,7 +159,8 @@ class Maker:
             process.unshare(flags)
             self._make_terminals(own)
             if private:
-                loopback.up()
+                if loopback:
+                    lo.up()
                 if egress is not None:
                     from remit.sandbox.egress import inside  # imported by the template, which forked this process
 

@@ -96,7 +96,7 @@ class Jail(Source):
         arms: int,
         revoked: set[str],
         tell_end: Callable[..., None],
-        keeps: Callable[[bool], bool],
+        keeps: Callable[[Policy], bool],
     ) -> None:
         super().__init__(before_exec=self._executes)
         self.identifier = identifier
@@ -116,7 +116,7 @@ class Jail(Source):
         """From a request's arrival until nothing of the call is left."""
         self._tell_end = tell_end
         self._keeps = keeps
-        """Whether a cell that is left (private or not) is kept for another thread."""
+        """Whether a cell that is left by a call under a policy is kept for another thread."""
         self.failure: Failure | None = None
         """Why this thread is of no use, which the mediator's thread finds out."""
         self.spoiled = False
@@ -574,7 +574,7 @@ class Jail(Source):
         policy = self.policy
         if self.spoiled or self.cell.life < 0 or not policy.exempts or policy.egress is not None:
             return False
-        if not self._keeps(policy.private) or not self._alone():
+        if not self._keeps(policy) or not self._alone():
             return False
         try:
             self._tell_main("done", True, descriptors=self.cell.leave(self._own))

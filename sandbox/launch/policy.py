@@ -40,12 +40,13 @@ class Policy:
         umasks: Umasks,
     ) -> None:
         """Raises OSError, Refused where an object is not the one that the grant was decided on."""
-        _, digest, domain, program, mediation, limit, private, freeze, objects, own, self.beyond, egress = wire
+        _, digest, domain, program, mediation, limit, cell, freeze, objects, own, self.beyond, egress = wire
         self.identifier = identifier
         self.digest = digest
         self.requests = requests
         self.program = program
-        self.private = private
+        self.private, self.loopback = cell
+        """Whether its cells have a network (and more) of their own, and whether that has a loopback."""
         self.freeze = freeze
         self.egress = egress
         """What a private network has for a way out: a plan's operation, or None."""

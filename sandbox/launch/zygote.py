@@ -58,8 +58,10 @@ _FULL = (
 )
 _MOST = 32
 """Threads of one policy. Beyond that, requests wait for one to come back."""
+_SHARED, _PRIVATE, _SILENT = b"s", b"p", b"q"
+"""Kinds of cells: in the session's network; in one of its own; in one of its own that has not even a loopback."""
 _SPARES = 2
-"""Cells that are kept at most for threads that are not armed yet."""
+"""Cells of each kind that are kept at most for threads that are not armed yet."""
 _QUIET_MS = 5
 """Nothing was to be armed for so long: time to make a cell that will be wanted at once."""
 _DESCRIPTORS = 16
@@ -100,8 +102,8 @@ class Zygote:
         self._placement = Placement()
         self._umasks = Umasks(time.monotonic)
         self._cells: list[Cell | OSError] = []
-        self._spares: dict[bool, list[Cell]] = {False: [], True: []}
-        """Cells that nobody is in, for any call: by whether they are private (without a way out)."""
+        self._spares: dict[bytes, list[Cell]] = {_SHARED: [], _PRIVATE: [], _SILENT: []}
+        """Cells that nobody is in, for any call: by their kind, without a way out."""
         self._keeping = True
         """Spare cells are made and kept."""
         self._ways: list[Operation | None] = []
@@ -191,7 +193,7 @@ class Zygote:
     # --- the other threads ---------------------------------------------------------------------------------------------
 
     def _make_cells(self) -> None:
-        """The maker's thread: one cell for each byte, private or not."""
+        """The maker's thread: one cell for each byte, of that kind."""
         # The mediator sets the main thread's umask; what starts on another thread has the session's.
         process.unshare(process.CLONE_FS)
         process.raise_ambient(process.CAP_SYS_ADMIN)
@@ -200,7 +202,9 @@ class Zygote:
             if not asked:
                 return
             try:
-                cell: Cell | OSError = self._maker.make(private=asked == b"p", egress=self._ways.pop(0))
+                cell: Cell | OSError = self._maker.make(
+                    private=asked != _SHARED, loopback=asked != _SILENT, egress=self._ways.pop(0)
+                )
             except OSError as error:
                 cell = error
             self._cells.append(cell)
@@ -211,25 +215,26 @@ class Zygote:
         process.unshare(process.CLONE_FS)
         jobs = select.poll()
         jobs.register(self._jobs_read, select.POLLIN)
-        wanted: dict[bool, bool] = {}
+        wanted: dict[bytes, bool] = {}
         while True:
-            for private in [private for private in wanted if not self._spares[private]]:
+            for kind in [kind for kind in wanted if not self._spares[kind]]:
                 if not self._keeping or jobs.poll(_QUIET_MS):
                     break
-                spare = self._make_cell(private, None)
+                spare = self._make_cell(kind, None)
                 if isinstance(spare, OSError):
                     self._keeping = False
                 else:
-                    self._spares[private].append(spare)
+                    self._spares[kind].append(spare)
             if not posix.read(self._jobs_read, 1):
                 return
             policy, number = self._queue.pop(0)
             cell: Cell | OSError | None = None
+            kind = _kind(policy)
             if policy.egress is None:
-                wanted[policy.private] = True
-                cell = self._spare(policy.private)
+                wanted[kind] = True
+                cell = self._spare(kind)
             if cell is None:
-                cell = self._make_cell(policy.private, policy.egress)
+                cell = self._make_cell(kind, policy.egress)
             if isinstance(cell, OSError):
                 sockets.send(self._arms, marshal.dumps((number, "broken", *told(cell))))
                 continue
@@ -265,27 +270,27 @@ class Zygote:
             posix.close(cell.life)
             posix.close(jail.woken)
 
-    def _make_cell(self, private: bool, way: Operation | None) -> Cell | OSError:
+    def _make_cell(self, kind: bytes, way: Operation | None) -> Cell | OSError:
         """Have the maker make one. On the armer's thread."""
         self._ways.append(way)
-        posix.write(self._asked, b"p" if private else b"s")
+        posix.write(self._asked, kind)
         posix.read(self._made_read, 1)
         return self._cells.pop(0)
 
-    def _spare(self, private: bool) -> Cell | None:
+    def _spare(self, kind: bytes) -> Cell | None:
         try:
-            return self._spares[private].pop()
+            return self._spares[kind].pop()
         except IndexError:
             return None
 
-    def _keeps(self, private: bool) -> bool:
-        return self._keeping and len(self._spares[private]) < _SPARES
+    def _keeps(self, policy: Policy) -> bool:
+        return self._keeping and len(self._spares[_kind(policy)]) < _SPARES
 
     def _make_room(self) -> None:
         """Something is short: nothing is kept for later any more."""
         self._keeping = False
-        for private in (False, True):
-            while (spare := self._spare(private)) is not None:
+        for kind in self._spares:
+            while (spare := self._spare(kind)) is not None:
                 spare.close()
                 spare.end()
 
@@ -516,7 +521,7 @@ class Zygote:
             left = self._leaving.pop(number, None)
             gone = jail or left
             if gone is not None and values[0]:
-                self._keep(gone.cell, gone.policy.private, came)
+                self._keep(gone.cell, gone.policy, came)
             if jail is not None:
                 self._done(jail)
             elif left is not None:
@@ -541,7 +546,7 @@ class Zygote:
 
         self._watch(policy.requests, asked)
 
-    def _keep(self, cell: Cell, private: bool, came: list[int]) -> None:
+    def _keep(self, cell: Cell, policy: Policy, came: list[int]) -> None:
         """A cell that a thread has left."""
         left = cell.left(came)
         if left is None:
@@ -549,8 +554,8 @@ class Zygote:
             for descriptor in came:
                 posix.close(descriptor)
             posix.waitpid(cell.init, 0)
-        elif self._keeps(private):
-            self._spares[private].append(left)
+        elif self._keeps(policy):
+            self._spares[_kind(policy)].append(left)
         else:
             left.close()
             left.end()
@@ -681,6 +686,11 @@ class Zygote:
                 except OSError:
                     pass
             seen.update(new)
+
+
+def _kind(policy: Policy) -> bytes:
+    """Of its cells."""
+    return (_PRIVATE if policy.loopback else _SILENT) if policy.private else _SHARED
 
 
 def _tell_jail(jail: Jail, why: str, call: str) -> None:
