@@ -387,6 +387,10 @@ def _placeholders(own: Authority, ceiling: Ceiling) -> tuple[str, ...]:
 def _way_out(own: Authority, ceiling: Ceiling, *, own_namespace: bool) -> Egress | None:
     """Published ports are the session's: a call's own network has none."""
     made = network.egress(replace(own, publish=()), own_namespace=own_namespace)
+    filtered = network.egress(ceiling.session, own_namespace=own_namespace) is not None and not own.loopback
+    if made is None and own.listen and filtered:
+        # Where the session has a way out, its closed loopback has a packet filter.
+        made = network.dead_end(own)
     return None if made is None else replace(made, variables=_placeholders(own, ceiling))
 
 

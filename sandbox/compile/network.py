@@ -64,10 +64,20 @@ def egress(authority: Authority, *, own_namespace: bool) -> Egress | None:
     if not rules and not published:
         return None
     servers = tuple(sorted({*authority.listen, *[inner for _, _, inner in published]}))
-    program, plainer = (
+    return Egress(rules, udp, published, *_filters(authority, udp, servers))
+
+
+def dead_end(authority: Authority) -> Egress:
+    """A way out that leads nowhere, for the rules that are in its network: of a loopback that is closed, the ``listen`` ports are
+    open for TCP, and nothing is for UDP."""
+    return Egress((), (), (), *_filters(authority, (), tuple(sorted(authority.listen))))
+
+
+def _filters(authority: Authority, udp: tuple[int, ...], servers: tuple[int, ...]) -> tuple[bytes, bytes]:
+    made = [
         make(udp, loopback=authority.loopback, servers=servers) for make in (packets.program, packets.without_tproxy)
-    )
-    return Egress(rules, udp, published, program, plainer)
+    ]
+    return made[0], made[1]
 
 
 def has_loopback(authority: Authority, *, own_namespace: bool) -> bool:

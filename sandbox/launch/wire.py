@@ -27,6 +27,6 @@ CallWire: TypeAlias = tuple[
     dict[str, object],
     Operation | None,
 ]
-"""(format, digest, Landlock domain, filter program, mediation, limits, whether the cell is private and has a loopback, freeze instead of kill, granted
-objects as path -> (device, inode), rights over the cell's own file systems by path, what its authority has beyond that of
-every call as JSON for the record, a private network's way out): what ``compile.call`` writes."""
+"""(format, digest, Landlock domain, filter program, mediation, limits, whether the cell is private and has a loopback, freeze
+instead of kill, granted objects as path -> (device, inode), rights over the cell's own file systems by path, what its
+authority has beyond that of every call as JSON for the record, a private network's way out): what ``compile.call`` writes."""

@@ -281,6 +281,45 @@ def test_what_a_call_denies_itself_is_denied(world: World) -> None:
         assert set(probes(session, tries, Grant(write=["."])).values()) == {"ok"}
 
 
+UDP = """
+def datagram():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(('127.0.0.1', 0))
+        one.settimeout(10)
+        one.sendto(b'x', one.getsockname())
+        one.recv(1)
+def stream(port):
+    with socket.create_server(('127.0.0.1', port)) as server:
+        socket.create_connection(server.getsockname(), 10).close()
+"""
+
+
+@pytest.mark.parametrize("connect", [[], ["192.0.2.1:80"]], ids=["no way out", "a way out"])
+def test_a_call_with_a_network_of_its_own_has_no_loopback_that_its_session_has_not(
+    world: World, connect: list[str]
+) -> None:
+    """``loopback = false``: of a call's own network, where less is granted, no more is open than of the session's."""
+    tree(world, "file")
+    closed = world.home / "closed.toml"
+    closed.write_text('format = 1\nname = "closed"\nextends = ["offline"]\n[network]\nloopback = false\n')
+    closed.chmod(0o644)
+    tries = {"datagram": "datagram()", "granted": "stream(4711)", "other": "stream(4712)"}
+    ways = {
+        "session": None,
+        "nothing": Grant(read=["file"]),
+        "port": Grant(read=["file"], listen=[4711]),
+        "all": Grant(read=["file"], listen=[4711], connect=connect),
+    }
+    with opened(world, str(closed), connect=connect, listen=[4711]) as session:
+        found = {name: probes(session, tries, grant, UDP) for name, grant in ways.items()}
+        worked = {name: {what for what, end in ends.items() if end == "ok"} for name, ends in found.items()}
+        # Where there is a way out a packet filter holds the loopback, and it knows UDP.
+        whole = {"granted"} if connect else {"granted", "datagram"}
+        assert worked == {"session": whole, "nothing": set(), "port": whole, "all": whole}, found
+    with opened(world, connect=connect, listen=[4711]) as session:
+        assert {*probes(session, tries, Grant(read=["file"]), UDP).values()} == {"ok"}  # the other arm
+
+
 # --- sub-sessions -----------------------------------------------------------------------------------------------------------
 
 
