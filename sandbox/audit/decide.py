@@ -97,7 +97,7 @@ class Decider:
     def of_call(cls, beyond: Mapping[str, Any], plan: Mapping[str, Any], session: Decider) -> Decider:
         """From what a record has of a call's authority (``lattice.beyond``), in the session that ran under ``plan``, whose is
         ``session``. Raises as ``of_plan``."""
-        floor = codec.from_json(plan["floor"], "plan.floor") if "floor" in plan else Authority()
+        floor = codec.from_json(plan["floor"], "plan.floor")
         visible = tuple(rule.path for rule in session.authority.paths)
         held = lattice.whole(codec.from_json(beyond, "policy.beyond"), floor, session.given)
         return cls(held, session.names, visible, session.http)

@@ -303,7 +303,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
         for rule in authority.paths
         if rule not in session.floor
         and (named := job.name(rule.path)).kind not in (Kind.ABSENT, Kind.DEVICE)
-        and not any(below(named.canonical, place) for place in mounts.OWN)
+        and not sessions_own(named.canonical)
     )
     return CallPlan(
         domain=replace(domain, rules=tuple(rule for rule in domain.rules if rule[0] not in dropped)),
@@ -361,7 +361,7 @@ def _executable(tree: mounts.Tree, place: str) -> int:
 
 def _roots(grants: tuple[Granted, ...]) -> tuple[str, ...]:
     writable = (grant.path for grant in grants if Right.WRITE in grant.rights)
-    return outermost(path for path in writable if not any(below(path, own) for own in mounts.OWN))
+    return outermost(path for path in writable if not sessions_own(path))
 
 
 def _narrower_writes(own: Authority, held: Authority, roots: tuple[str, ...], session_roots: tuple[str, ...]) -> bool:
@@ -387,8 +387,8 @@ def _placeholders(own: Authority, ceiling: Ceiling) -> tuple[str, ...]:
 def _way_out(own: Authority, ceiling: Ceiling, *, own_namespace: bool) -> Egress | None:
     """Published ports are the session's: a call's own network has none."""
     made = network.egress(replace(own, publish=()), own_namespace=own_namespace)
-    filtered = network.egress(ceiling.session, own_namespace=own_namespace) is not None and not own.loopback
-    if made is None and own.listen and filtered:
+    closed = made is None and own.listen and not own.loopback
+    if closed and network.egress(ceiling.session, own_namespace=own_namespace) is not None:
         # Where the session has a way out, its closed loopback has a packet filter.
         made = network.dead_end(own)
     return None if made is None else replace(made, variables=_placeholders(own, ceiling))

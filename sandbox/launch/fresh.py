@@ -24,7 +24,6 @@ _USED_SHM, _USED_MSG, _USED_SEM = 0, 0, 28
 _INFO_SIZE = 64
 _NO_QUEUE = 40
 """Bytes of the root of ``mqueue`` as it is made. Each queue adds some (ipc/mqueue.c, DIRENT_SIZE)."""
-_LOOPBACK = b"lo:"
 
 
 class Fresh:
@@ -78,7 +77,7 @@ class Fresh:
             self._loopback = posix.open("/proc/1/net/dev", posix.O_RDONLY | posix.O_CLOEXEC)
         for line in posix.pread(self._loopback, 4096, 0).splitlines():
             name, _, counts = line.strip().partition(b":")
-            if name + b":" == _LOOPBACK:
+            if name == b"lo":
                 return not any([int(count) for count in counts.split()])
         return False
 

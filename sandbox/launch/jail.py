@@ -80,6 +80,7 @@ class Jail(Source):
         "revoked",
         "separated",
         "spoiled",
+        "terminal",
         "unseen",
         "untold",
         "wake",
@@ -121,6 +122,8 @@ class Jail(Source):
         """Why this thread is of no use, which the mediator's thread finds out."""
         self.spoiled = False
         """Something of a call is, or may be, left in the cell."""
+        self.terminal = False
+        """The call was given one, which its client may hold for longer than it lasts."""
         self.untold: tuple[Any, ...] = ()
         """That the command began, where nobody was told yet."""
         self.unseen: tuple[Any, ...] = ()
@@ -208,7 +211,9 @@ class Jail(Source):
             return self._run(marshal.loads(data), came)
         except Exception as error:
             self._fail(error)
-            return not self.pid and not self.failure and self._alone()
+            # Nothing was started; but a terminal may have been opened.
+            self.spoiled = bool(self.pid) or not (self._alone() and self._untouched())
+            return not self.failure and not self.spoiled
         finally:
             for descriptor in came:
                 posix.close(descriptor)
@@ -233,6 +238,7 @@ class Jail(Source):
             from remit.sandbox.launch import stdio
 
             size, replaces = terminal
+            self.terminal = True
             slave, path = stdio.open_call_terminal(self.reply, size)
             descriptors = tuple([slave if replaces[index] else came[index] for index in range(3)])
             came.append(slave)
@@ -272,7 +278,7 @@ class Jail(Source):
             self._tell_end(began, self.call, status, self.limit, cpu, memory, denials)
         if background and not clean:
             self._linger(started)
-        self.spoiled = not (clean and self._untouched(had_terminal=bool(path)))
+        self.spoiled = not (clean and self._untouched())
         return not self.spoiled
 
     def _start_unasked(
@@ -373,6 +379,7 @@ class Jail(Source):
         self.recent = []
         self.call, self.chain = "", ()
         self.pid = 0
+        self.terminal = False
         self.limit = ""
         self.deadline = 0.0
         posix.chdir("/")
@@ -552,12 +559,12 @@ class Jail(Source):
             self._end_cell()
             self._tell_main("done", False)
 
-    def _untouched(self, *, had_terminal: bool) -> bool:
+    def _untouched(self) -> bool:
         """Nothing is left in a cell that nobody is in: no terminal that somebody outside of it holds, and of a private one, it is
         as it was made."""
         if not self.policy.exempts:
             # Every open asks the mediator, and nobody can promise that it has time to answer.
-            return not had_terminal and not self.policy.private
+            return not self.terminal and not self.policy.private
         try:
             if posix.listdir("/dev/pts") != ["ptmx"]:
                 return False

@@ -215,7 +215,7 @@ class Zygote:
         process.unshare(process.CLONE_FS)
         jobs = select.poll()
         jobs.register(self._jobs_read, select.POLLIN)
-        wanted: dict[bytes, bool] = {}
+        wanted: set[bytes] = set()
         while True:
             for kind in [kind for kind in wanted if not self._spares[kind]]:
                 if not self._keeping or jobs.poll(_QUIET_MS):
@@ -231,7 +231,7 @@ class Zygote:
             cell: Cell | OSError | None = None
             kind = _kind(policy)
             if policy.egress is None:
-                wanted[kind] = True
+                wanted.add(kind)
                 cell = self._spare(kind)
             if cell is None:
                 cell = self._make_cell(kind, policy.egress)

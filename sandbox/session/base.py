@@ -236,13 +236,12 @@ class Base:
         if known is not None:
             return known  # what makes a call impossible is looked at when it has a ticket
         core.check(core.chain, core.grant)
-        armed, definition, dropped = core.armed(grant, _packet_pair)
+        self._forget_given_up()
+        armed, definition = core.armed(grant, _packet_pair)
         try:
             if definition is not None:
                 identifier, wire, theirs = definition
                 self._door.define(identifier, wire, theirs)
-            self._forget_given_up()
-            core.shared.given_up += dropped
         except BaseException:
             core.release(armed)
             raise

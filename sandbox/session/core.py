@@ -299,8 +299,9 @@ class Core:
                 self._plans.popitem(last=False)
         return found
 
-    def armed(self, asked: Asked | None, pair: Any) -> tuple[Armed, tuple[int, CallWire, Any] | None, list[Armed]]:
-        """Where to send a request under ``asked``; a definition to send first, if it is new; what is given up for it.
+    def armed(self, asked: Asked | None, pair: Any) -> tuple[Armed, tuple[int, CallWire, Any] | None]:
+        """Where to send a request under ``asked``; a definition to send first, if it is new. What is given up for it is left in
+        ``Shared.given_up``.
 
         It is held for the request until ``release``. ``pair()`` makes two connected packet sockets: ours and the session's.
         """
@@ -308,7 +309,7 @@ class Core:
         with self.shared.lock:
             known = self._hold(key)
             if known is not None:
-                return known, None, []
+                return known, None
             policies = self.shared.policies
             ours, theirs = pair()
             identifier = next(self.shared.numbers)
@@ -317,10 +318,10 @@ class Core:
             policies[key] = made
             # A request that waits under an authority which is given up would be lost, and look like a dead session.
             idle = [one for one, armed in policies.items() if not armed.held]
-            dropped = [policies.pop(one) for one in idle[: max(0, len(policies) - POLICIES)]]
+            self.shared.given_up += [policies.pop(one) for one in idle[: max(0, len(policies) - POLICIES)]]
             if refused is not None:
-                dropped.append(refused)
-            return made, (identifier, plan.wire(), theirs), dropped
+                self.shared.given_up.append(refused)
+            return made, (identifier, plan.wire(), theirs)
 
     def ready(self, asked: Asked | None) -> Armed | None:
         """Where to send a request under ``asked``, if that is known already: nothing is resolved or compiled."""
@@ -391,9 +392,7 @@ class Core:
                 f"arguments and environment take {len(data)} bytes", hint="pass large data through stdin or a file"
             )
         begin = self._recorded() if self._gateway else 0
-        if asked is None:
-            return Ticket(call, data, armed.requests, armed, self._own_grant, args, time.monotonic(), begin)
-        derive = partial(self._derive, asked, authority, identifier, expires)
+        derive = self._own_grant if asked is None else partial(self._derive, asked, authority, identifier, expires)
         return Ticket(call, data, armed.requests, armed, derive, args, time.monotonic(), begin)
 
     def _own_grant(self) -> Grant:

@@ -15,7 +15,6 @@ from remit.sandbox.kernel import process
 from remit.sandbox.launch import terminal
 from remit.sandbox.launch.signals import FORWARDED, SIGWINCH
 from remit.sandbox.session import standing
-from remit.sandbox.session.core import ids
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import descriptors, receive, send
 from remit.sandbox.session.result import CompletedCall
@@ -64,15 +63,16 @@ class _Running:
         self._answer: tuple[Any, ...] | None = None
         process.block_signals(FORWARDED)
         self._signals = process.signalfd(FORWARDED)
-        armed, definition, _ = core.armed(grant, socketpair)
+        armed, definition = core.armed(grant, socketpair)
         if definition is not None:
             door.define(*definition)
         wanted = None if self._terminal is None else (self._terminal.size, self._terminal.replaces)
         self._ticket: Ticket = core.ticket(
             armed, grant, list(argv), cwd=directory or None, env=None, terminal=wanted, background=False
         )
-        if grant is not None and grant.proofs:
-            door.watch(ids(grant))
+        files = core.files(grant)
+        if files:
+            door.watch(files)
         self._reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         streams = [_stdin(), 1, 2]
         try:

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from remit import PIPE, Grant, Session
+from remit import PIPE, Grant, LaunchError, Session
 from remit.sandbox.session import core
 from tests.kernel.run_harness import World
 from tests.kernel.session_harness import first_processes, opened, probes, python, said, until
@@ -180,3 +180,19 @@ def test_a_terminal_that_is_still_held_is_no_later_calls(world: World, connect: 
             for later in (grant, grants[1 - turn % 2], grant):
                 assert said(session.run(python(terminals), grant=later)) == "['ptmx']"
             held.close()
+
+
+@pytest.mark.parametrize("connect", [[], ["192.0.2.1:80"]], ids=["shared", "private"])
+def test_a_terminal_of_a_call_that_could_not_be_started_is_no_later_calls(world: World, connect: list[str]) -> None:
+    (world.workspace / "file").write_text("content")
+    terminals = "print(sorted(os.listdir('/dev/pts')))"
+    with opened(world, connect=connect) as session:
+        grant = Grant(read=["file"])
+        assert said(session.run(python(terminals), grant=grant)) == "['ptmx']"
+        held = session.popen(["no-such-program"], grant=grant, pty=True)
+        with pytest.raises(LaunchError, match="not found"):
+            held.wait()
+        assert held.terminal >= 0  # it is still there, and its client's
+        for _ in range(3):
+            assert said(session.run(python(terminals), grant=grant)) == "['ptmx']"
+        held.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -38,6 +38,15 @@ def tree(world: World, *names: str) -> None:
             path.chmod(0o666)
         status = world.workspace.stat()
         os.chown(path, status.st_uid, status.st_gid)
+
+
+def at_once(action: Callable[[int], None], many: int) -> None:
+    """Numbered from 0, each on a thread of its own, until all have ended."""
+    threads = [Thread(target=action, args=(number,)) for number in range(many)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 # --- narrower, axis by axis: the same action under a grant that has it, and under one that has not --------------------------
@@ -614,11 +623,7 @@ def test_uses_are_counted_once_whoever_calls(world: World) -> None:
             outcomes.append("ran")
 
     with opened(world) as session:
-        threads = [threading.Thread(target=use, args=(number,)) for number in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(use, 16)
         assert outcomes.count("ran") == 5
         assert len([outcome for outcome in outcomes if "good for 5 uses" in outcome]) == 11
         assert len([name for name in os.listdir(world.workspace) if name.startswith("used-")]) == 5
@@ -656,11 +661,7 @@ def test_each_call_of_a_narrowed_session_is_a_use_of_what_it_was_narrowed_by(wor
             else:
                 outcomes.append("ran")
 
-        threads = [threading.Thread(target=use, args=(number,)) for number in range(12)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(use, 12)
         assert outcomes.count("ran") == 5
         assert len([outcome for outcome in outcomes if "good for 6 uses" in outcome]) == 7
         for attempt in (

@@ -26,10 +26,12 @@ NAMES = ("base", "readonly", "coding", "python", "node", "build", "mcp-server", 
 WRITERS = {"coding", "python", "node", "build", "offline", "service"}
 FILES = sorted(Path(SHIPPED).glob("*.toml"))
 
+HOME = "/home/u"
+
 
 def shipped(name: str) -> Expanded:
     profile = load(name, environ={}, home="/nonexistent")
-    return expand(profile, Context("/home/u/work", "/home/u", "/run/user/1000", ("/home/u/sdk",)))
+    return expand(profile, Context(f"{HOME}/work", HOME, "/run/user/1000", (f"{HOME}/sdk",)))
 
 
 def test_the_ten() -> None:
@@ -60,27 +62,27 @@ def test_what_every_shipped_profile_holds(name: str) -> None:
     ):
         assert not allows_path(session, path, Right.READ)[0]
     for path in (
-        "/home/u",
-        "/home/u/.bashrc",
-        "/home/u/other",
-        "/home/u/.ssh/id_ed25519",
+        HOME,
+        f"{HOME}/.bashrc",
+        f"{HOME}/other",
+        f"{HOME}/.ssh/id_ed25519",
         "/home/other",
         "/var/log",
         "/proc/1",
     ):
         assert not allows_path(session, path, Right.READ)[0]
-    for path in ("/usr/bin/x", "/etc/passwd", "/home/u/sdk/cc", "/home/u/work/.env"):
+    for path in ("/usr/bin/x", "/etc/passwd", f"{HOME}/sdk/cc", f"{HOME}/work/.env"):
         assert not allows_path(session, path, Right.WRITE)[0]
-    assert allows_path(session, "/home/u/work/src/x", Right.WRITE)[0] == (name in WRITERS)
-    assert allows_path(session, "/home/u/work/src/x", Right.READ)[0] == (name != "base")
+    assert allows_path(session, f"{HOME}/work/src/x", Right.WRITE)[0] == (name in WRITERS)
+    assert allows_path(session, f"{HOME}/work/src/x", Right.READ)[0] == (name != "base")
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"base", "service"}))
 def test_secrets_stay_closed_when_the_home_is_granted(name: str) -> None:
     home = expand(
-        load(name, environ={}, home="/nonexistent"), Context("/home/u", "/home/u")
+        load(name, environ={}, home="/nonexistent"), Context(HOME, HOME)
     ).authority  # the workspace is the whole home
-    assert allows_path(home, "/home/u/notes", Right.READ)[0]
+    assert allows_path(home, f"{HOME}/notes", Right.READ)[0]
     for secret in (
         ".ssh/id_rsa",
         ".aws/credentials",
@@ -89,7 +91,7 @@ def test_secrets_stay_closed_when_the_home_is_granted(name: str) -> None:
         ".kube/config",
         ".docker/config.json",
     ):
-        assert not allows_path(home, f"/home/u/{secret}", Right.READ)[0]
+        assert not allows_path(home, f"{HOME}/{secret}", Right.READ)[0]
     for secret in (
         ".netrc",
         ".git-credentials",
@@ -98,7 +100,7 @@ def test_secrets_stay_closed_when_the_home_is_granted(name: str) -> None:
         ".local/state/remit/sessions/x",
         ".env",
     ):
-        assert not allows_path(home, f"/home/u/{secret}", Right.READ)[0]
+        assert not allows_path(home, f"{HOME}/{secret}", Right.READ)[0]
 
 
 def test_who_reaches_what() -> None:

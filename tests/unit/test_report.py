@@ -43,6 +43,7 @@ def plan(level: str = "writes", authority: Authority = AUTHORITY) -> dict[str, A
     return {
         "audit": level,
         "profile": {"name": "coding"},
+        "floor": codec.to_json(Authority()),
         "grant": {"authority": codec.to_json(authority), "grantor": "uid:7", "purpose": "<b>fix</b>"},
         "lowering": {
             "slack": [{"axis": "ipc", "object": "/tmp", "right": "use", "note": "shared", "layers": [], "source": ""}]
