@@ -63,13 +63,23 @@ def named(marker: str) -> list[int]:
     found: list[int] = []
     for entry in os.listdir("/proc"):
         if entry.isdecimal() and int(entry) != os.getpid():
-            try:
-                words = Path("/proc", entry, "cmdline").read_bytes()
-            except OSError:
-                continue
-            if marker.encode() in words:
-                found.append(int(entry))
+            with suppress(OSError):
+                if marker.encode() in _arguments(Path("/proc", entry)):
+                    found.append(int(entry))
     return found
+
+
+def _arguments(process: Path) -> bytes:
+    """A process's arguments; none of a zombie's and a kernel's thread, which have no memory.
+
+    In the middle of an exec a process's memory is there already, its arguments not yet (``get_mm_cmdline``): the list is empty
+    for that moment, and is read again.
+    """
+    for _ in range(1_000):
+        words = (process / "cmdline").read_bytes()
+        if words or "\nVmSize:" not in (process / "status").read_text():
+            break
+    return words
 
 
 def watched(marker: str) -> list[int]:

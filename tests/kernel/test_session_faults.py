@@ -124,8 +124,7 @@ def test_the_client_is_killed_during_a_call(world: World) -> None:
     with client(code.replace("MARKER", marker), world) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        family = descendants(process.pid)
-        left = [os.pidfd_open(pid) for pid in family]
+        left = handles(descendants(process.pid))
         assert len(named(marker)) >= 8
         process.kill()
         process.wait()
