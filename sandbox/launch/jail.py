@@ -573,7 +573,8 @@ class Jail(Source):
         if not self.policy.private:
             return True
         fresh = self.cell.fresh
-        return fresh is not None and self.policy.egress is None and fresh.still()  # a way out is the gateway's, too
+        # With a way out too: the gateway has sent and learned nothing where no packet was sent.
+        return fresh is not None and fresh.still()
 
     def _give_back(self) -> bool:
         """Leave the cell to the next thread that is armed, whatever its authority: nothing is in it, and what confined those

@@ -4,9 +4,9 @@ Threads, each with what it alone may do:
 
 - *main*: the mediator, in the Landlock domain *session*, with CAP_SYS_PTRACE of the session's own user namespace. One loop:
   it listens to the template (``control``), to clients (``doors``), to the calls' filters, and to what the others tell it.
-- *maker*: makes cells (``cell``). No Landlock domain, every capability; it runs nothing that comes from anywhere.
-- *armer*: joins both: in the domain *session*, so that what it starts is below the mediator's, with the capabilities that
-  entering a cell takes.
+- *maker*: makes cells (``cells``). No Landlock domain, every capability; it runs nothing that comes from anywhere.
+- *armer* (``armer``): joins both: in the domain *session*, so that what it starts is below the mediator's, with the
+  capabilities that entering a cell takes.
 - one for each armed or running call (``jail``).
 
 Every descriptor that the main thread holds is closed in the calls' own tables. When ``control`` closes, this process ends,
@@ -21,17 +21,18 @@ import posix
 import select
 import time
 
-from remit.sandbox.events.action import DENIED
 from remit.sandbox.kernel import landlock, network, process, sockets
 from remit.sandbox.kernel.fastpath import Others
 from remit.sandbox.kernel.placement import Placement
 from remit.sandbox.kernel.spawn import reset_only
 from remit.sandbox.launch import envelope, usage
-from remit.sandbox.launch.cell import Cell, Maker
+from remit.sandbox.launch.armer import Armer
+from remit.sandbox.launch.cells import Cells
+from remit.sandbox.launch.freeze import freeze, processes
 from remit.sandbox.launch.ground import Ground, Refused, open_inside, told
-from remit.sandbox.launch.jail import Jail
+from remit.sandbox.launch.notes import Notes
 from remit.sandbox.launch.policy import Policy
-from remit.sandbox.mediate.observe import GATHER_MS, GATHERED_AT_MOST, GATHERED_SIZE, size_of
+from remit.sandbox.mediate.observe import GATHER_MS
 from remit.sandbox.mediate.resolve import Umasks
 
 TYPE_CHECKING = False
@@ -39,15 +40,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from remit.sandbox.launch.jail import Jail
     from remit.sandbox.launch.request import Request
-    from remit.sandbox.launch.wire import Operation
-    from remit.sandbox.mediate.broker import Source
 
 _STACK = 1 << 18
 _REVOKE = b"revoke "
 _WATCH_MS = 200
 _LAST_WORDS = 1.0
-_SIGSTOP = 19
 _DEVICE_NODES = 1 << 6 | 1 << 11
 """LANDLOCK_ACCESS_FS_MAKE_CHAR and MAKE_BLOCK."""
 _FULL = (
@@ -58,16 +57,8 @@ _FULL = (
 )
 _MOST = 32
 """Threads of one policy. Beyond that, requests wait for one to come back."""
-_SHARED, _PRIVATE, _SILENT = b"s", b"p", b"q"
-"""Kinds of cells: in the session's network; in one of its own; in one of its own that has not even a loopback."""
-_SPARES = 2
-"""Cells of each kind that are kept at most for threads that are not armed yet."""
-_QUIET_MS = 5
-"""Nothing was to be armed for so long: time to make a cell that will be wanted at once."""
 _DESCRIPTORS = 16
 """With a message at most: of a private cell that is left."""
-_EVENTS = 1024
-"""Denials of one call that are kept for its reply."""
 
 
 class Zygote:
@@ -91,22 +82,11 @@ class Zygote:
         self._deadline = 0.0
         self._memory_limit = 0
         self._next_look = 0.0
-        self._jobs_read, self._jobs = -1, -1
-        self._arms_read, self._arms = -1, -1
-        self._queue: list[tuple[Policy, int]] = []
         self._arming: dict[int, Policy] = {}
         self._held = False
-        self._noted: list[tuple[Any, ...]] = []
-        self._noted_size = 0
-        self._noting = _thread.allocate_lock()
+        self._notes = Notes(self._tell)
         self._placement = Placement()
         self._umasks = Umasks(time.monotonic)
-        self._cells: list[Cell | OSError] = []
-        self._spares: dict[bytes, list[Cell]] = {_SHARED: [], _PRIVATE: [], _SILENT: []}
-        """Cells that nobody is in, for any call: by their kind, without a way out."""
-        self._keeping = True
-        """Spare cells are made and kept."""
-        self._ways: list[Operation | None] = []
         self._revoked: set[str] = set()
         self._lines: tuple[tuple[str, str, int, str], ...] = next(
             (operation[3] for operation in request.operations if operation[0] == "record"), ()
@@ -160,14 +140,12 @@ class Zygote:
     def _start_threads(self) -> None:
         reset_only(usage.ignored_signals())
         _thread.stack_size(_STACK)
-        self._arms_read, self._arms = sockets.packet_pair()
-        self._jobs_read, self._jobs = posix.pipe2(posix.O_CLOEXEC)
-        self._asked_read, self._asked = posix.pipe2(posix.O_CLOEXEC)
-        self._made_read, self._made = posix.pipe2(posix.O_CLOEXEC)
-        self._maker = Maker(self._request.operations)
-        _thread.start_new_thread(self._make_cells, ())
+        self._cells = Cells(self._request.operations)
         landlock.restrict_self(self._domain())
-        _thread.start_new_thread(self._arm_calls, ())
+        self._armer = Armer(
+            self._cells, self._ground, self._request.control, self._jails, self._revoked, self._notes.end
+        )
+        self._armer.start()
         process.set_capabilities(1 << process.CAP_SYS_PTRACE)
         if self._ground.hidden is not None:
             _thread.start_new_thread(self._ground.hidden.serve, (self._looked_for,))
@@ -190,119 +168,15 @@ class Zygote:
                 return ruleset
         raise Refused("launch", "the plan has no Landlock domain", "", 125)
 
-    # --- the other threads ---------------------------------------------------------------------------------------------
-
-    def _make_cells(self) -> None:
-        """The maker's thread: one cell for each byte, of that kind."""
-        # The mediator sets the main thread's umask; what starts on another thread has the session's.
-        process.unshare(process.CLONE_FS)
-        process.raise_ambient(process.CAP_SYS_ADMIN)
-        while True:
-            asked = posix.read(self._asked_read, 1)
-            if not asked:
-                return
-            try:
-                cell: Cell | OSError = self._maker.make(
-                    private=asked != _SHARED, loopback=asked != _SILENT, egress=self._ways.pop(0)
-                )
-            except OSError as error:
-                cell = error
-            self._cells.append(cell)
-            posix.write(self._made, b"c")
-
-    def _arm_calls(self) -> None:
-        """The armer's thread: one armed call for each byte. Every call's thread comes from it, with its umask."""
-        process.unshare(process.CLONE_FS)
-        jobs = select.poll()
-        jobs.register(self._jobs_read, select.POLLIN)
-        wanted: set[bytes] = set()
-        while True:
-            for kind in [kind for kind in wanted if not self._spares[kind]]:
-                if not self._keeping or jobs.poll(_QUIET_MS):
-                    break
-                spare = self._make_cell(kind, None)
-                if isinstance(spare, OSError):
-                    self._keeping = False
-                else:
-                    self._spares[kind].append(spare)
-            if not posix.read(self._jobs_read, 1):
-                return
-            policy, number = self._queue.pop(0)
-            cell: Cell | OSError | None = None
-            kind = _kind(policy)
-            if policy.egress is None:
-                wanted.add(kind)
-                cell = self._spare(kind)
-            if cell is None:
-                cell = self._make_cell(kind, policy.egress)
-            if isinstance(cell, OSError):
-                sockets.send(self._arms, marshal.dumps((number, "broken", *told(cell))))
-                continue
-            jail = None
-            try:
-                policy.allow(cell)
-                if cell.sockets is not None and policy.egress is not None:
-                    _, rules, *_, variables = policy.egress
-                    cell.sockets.send(self._request.control, number, rules, variables)
-                jail = Jail(
-                    number,
-                    policy,
-                    cell,
-                    self._ground,
-                    self._request.control,
-                    self._arms,
-                    self._revoked,
-                    self._tell_end,
-                    self._keeps,
-                )
-                self._jails[number] = jail
-                _thread.start_new_thread(jail.run, ())
-            except (OSError, RuntimeError) as error:  # the latter: a thread too many
-                cell.close()
-                cell.end()
-                if jail is not None:
-                    posix.close(jail.woken)
-                sockets.send(self._arms, marshal.dumps((number, "broken", *told(error))))
-                continue
-            # The thread makes itself a copy of this table and closes there what is not its own; here, what is.
-            jail.separated.acquire()
-            cell.close()
-            posix.close(cell.life)
-            posix.close(jail.woken)
-
-    def _make_cell(self, kind: bytes, way: Operation | None) -> Cell | OSError:
-        """Have the maker make one. On the armer's thread."""
-        self._ways.append(way)
-        posix.write(self._asked, kind)
-        posix.read(self._made_read, 1)
-        return self._cells.pop(0)
-
-    def _spare(self, kind: bytes) -> Cell | None:
-        try:
-            return self._spares[kind].pop()
-        except IndexError:
-            return None
-
-    def _keeps(self, policy: Policy) -> bool:
-        return self._keeping and len(self._spares[_kind(policy)]) < _SPARES
-
-    def _make_room(self) -> None:
-        """Something is short: nothing is kept for later any more."""
-        self._keeping = False
-        for kind in self._spares:
-            while (spare := self._spare(kind)) is not None:
-                spare.close()
-                spare.end()
-
     # --- the loop ------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         self._watch(self._request.control, self._from_template)
-        self._watch(self._arms_read, self._from_jail)
+        self._watch(self._armer.told, self._from_jail)
         while True:
             ready = self._poll.poll(self._timeout())
             if not ready:
-                self._tell_noted()
+                self._notes.send()
             for descriptor, events in ready:
                 handler = self._handlers.get(descriptor)
                 if handler is not None:
@@ -312,7 +186,7 @@ class Zygote:
             self._watch_memory()
 
     def _timeout(self) -> int | None:
-        if self._noted:
+        if self._notes.waiting:
             return GATHER_MS
         if any([jail.pid and (self._memory_limit or jail.policy.memory_limit) for jail in self._listeners.values()]):
             return _WATCH_MS
@@ -330,11 +204,11 @@ class Zygote:
             self._end("memory")
         for jail in [*self._listeners.values()]:
             limit, call = jail.policy.memory_limit, jail.call
-            if limit and jail.pid and not jail.limit and usage.memory_exceeds(limit, self.processes(jail)):
+            if limit and jail.pid and not jail.limit and usage.memory_exceeds(limit, processes(jail.cell)):
                 _tell_jail(jail, "memory", call)
 
     def _end(self, limit: str) -> None:
-        self._tell_noted()
+        self._notes.send()
         self._tell("limit", limit)
         process.leave(0)
 
@@ -373,7 +247,7 @@ class Zygote:
             for jail in [*self._jails.values()]:
                 # Whoever got an answer, and ends the session then, finds all of that call in its record.
                 jail.ending.acquire(timeout=max(0.0, deadline - time.monotonic()))
-            self._tell_noted()
+            self._notes.send()
             process.leave(0)
         if data in (b"hold", b"go on"):
             self._held = data == b"hold"
@@ -398,13 +272,13 @@ class Zygote:
             return
         if data == envelope.MARK:
             if not came:
-                self._make_room()
+                self._cells.make_room()
                 self._say(door, "full", *_FULL)
                 return
             data = envelope.content(came.pop())
         kind, *values = marshal.loads(data)
         if kind == "policy" and not came:
-            self._make_room()
+            self._cells.make_room()
             self._say(door, "refused", values[0], *_FULL)
         elif kind == "policy":
             self._define(door, values[0], values[1], came[0])
@@ -418,10 +292,10 @@ class Zygote:
 
     def _define(self, door: int, identifier: int, wire: Any, requests: int) -> None:
         try:
-            policy = Policy(identifier, wire, requests, self._note, self._maker.places, self._lines, self._umasks)
+            policy = Policy(identifier, wire, requests, self._notes.note, self._cells.places, self._lines, self._umasks)
         except Exception as error:
             if isinstance(error, OSError):
-                self._make_room()
+                self._cells.make_room()
             # Said before the socket closes: whoever sees its end asks here why.
             self._say(door, "refused", identifier, *told(error))
             posix.close(requests)
@@ -485,8 +359,7 @@ class Zygote:
         policy.arming += 1
         self._number += 1
         self._arming[self._number] = policy
-        self._queue.append((policy, self._number))
-        posix.write(self._jobs, b"a")
+        self._armer.arm(policy, self._number)
 
     def _from_jail(self, descriptor: int, _events: int) -> None:
         data, came = self._mail.receive(descriptor)
@@ -516,12 +389,12 @@ class Zygote:
         elif kind == "runs":
             pass  # this thread is awake, and finds it (``_timeout``)
         elif kind == "freeze" and jail is not None:
-            self._freeze(jail)
+            freeze(jail.cell)
         elif kind == "done":
             left = self._leaving.pop(number, None)
             gone = jail or left
             if gone is not None and values[0]:
-                self._keep(gone.cell, gone.policy, came)
+                self._cells.keep(gone.cell, gone.policy, came)
             if jail is not None:
                 self._done(jail)
             elif left is not None:
@@ -546,22 +419,8 @@ class Zygote:
 
         self._watch(policy.requests, asked)
 
-    def _keep(self, cell: Cell, policy: Policy, came: list[int]) -> None:
-        """A cell that a thread has left."""
-        left = cell.left(came)
-        if left is None:
-            # There was no room for its descriptors: its life ended with the message.
-            for descriptor in came:
-                posix.close(descriptor)
-            posix.waitpid(cell.init, 0)
-        elif self._keeps(policy):
-            self._spares[_kind(policy)].append(left)
-        else:
-            left.close()
-            left.end()
-
     def _done(self, jail: Jail) -> None:
-        self._tell_noted()
+        self._notes.send()
         self._jails.pop(jail.identifier, None)
         listener = jail.listener.fd
         if listener in self._listeners:
@@ -584,7 +443,7 @@ class Zygote:
 
     def _broken(self, number: int, failure: Sequence[Any]) -> None:
         """A call could not be armed: whoever asks under this authority hears why, and nothing is started."""
-        self._make_room()
+        self._cells.make_room()
         jail = self._jails.pop(number, None)
         policy = self._arming.pop(number)
         if jail is not None:
@@ -621,17 +480,6 @@ class Zygote:
             self._others[listener] = found
         return found
 
-    def _note(self, source: Source, *action: Any) -> None:
-        """Actions go to the template by the dozen, when nothing happens for a moment, and before their call's end."""
-        assert isinstance(source, Jail)
-        if action[7] == DENIED and len(source.events) < _EVENTS:
-            source.events.append(action)
-        with self._noting:
-            self._noted.append((source.call, source.chain[-1] if source.chain else "", action))
-            self._noted_size += size_of(action)
-            if len(self._noted) >= GATHERED_AT_MOST or self._noted_size > GATHERED_SIZE:
-                self._send_noted()
-
     def _looked_for(self, pid: int, path: bytes) -> None:
         """On the thread that answers, while whoever asked waits."""
         try:
@@ -642,55 +490,7 @@ class Zygote:
             # Its pid is known a moment later than it runs.
             if jail.call and jail.cell.number == number:
                 jail.policy.broker.looked_for(jail, pid, path)
-                self._tell_noted()
-
-    def _tell_noted(self) -> None:
-        """On any thread, which may be the second to want it."""
-        with self._noting:
-            self._send_noted()
-
-    def _tell_end(self, *of: Any) -> None:
-        """What was noted and the end of a call, in one. On its thread."""
-        with self._noting:
-            self._tell("finished", self._take_noted(), *of)
-
-    def _send_noted(self) -> None:
-        noted = self._take_noted()
-        if noted:
-            self._tell("actions", noted)
-
-    def _take_noted(self) -> list[tuple[Any, ...]]:
-        noted, self._noted, self._noted_size = self._noted, [], 0
-        return noted
-
-    def processes(self, jail: Jail) -> list[int]:
-        """The processes of one call, by this namespace's numbers."""
-        found: list[int] = []
-        for name in posix.listdir("/proc"):
-            if name.isdecimal():
-                try:
-                    number = posix.stat(f"/proc/{name}/ns/pid").st_ino
-                except OSError:
-                    continue
-                if number == jail.cell.number and int(name) != jail.cell.init:
-                    found.append(int(name))
-        return found
-
-    def _freeze(self, jail: Jail) -> None:
-        """SIGSTOP for every process of the call, again until no new one appears: a fork may be under way."""
-        seen: set[int] = set()
-        while new := [pid for pid in self.processes(jail) if pid not in seen]:
-            for pid in new:
-                try:
-                    posix.kill(pid, _SIGSTOP)
-                except OSError:
-                    pass
-            seen.update(new)
-
-
-def _kind(policy: Policy) -> bytes:
-    """Of its cells."""
-    return (_PRIVATE if policy.loopback else _SILENT) if policy.private else _SHARED
+                self._notes.send()
 
 
 def _tell_jail(jail: Jail, why: str, call: str) -> None:

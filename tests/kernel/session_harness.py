@@ -78,8 +78,8 @@ def _arguments(process: Path) -> bytes:
     for _ in range(1_000):
         words = (process / "cmdline").read_bytes()
         if words or "\nVmSize:" not in (process / "status").read_text():
-            break
-    return words
+            return words
+    return b""
 
 
 def watched(marker: str) -> list[int]:

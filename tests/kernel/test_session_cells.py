@@ -38,7 +38,7 @@ LEFT = {
     "a connection that lingers": (
         "server = socket.create_server(('127.0.0.1', 4711)); client = socket.create_connection(('127.0.0.1', 4711)); "
         "server.accept()[0].close(); client.recv(1); client.close(); server.close()",
-        "[line for line in open('/proc/net/tcp').readlines()[1:]]",
+        "[line for line in open('/proc/net/tcp').readlines()[1:] if line.split()[3] != '0A']",
     ),
     "datagrams": (
         "one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); one.bind(('127.0.0.1', 0)); one.sendto(b'x', one.getsockname())",
@@ -59,15 +59,20 @@ def seen(session: Session, grant: Grant, expression: str) -> str:
 
 
 def private(world: World) -> list[str]:
-    """What the session has to connect to, and its calls have not: so they have a network of their own."""
+    """What the session has to connect to, and its calls have less of: so they have a network of their own."""
     for name in ("file", "other"):
         (world.workspace / name).write_text("content")
-    return ["192.0.2.1:80"]
+    return ["192.0.2.1:80", "192.0.2.2:80"]
 
 
-def test_a_private_cell_in_which_nothing_is_left_serves_again(world: World) -> None:
+WAYS: dict[str, list[str]] = {"no way out": [], "a narrower way out": ["192.0.2.1:80"]}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+@ways
+def test_a_private_cell_in_which_nothing_is_left_serves_again(world: World, way: list[str]) -> None:
     with opened(world, connect=private(world)) as session:
-        grant = Grant(read=["file"])
+        grant = Grant(read=["file"], connect=way)
         numbers = [number(session, grant) for _ in range(16)]
         # A few threads, each in a cell of its own, in which processes go on being counted.
         assert numbers[0] == 2
@@ -76,18 +81,32 @@ def test_a_private_cell_in_which_nothing_is_left_serves_again(world: World) -> N
         assert probes(session, {"yes": "read('file')", "no": "read('other')"}, grant) == {"yes": "ok", "no": "EACCES"}
 
 
+@ways
 @pytest.mark.parametrize("left", LEFT)
-def test_what_a_call_leaves_in_a_private_cell_is_nobody_elses(world: World, left: str) -> None:
+def test_what_a_call_leaves_in_a_private_cell_is_nobody_elses(world: World, left: str, way: list[str]) -> None:
     act, look = LEFT[left]
     setup, _, value = look.rpartition("; ")
     with opened(world, connect=private(world)) as session:
-        grant = Grant(read=["file"])
+        grant = Grant(read=["file"], connect=way)
         assert max(number(session, grant) for _ in range(8)) > 2  # the other arm: cells serve again
         there = said(session.run(python(f"{act}\n{setup}\nprint({value})"), grant=grant))
         assert there != "[]" or left == "a file that is gone again"
         for _ in range(3):
             number(session, grant, act)
             assert [seen(session, grant, look) for _ in range(3)] == ["[]"] * 3
+
+
+def test_what_was_asked_of_the_gateway_is_one_calls_and_recorded_as_its_own(world: World) -> None:
+    """Refused: the gateway connects to nothing here. Calls before and after it have used no network, and share a cell."""
+    refused = "attempt(lambda: socket.create_connection(('192.0.2.2', 80), timeout=30).recv(1))"
+    with opened(world, connect=private(world)) as session:
+        grant = Grant(read=["file"], connect=WAYS["a narrower way out"])
+        for _ in range(3):
+            assert max(number(session, grant) for _ in range(8)) > 2
+            results = [session.run(python(f"print({code})"), grant=grant) for code in ("1", refused, "1", "1")]
+            assert results[1].stdout not in (b"ok\n", b"1\n")
+            assert [len(result.denials) for result in results] == [0, 1, 0, 0]
+            assert [said(result) for result in results[2:]] == ["1", "1"]
 
 
 def test_a_cell_that_is_left_serves_under_another_grant_which_is_that_ones_own(world: World) -> None:
