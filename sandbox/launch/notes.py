@@ -37,8 +37,9 @@ class Notes:
         """Actions go to the template by the dozen, when nothing happens for a moment, and before their call's end."""
         if action[7] == DENIED and len(jail.events) < _EVENTS:
             jail.events.append(action)
+        running = jail.running
         with self._lock:
-            self._noted.append((jail.call, jail.chain[-1] if jail.chain else "", action))
+            self._noted.append((running.call, running.chain[-1], action) if running is not None else ("", "", action))
             self._size += size_of(action)
             if len(self._noted) >= GATHERED_AT_MOST or self._size > GATHERED_SIZE:
                 self._send()

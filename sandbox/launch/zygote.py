@@ -7,7 +7,7 @@ Threads, each with what it alone may do:
 - *maker*: makes cells (``cells``). No Landlock domain, every capability; it runs nothing that comes from anywhere.
 - *armer* (``armer``): joins both: in the domain *session*, so that what it starts is below the mediator's, with the
   capabilities that entering a cell takes.
-- one for each armed or running call (``jail``).
+- one for each armed or running call (``jail``, ``running``).
 
 Every descriptor that the main thread holds is closed in the calls' own tables. When ``control`` closes, this process ends,
 and with it, by the kernel's hand, everything in the session.
@@ -203,9 +203,11 @@ class Zygote:
         if self._memory_limit and usage.memory_exceeds(self._memory_limit):
             self._end("memory")
         for jail in [*self._listeners.values()]:
-            limit, call = jail.policy.memory_limit, jail.call
-            if limit and jail.pid and not jail.limit and usage.memory_exceeds(limit, processes(jail.cell)):
-                _tell_jail(jail, "memory", call)
+            limit, running = jail.policy.memory_limit, jail.running
+            if not limit or running is None or not running.pid or running.limit:
+                continue
+            if usage.memory_exceeds(limit, processes(jail.cell)):
+                _tell_jail(jail, "memory", running.call)
 
     def _end(self, limit: str) -> None:
         self._notes.send()
@@ -341,10 +343,10 @@ class Zygote:
         stopped: list[str] = []
         # All of them: one that was only just armed may serve before the message with its listener has been read.
         for jail in [*self._jails.values()]:
-            call = jail.call
-            if call and grant in jail.chain:
-                stopped.append(call)
-                _tell_jail(jail, "revoked", call)
+            running = jail.running
+            if running is not None and grant in running.chain:
+                stopped.append(running.call)
+                _tell_jail(jail, "revoked", running.call)
         return stopped
 
     def _say(self, door: int, *message: Any) -> None:
@@ -488,7 +490,7 @@ class Zygote:
             return
         for jail in [*self._jails.values()]:
             # Its pid is known a moment later than it runs.
-            if jail.call and jail.cell.number == number:
+            if jail.running is not None and jail.cell.number == number:
                 jail.policy.broker.looked_for(jail, pid, path)
                 self._notes.send()
 

@@ -92,7 +92,7 @@ class Source:
         self.masks = False
         """Somebody has called umask(2): until then, all have the one that the command was started with."""
         self.handled = 0
-        self.before_exec = before_exec
+        self.before_exec: Callable[[int], None] | None = before_exec
         """Called with the pid of each process about to execute a program. What it raises (OSError), the program gets."""
         self.telling = _thread.allocate_lock()
         """Held from before a call is decided on until all of it has been noted. Whoever tells how the command ended takes it

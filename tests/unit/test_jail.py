@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from errno import EACCES, EMFILE
+from errno import EACCES
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from remit.sandbox.launch.jail import Jail
+from remit.sandbox.launch.running import Running
 
 
 class Limits:
@@ -20,39 +22,38 @@ class Limits:
         self.applied.append(pid)
 
 
-class Told(Jail):
-    """What the template would hear."""
-
-    said: list[tuple[Any, ...]]
-
-    def _tell_template(self, *message: Any) -> None:
-        self.said.append(message)
+def running(*chain: str, jail: Any = None) -> Any:
+    return Running(jail, -1, ("a-1", chain, [b"x"], [], b"/", None, False, 0.0))
 
 
 @pytest.mark.parametrize("revoked", [False, True])
 def test_a_grant_that_was_taken_back_since_the_call_was_let_in_starts_nothing(revoked: bool) -> None:
     jail, policy = cast("Any", object.__new__(Jail)), Limits()
     jail.policy = policy
-    jail.chain, jail.revoked = ("session", "call"), {"call", "other"} if revoked else {"other"}
+    jail.running, jail.revoked = running("session", "call"), {"call", "other"} if revoked else {"other"}
 
     if revoked:
         with pytest.raises(PermissionError) as refused:
-            jail._executes(7)
+            jail.executes(7)
         assert refused.value.errno == EACCES
     else:
-        jail._executes(7)
+        jail.executes(7)
 
     assert policy.applied == ([] if revoked else [7])
 
 
 @pytest.mark.parametrize("began", [False, True])
 def test_a_call_that_fails_after_its_command_began_is_not_told_as_if_it_had_not(began: bool) -> None:
-    jail, said = cast("Any", object.__new__(Told)), list[tuple[Any, ...]]()
-    jail.said, jail.reply, jail.call, jail.unseen = said, -1, "a-1", ()
-    jail.untold = (1.0, "a-1", 7, [b"x"], 1, ("grant",)) if began else ()
+    said: list[tuple[Any, ...]] = []
 
-    jail._fail(OSError(EMFILE, "no more descriptors"))
-    jail._fail(OSError(EMFILE, "again"))
+    def tell(*message: Any) -> None:
+        said.append(message)
+
+    call = running("grant", jail=SimpleNamespace(tell_template=tell))
+    call._untold = (1.0, "a-1", 7, [b"x"], 1, ("grant",)) if began else ()
+
+    call.failed(("launch", "no more descriptors", "", 125))
+    call.failed(("launch", "again", "", 125))
 
     assert [kind for kind, *_ in said] == [*["began"] * began, "refused", "refused"]
     if began:

@@ -1,0 +1,393 @@
+"""One call on its thread: starts the command, listens to the client and watches the clock meanwhile, says how it ended."""
+
+from __future__ import annotations
+
+import marshal
+import posix
+import select
+import time
+from errno import EINTR, EPIPE
+
+from remit.sandbox.kernel import process, sockets
+from remit.sandbox.kernel.call import Buffer
+from remit.sandbox.kernel.spawn import spawn
+from remit.sandbox.launch import program
+from remit.sandbox.launch.ground import Refused
+from remit.sandbox.mediate.observe import GATHER_MS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from remit.sandbox.launch.jail import Jail
+
+_REPORTED = 128
+"""Denials that a reply names; all of them are counted, and all are in the record."""
+_RECORDED = 4096
+_SIGKILL = 9
+_LONGEST_WAIT_MS = 5000
+"""poll(2) does not count suspended time, an expiry does: so it is looked at again this often."""
+_LINGER_MS = 1000
+_ENDS = ("revoked", "expired")
+"""Why a call that holds no authority any more is stopped; anything else ends it."""
+
+
+class Running:
+    """From the request's arrival until nothing of the call is left, or the thread is of no use for another."""
+
+    __slots__ = (
+        "_argv",
+        "_background",
+        "_directory",
+        "_environment",
+        "_expires",
+        "_jail",
+        "_reply",
+        "_started",
+        "_unseen",
+        "_untold",
+        "_window",
+        "call",
+        "chain",
+        "limit",
+        "pid",
+        "terminal",
+    )
+
+    def __init__(self, jail: Jail, reply: int, request: tuple[Any, ...]) -> None:
+        """``reply``: where the answer goes, and the client's wishes come from. ``request``: ``core.Ticket``'s."""
+        call, chain, argv, environment, directory, window, background, expires = request
+        self.call: str = call
+        self.chain: tuple[str, ...] = chain
+        self.pid = 0
+        self.limit = ""
+        """What ended the command, where it was not its own doing: the name of a limit, ``expired``, ``revoked``, ``killed``."""
+        self.terminal = False
+        """The call was given one, which its client may hold for longer than it lasts."""
+        self._argv: list[bytes] = argv
+        self._environment: list[bytes] = environment
+        self._directory: bytes = directory
+        self._window = window
+        self._background: bool = background
+        self._expires: float = expires
+        self._jail = jail
+        self._reply = reply
+        self._started = 0.0
+        self._untold: tuple[Any, ...] = ()
+        """That the command began, where nobody was told yet."""
+        self._unseen: tuple[Any, ...] = ()
+        """The command's exec, where the mediator was not asked: when that was and when its process started, and the path."""
+
+    def run(self, came: list[int]) -> bool:
+        """Start what is asked for, with the streams that ``came``, and see it to its end. True: nothing of it is left in the
+        cell. Raises Refused, OSError: nothing was started, or, where ``pid`` is set, something is wrong with what was."""
+        jail = self._jail
+        expires = self._expires
+        if expires and time.clock_gettime(time.CLOCK_BOOTTIME) >= expires:
+            raise Refused("grant", "the grant has expired", "ask the grantor for a new one", 125)
+        self._refuse_revoked()
+        jail.ground.bar(tuple(came))
+        program.enter(self._directory)
+        descriptors = tuple(came)
+        path = b""
+        if self._window is not None:
+            from remit.sandbox.launch import stdio
+
+            size, replaces = self._window
+            self.terminal = True
+            slave, path = stdio.open_call_terminal(self._reply, size)
+            descriptors = tuple([slave if replaces[index] else came[index] for index in range(3)])
+            came.append(slave)
+        if jail.policy.egress is not None:
+            # Before it can connect: the gateway's decisions are to be known as this call's.
+            sockets.send(jail.control, marshal.dumps(("serves", jail.identifier, self.call, self.chain)))
+        begun, self._started = time.time(), time.monotonic()
+        if path or not self._start_unasked(descriptors):
+            try:
+                self.pid = program.start(
+                    self._argv,
+                    self._environment,
+                    directory=self._directory,
+                    descriptors=descriptors,
+                    new_session=True,
+                    terminal=path,
+                )
+            except Refused:
+                self._refuse_revoked()  # that is why its exec was refused (``Jail.executes``)
+                raise
+            # The limits are inherited from here on.
+            jail.before_exec = None
+        while came:
+            posix.close(came.pop())
+        if jail.policy.watched:
+            jail.tell_main("runs")
+        self._untold = begun, self.call, self.pid, _brief(self._argv), jail.policy.identifier, self.chain
+        return self._see_to_its_end()
+
+    def failed(self, failure: tuple[Any, ...]) -> None:
+        """Tell the template of what the client was told."""
+        jail = self._jail
+        if self._untold:
+            jail.tell_template("began", *self._beginning())
+        jail.tell_template("refused", self.call, *failure)
+
+    def kill(self, signal: int, *, group: bool = False) -> None:
+        """A signal for the command, or for its process group."""
+        if self.pid:
+            try:
+                process.kill(-self.pid if group else self.pid, signal)
+            except OSError:
+                pass  # it has just ended
+
+    # --- its start -----------------------------------------------------------------------------------------------------
+
+    def _refuse_revoked(self) -> None:
+        if not self._jail.revoked.isdisjoint(self.chain):
+            raise Refused("grant", "the grant was revoked", "ask the grantor for a new one", 125)
+
+    def _start_unasked(self, descriptors: tuple[int, ...]) -> bool:
+        """Start the command without the mediator. False: it has to be asked, and nothing is started.
+
+        Asking takes two switches of thread and the mediator's work, longer than all the rest of a call's start. What goes
+        wrong is tried again with its knowledge, and told as is all that a call's programs try.
+        """
+        jail = self._jail
+        if jail.exemption is None or jail.policy.broker.held:
+            return False
+        path = program.found(self._argv[0], self._environment)
+        if path is None:
+            return False
+        # Before it runs: a program can put another name in its own place.
+        name = jail.canonical(path) or (path if path.startswith(b"/") else self._directory + b"/" + path)
+        number = Buffer(8)
+        # As of a command that runs: from its first instruction on it may ask the mediator, before this thread wakes up.
+        before, jail.before_exec = jail.before_exec, None
+        when, begun = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        try:
+            self.pid = spawn(
+                path,
+                self._argv,
+                self._environment,
+                directory=self._directory,
+                descriptors=descriptors,
+                new_session=True,
+                limits=jail.policy.limits,
+                words=jail.exemption.words,
+                own_number=number,
+            )
+        except OSError:
+            jail.before_exec = before
+            return False
+        start = process.ticks(begun)
+        if start != process.ticks(time.clock_gettime(time.CLOCK_BOOTTIME)):
+            start = process.started(int.from_bytes(number.view, "little"))
+        self._unseen = when, start, name
+        return True
+
+    def _beginning(self) -> tuple[Any, ...]:
+        """That the command began, with its exec where the mediator did not see that; empty where it was told already."""
+        if not self._untold:
+            return ()
+        executed = None
+        if self._unseen:
+            when, start, path = self._unseen
+            if not path.startswith(b"/proc/"):
+                executed = self._jail.policy.broker.executed(self._jail, when, self.pid, start, path)
+        began = *self._untold, executed
+        self._untold = self._unseen = ()
+        return began
+
+    # --- its end -------------------------------------------------------------------------------------------------------
+
+    def _see_to_its_end(self) -> bool:
+        jail, background = self._jail, self._background
+        status, cpu, memory = self._wait()
+        clean = jail.alone()
+        with jail.ending:
+            if not background and not clean:
+                # The cell's PID 1 ends last, and not before the command's process is reaped (``pid_namespaces(7)``).
+                self._reap()
+                jail.end_cell()
+                self._answer(status, cpu, memory)
+            else:
+                self._answer(status, cpu, memory)
+                self._reap()
+            # What was noted of the call is in the record before its end is.
+            began = self._beginning()
+            denials = jail.denials + jail.looked_for
+            jail.tell_end(began, self.call, status, self.limit, cpu, memory, denials)
+        if background and not clean:
+            self._linger()
+        return clean
+
+    def _answer(self, status: int, cpu: float, memory: int) -> None:
+        jail = self._jail
+        denials = jail.denials + jail.looked_for
+        answer(self._reply, "exited", status, self.limit, cpu, memory, denials, jail.events[:_REPORTED])
+
+    def _reap(self) -> None:
+        with self._jail.meeting:
+            pass
+        posix.waitpid(self.pid, 0)
+
+    def _wait(self) -> tuple[int, float, int]:
+        """Until the command has ended, which is not reaped yet: listen to the client meanwhile, and watch the clock."""
+        jail = self._jail
+        if process.has_ended(self.pid):
+            jail.policy.broker.settle(jail)
+            return process.ended(self.pid)
+        watched = process.pidfd_open(self.pid)
+        poll = select.poll()
+        poll.register(watched, select.POLLIN)
+        poll.register(self._reply, select.POLLIN)
+        poll.register(jail.woken, select.POLLIN)
+        self._look_out(poll)
+        limit = jail.policy.time_limit
+        try:
+            while True:
+                # Of a command that is over in a moment, all is told at once.
+                ready = poll.poll(GATHER_MS if self._untold else self._timeout(limit))
+                for descriptor, events in ready:
+                    if descriptor == watched:
+                        jail.policy.broker.settle(jail)
+                        return process.ended(self.pid)
+                    if descriptor == jail.woken:
+                        for why in self._told():
+                            self._stop(why)
+                    elif descriptor == jail.policy.requests:
+                        self._want_another(poll, events)
+                    elif events & (select.POLLHUP | select.POLLERR) and not events & select.POLLIN:
+                        self.limit = self.limit or "abandoned"
+                        self.kill(_SIGKILL)
+                        poll.unregister(descriptor)
+                    elif not self._obey():
+                        poll.unregister(descriptor)
+                if self._untold:
+                    jail.tell_template("began", *self._beginning())
+                if limit and time.monotonic() - self._started >= limit:
+                    limit = 0.0
+                    self._stop("time")
+                if self._has_expired():
+                    self._stop("expired")
+        finally:
+            posix.close(watched)
+
+    def _linger(self) -> None:
+        """A background call outlives its command: until its client lets go of it, or it has no authority any more."""
+        jail = self._jail
+        poll = select.poll()
+        poll.register(self._reply, select.POLLIN)
+        poll.register(jail.woken, select.POLLIN)
+        self._look_out(poll)
+        limit = jail.policy.time_limit
+        while not jail.alone():
+            ended: list[str] = []
+            for descriptor, events in poll.poll(_LINGER_MS):
+                if descriptor == jail.woken:
+                    ended += self._told()
+                elif descriptor == jail.policy.requests:
+                    self._want_another(poll, events)
+                elif events & (select.POLLHUP | select.POLLERR):
+                    return
+                else:
+                    data, _ = sockets.receive(self._reply, 64)
+                    if not data or data[:1] == b"k":
+                        return
+            if limit and time.monotonic() - self._started >= limit:
+                return
+            if self._has_expired():
+                ended.append("expired")
+            if ended and not (jail.policy.freeze and all([why in _ENDS for why in ended])):
+                return
+            if ended:
+                jail.tell_main("freeze")
+
+    def _timeout(self, limit: float) -> int | None:
+        left: list[float] = []
+        if limit:
+            left.append(self._started + limit - time.monotonic())
+        if self._expires:
+            left.append(self._expires - time.clock_gettime(time.CLOCK_BOOTTIME))
+        if not left:
+            return None
+        return max(0, min(_LONGEST_WAIT_MS, int(min(left) * 1000) + 1))
+
+    def _has_expired(self) -> bool:
+        """Once."""
+        if not self._expires or time.clock_gettime(time.CLOCK_BOOTTIME) < self._expires:
+            return False
+        self._expires = 0.0
+        return True
+
+    # --- what others want of it ----------------------------------------------------------------------------------------
+
+    def _look_out(self, poll: select.poll) -> None:
+        """For a further request, where no other thread waits for one: it is not to wait for this call's end.
+
+        A second thread that waits ahead would take every other request, with what its processor remembers of the last one.
+        """
+        if not self._jail.policy.idle:
+            poll.register(self._jail.policy.requests, select.POLLIN)
+
+    def _want_another(self, poll: select.poll, events: int) -> None:
+        poll.unregister(self._jail.policy.requests)
+        if not events & select.POLLHUP:  # else there will be no further one
+            self._jail.tell_main("wanted")
+
+    def _told(self) -> list[str]:
+        """What the mediator says of this call: it may say it of one that is over by now."""
+        lines = [line.partition(" ") for line in posix.read(self._jail.woken, 4096).decode().splitlines()]
+        return [why for why, _, call in lines if call == self.call]
+
+    def _stop(self, why: str) -> None:
+        """The authority is gone: end everything of this call's, or, for a policy that says so, stop it where it stands."""
+        self.limit = self.limit or why
+        if why not in _ENDS or not self._jail.policy.freeze:
+            self.kill(_SIGKILL)
+        else:
+            # Only the mediator sees the session's numbers of the cell's processes.
+            self._jail.tell_main("freeze")
+            answer(self._reply, "frozen", why)
+
+    def _obey(self) -> bool:
+        """One message of the client's: a signal for the command. False: the client is gone, and the call with it."""
+        try:
+            data, _ = sockets.receive(self._reply, 64)
+        except OSError as error:
+            if error.errno == EINTR:
+                return True
+            data = b""
+        if not data:
+            self.limit = self.limit or "abandoned"
+            self.kill(_SIGKILL)
+            return False
+        kind, number = data[:1], int.from_bytes(data[1:5], "little")
+        if kind == b"k":
+            self.limit = self.limit or "killed"
+            self.kill(_SIGKILL)
+        elif kind == b"g":
+            self.kill(number, group=True)
+        elif kind == b"s":
+            self.kill(number)
+        return True
+
+
+def answer(reply: int, *message: Any) -> None:
+    """To a call's client, who may be gone. Raises OSError."""
+    try:
+        sockets.say(reply, marshal.dumps(message))
+    except OSError as error:
+        if error.errno != EPIPE:
+            raise
+
+
+def _brief(argv: list[bytes]) -> list[bytes]:
+    """A command line for the record, which keeps 4 KiB of it."""
+    left = _RECORDED
+    kept: list[bytes] = []
+    for word in argv:
+        if len(word) + 1 > left:
+            return [*kept, word[:left], b"..."]
+        kept.append(word)
+        left -= len(word) + 1
+    return kept
