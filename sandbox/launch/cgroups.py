@@ -27,6 +27,8 @@ _SWEEP = (
     'read -r _; n=0; while [ $n -lt 100 ]; do left=0; for d in "$@"; do [ -d "$d" ] || continue; '
     'rmdir "$d" 2>/dev/null || left=1; done; [ $left = 0 ] && exit 0; n=$((n+1)); sleep 0.05; done'
 )
+_JANITORS: list[int] = []
+"""Of this process's groups: one that has swept is a zombie until it is reaped, and a template serves many sessions."""
 
 
 class Groups:
@@ -65,7 +67,9 @@ class Groups:
             (posix.POSIX_SPAWN_OPEN, 2, "/dev/null", posix.O_WRONLY, 0),
         ]
         words = ["sh", "-c", _SWEEP, "sh", *paths]
-        posix.posix_spawn("/bin/sh", words, {"PATH": "/usr/bin:/bin"}, file_actions=actions, setsid=True)
+        environment = {"PATH": "/usr/bin:/bin"}
+        _reap()
+        _JANITORS.append(posix.posix_spawn("/bin/sh", words, environment, file_actions=actions, setsid=True))
         posix.close(read)
         self._janitor = write
 
@@ -79,6 +83,7 @@ class Groups:
                     raise
         if self._janitor >= 0:
             posix.close(self._janitor)
+        _reap()
 
 
 def make(limits: Iterable[Operation]) -> Groups | None:
@@ -113,6 +118,17 @@ def make(limits: Iterable[Operation]) -> Groups | None:
     groups = Groups(paths, unified=unified)
     groups.watch()
     return groups
+
+
+def _reap() -> None:
+    """Those janitors that are done. Nobody waits for one: a busy group keeps it for seconds."""
+    for pid in [*_JANITORS]:
+        try:
+            done = posix.waitpid(pid, posix.WNOHANG)[0]
+        except ChildProcessError:
+            done = pid  # reaped by the kernel, where whoever started this process ignores SIGCHLD
+        if done:
+            _JANITORS.remove(pid)
 
 
 def _set(path: str, what: str, value: int, *, unified: bool) -> None:

@@ -135,6 +135,7 @@ def test_a_hundred_sessions_at_once_and_all_gone_again(world: World) -> None:
     last = figures(template)
     print(f"the template, after {SESSIONS} sessions and after {SESSIONS} more: {first} {last}")
     assert last.memory <= first.memory + ROOM * 4
+    assert last.children <= first.children + 8  # zombies too
     assert (last.descriptors, last.mounts, last.threads) == (first.descriptors, first.mounts, first.threads)
     assert len(processes("remit-init")) == zygotes
     assert len(os.listdir("/proc/self/fd")) <= own + 1
