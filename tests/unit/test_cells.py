@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,7 +79,14 @@ def policy(*, private: bool = False, loopback: bool = True, egress: object = Non
 @contextmanager
 def opened() -> Generator[World, None, None]:
     clock = [100.0]
+    threads: list[threading.Thread] = []
+
+    def start(run: Callable[[], None], _arguments: tuple[()]) -> None:
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+
     with (
+        patch.object(module, "_thread", SimpleNamespace(start_new_thread=start)),
         patch.object(module, "Maker", FakeMaker),
         patch.object(module, "process", FakeProcess),
         patch.object(module, "time", SimpleNamespace(monotonic=lambda: clock[0])),
@@ -87,8 +95,11 @@ def opened() -> Generator[World, None, None]:
         try:
             yield World(cells, cells._maker, select.poll(), clock)
         finally:
-            for end in (cells._asked, cells._asked_read, cells._ready, cells._ready_read):
-                os.close(end)  # with the first, its thread ends
+            os.close(cells._asked)
+            threads[0].join()
+            # Not before: it would read whatever has the number by then.
+            for end in (cells._asked_read, cells._ready, cells._ready_read):
+                os.close(end)
 
 
 @pytest.fixture
