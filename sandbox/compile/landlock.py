@@ -77,15 +77,16 @@ CHANGE = (
     | REMOVE_FILE
     | MAKE_DIR
     | MAKE_REG
+    | MAKE_SOCK
     | MAKE_FIFO
     | MAKE_SYM
     | MAKE_CHAR
     | MAKE_BLOCK
     | REFER
 )
-"""What the ``command`` domain lacks below a mediated root. MAKE_SOCK is not in it: bind(2) cannot be performed for a
-caller, and a socket cannot become code."""
-WRITE = (CHANGE | MAKE_SOCK) & ~(MAKE_CHAR | MAKE_BLOCK)
+"""What the ``command`` domain lacks below a mediated root. MAKE_SOCK too: a socket holds no code, but git takes one, which may
+be searched like a directory, for the ``refs`` that make a repository of what lies beside it."""
+WRITE = CHANGE & ~(MAKE_CHAR | MAKE_BLOCK)
 """A write right. Device nodes are made by nobody."""
 DEVICE = READ_FILE | WRITE_FILE | IOCTL_DEV
 DEVICES = DEVICE | READ_DIR

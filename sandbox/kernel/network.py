@@ -7,7 +7,7 @@ milliseconds on a machine with much memory, however few connections there are.
 from __future__ import annotations
 
 import posix
-from errno import ENOENT
+from errno import EBADF, ENOENT
 
 from remit.sandbox.kernel import sockets
 from remit.sandbox.kernel.call import failure
@@ -50,6 +50,12 @@ class Listeners:
             return self._one(host, port, _TCP) or self._one(host, port, _UDP)
         except OSError:
             return not self._own or listens(port)
+
+    def dump(self, request: bytes) -> list[bytes]:
+        """What ``sock_diag(7)`` answers there. Raises OSError."""
+        if not self._own and self._descriptor < 0:
+            raise failure(EBADF, "sock_diag")
+        return sockets.dump(SOCK_DIAG, request, self._descriptor)
 
     def close(self) -> None:
         """Of another namespace: nobody can tell any more."""

@@ -121,6 +121,11 @@ def pidfd_open(pid: int) -> int:
     return call(NR["pidfd_open"], pid, 0)
 
 
+def pidfd_getfd(pidfd: int, descriptor: int) -> int:
+    """``pidfd_getfd(2)`` (Linux 5.6): another process's open file, here."""
+    return call(NR["pidfd_getfd"], pidfd, descriptor, 0)
+
+
 def ended(pid: int) -> tuple[int, float, int]:
     """How a child that has ended did, leaving it to be reaped: wait status, CPU time in seconds, largest resident set in
     KiB (``waitid(2)`` with WNOWAIT, and the ``rusage`` that only the system call itself gives). Raises OSError."""

@@ -72,6 +72,12 @@ def bind(socket: int, family: int, host: bytes, port: int) -> None:
     call(NR["bind"], socket, name, len(name))
 
 
+def bind_path(socket: int, path: bytes) -> None:
+    """``bind(2)`` to a name in the file system, of 108 bytes at most (``unix(7)``)."""
+    name = _AF_UNIX.to_bytes(2, "little") + path
+    call(NR["bind"], socket, name, len(name))
+
+
 def packed(host: str) -> bytes:
     """An address in text as its 4 or 16 bytes. ValueError: it is none."""
     if ":" not in host:
@@ -233,9 +239,12 @@ def netlink_kind(opened: int, data: bytes) -> tuple[int, int]:
     return int.from_bytes(reply[4:6], "little"), -int.from_bytes(reply[HEADER:], "little", signed=True)
 
 
-def dump(protocol: int, data: bytes) -> list[bytes]:
-    """Send one request and return the messages of the answer, to its end or acknowledgement. Raises OSError."""
-    opened = netlink_socket(protocol)
+def dump(protocol: int, data: bytes, descriptor: int = -1) -> list[bytes]:
+    """Send one request and return the messages of the answer, to its end or acknowledgement. Raises OSError.
+
+    ``descriptor``: a socket of the protocol, perhaps of another namespace; without one, a new one of this thread's.
+    """
+    opened = posix.dup(descriptor) if descriptor >= 0 else netlink_socket(protocol)
     found: list[bytes] = []
     try:
         call(NR["sendto"], opened, data, len(data), 0, _KERNEL, len(_KERNEL))

@@ -77,6 +77,9 @@ class Policy:
         """A call's own command need not ask the mediator: what there is to note of it, its thread can find out unasked."""
         self.broker = Broker(mediation, note, lines, umasks)
         self.broker.calls.view.copies = True
+        if self.private:
+            # Not the first two: /proc, by whose numbers the mediator knows everybody, and terminals.
+            self.broker.calls.view.private = tuple([place.encode() for place in places[2:]])
         self.broker.perform(Metadata(self.broker.calls).handlers())
 
     @property

@@ -150,6 +150,7 @@ class Broker:
             self._denied,
             self._outside,
             self._sockets.__contains__,
+            lambda path, right: self._observer.verdict(path, right)[0],
             self._observer.identify,
             umasks or Umasks(monotonic),
         )

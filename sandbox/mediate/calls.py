@@ -55,6 +55,7 @@ class Calls:
         denied: Denial,
         outside: Callable[..., None],
         connects: Callable[[bytes], bool],
+        allows: Callable[[bytes, str], bool],
         answering: Callable[[int], object],
         umasks: Umasks,
     ) -> None:
@@ -80,6 +81,9 @@ class Calls:
         self.outside = outside
         self.answering = answering
         self.connects = connects
+        """A grant names this socket."""
+        self.allows = allows
+        """A grant gives this right, or the place is the session's own."""
         self.roots: list[tuple[bytes, bytes, int]] = []
         for root in roots:
             try:
@@ -89,7 +93,7 @@ class Calls:
             self.roots.append((root, root + b"/", descriptor))
         self.reads = reads
         self._outer = outer
-        self.repository = Repository(rules, self.view, self.inside)
+        self.repository = Repository(rules, self.view, self.inside, self._changes)
 
     def close(self) -> None:
         """No further call will come."""
@@ -111,6 +115,10 @@ class Calls:
 
     def inside(self, path: bytes) -> bool:
         return any([path.startswith(below) or path == root for root, below, _ in self.roots])
+
+    def _changes(self, path: bytes) -> bool:
+        """It may change inside the session: by this call, or by another one."""
+        return self.inside(path) or any([under(path, place) for place in self._outer])
 
     def mediates(self, path: bytes, writes: int) -> bool:
         return self.inside(path) if writes else any([under(path, root) for root in self.reads])
@@ -149,7 +157,7 @@ class Calls:
 
     def refuse_beyond(self, path: bytes, right: str) -> None:
         """Refuse what is writable for the session and not for this call: to the mediator, nothing else would."""
-        if not self.inside(path) and any(under(path, place) for place in self._outer):
+        if not self.inside(path) and self._changes(path):
             raise self.denied(right, path, "nothing grants it", EACCES)
 
     def refuse(self, path: bytes, right: str) -> None:

@@ -51,10 +51,14 @@ def _mode(directory: int, path: bytes) -> int:
 class Repository:
     """Decisions that look at a handful of names beside the one in question. Each returns a rule's text, or nothing."""
 
-    def __init__(self, rules: Rules, view: View, inside: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self, rules: Rules, view: View, inside: Callable[[bytes], bool], changes: Callable[[bytes], bool]
+    ) -> None:
+        """``inside``: in a root. ``changes``: in a root, or where other calls of the session may write."""
         self._rules = rules
         self._view = view
         self._inside = inside
+        self._changes = changes
 
     def _git(self, directory: int, place: bytes) -> bool:
         return place.endswith(b"/.git") or bool(_mode(directory, MARKERS[0]) and _mode(directory, MARKERS[1]))
@@ -125,7 +129,7 @@ class Repository:
         except OSError:
             return False
         path = self._view.canonical(found)
-        return not self._inside(path) and not path.startswith(_PRIVATE)
+        return not self._changes(path) and not path.startswith(_PRIVATE)
 
     def leaving(self, directory: int, place: bytes, name: bytes, is_directory: bool) -> str:
         """``name`` is moved away. Configuration and interpreters may be (they may be removed, too), hooks may not."""

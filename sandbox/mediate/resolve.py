@@ -2,7 +2,8 @@
 
 The mediator shares the caller's mount namespace and root directory, so the kernel resolves for it, but for what means
 something else to each process: the working directory, descriptors, and the links below ``/proc/self``. Those are
-resolved through ``/proc/TID``, component by component where a path runs into one.
+resolved through ``/proc/TID``, component by component where a path runs into one. A call with places of its own (``/tmp`` and
+others) is in a copy of the mounts, and there its names are looked up in its own (``View.private``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from remit.sandbox.kernel.files import (
     RESOLVE_NO_SYMLINKS,
     openat2,
 )
-from remit.sandbox.mediate.rules import join
+from remit.sandbox.mediate.rules import join, under
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Foreign(Exception):
 class View:
     """The names of the caller of one notification. ``begin`` and ``end`` bracket it; ``end`` closes what was opened."""
 
-    __slots__ = ("_own_entries", "_proc_device", "_where", "copies", "owned", "pid")
+    __slots__ = ("_own_entries", "_proc_device", "_where", "copies", "owned", "pid", "private")
 
     def __init__(self) -> None:
         self.pid = 0
@@ -52,6 +53,9 @@ class View:
         self.copies = False
         """The caller's mounts are copies of this process's (``mount_namespaces(7)``): the same trees, yet to the kernel a
         link or a rename from one to the other is EXDEV. So all that is resolved is put into this process's."""
+        self.private: tuple[bytes, ...] = ()
+        """Where the caller's mounts hold something else than this process's: its own scratch. What this process has there is
+        another call's, whose links must lead nobody anywhere, and whose files are not the caller's to change."""
         self.owned: list[int] = []
         self._proc_device = posix.stat(b"/proc").st_dev
         self._own_entries = b"/proc/%d" % posix.getpid()
@@ -94,12 +98,24 @@ class View:
             return descriptor
         return found if _same(found, descriptor) else descriptor
 
+    def _placed(self, descriptor: int) -> int:
+        """The object of that name through the caller's mounts in a private place, and else through this process's. Raises
+        OSError where there is none."""
+        path = self.canonical(descriptor)
+        return self._there(path, _ENTRY) if self._is_private(path) else self._here(descriptor)
+
+    def _is_private(self, path: bytes) -> bool:
+        return any([under(path, place) for place in self.private])
+
+    def _there(self, path: bytes, flags: int) -> int:
+        """What an absolute path without links is called through the caller's own mounts. Raises OSError."""
+        root = self.own(posix.open(b"/proc/%d/root" % self.pid, _DIRECTORY))
+        below = path.lstrip(b"/") or b"."
+        return self.own(openat2(root, below, flags, 0, RESOLVE_NO_SYMLINKS | RESOLVE_IN_ROOT))
+
     def directory_there(self, descriptor: int) -> int:
         """The directory opened for reading, through the caller's own mounts: it may walk on from there. Raises EACCES."""
-        root = self.own(posix.open(b"/proc/%d/root" % self.pid, _DIRECTORY))
-        below = self.canonical(descriptor).lstrip(b"/") or b"."
-        flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
-        found = self.own(openat2(root, below, flags, 0, RESOLVE_NO_SYMLINKS | RESOLVE_IN_ROOT))
+        found = self._there(self.canonical(descriptor), posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
         if not _same(found, descriptor):
             raise failure(EACCES, "path")
         return found
@@ -155,8 +171,12 @@ class View:
 
     def missing(self, path: bytes) -> int:
         """0 where the absolute ``path`` leads to something without crossing a link, else the errno: ELOOP for a link."""
+        flags = _ENTRY & ~posix.O_NOFOLLOW
         try:
-            posix.close(openat2(AT_FDCWD, path, _ENTRY & ~posix.O_NOFOLLOW, 0, RESOLVE_NO_SYMLINKS))
+            if self._is_private(path):
+                self._there(path, flags)
+            else:
+                posix.close(openat2(AT_FDCWD, path, flags, 0, RESOLVE_NO_SYMLINKS))
         except OSError as error:
             return error.errno or ENOENT
         return 0
@@ -181,8 +201,11 @@ class View:
     def _directory(self, base: int, path: bytes) -> int:
         if not path:
             return self.own(openat2(base, b".", _DIRECTORY, 0, 0)) if base >= 0 else self._root()
+        # An absolute link is not the kernel's to follow where its root means something else to the caller.
+        resolve = RESOLVE_NO_SYMLINKS if self.private else RESOLVE_NO_MAGICLINKS
         try:
-            return self.own(openat2(base if base >= 0 else AT_FDCWD, path, _DIRECTORY, 0, RESOLVE_NO_MAGICLINKS))
+            found = self.own(openat2(base if base >= 0 else AT_FDCWD, path, _DIRECTORY, 0, resolve))
+            return self._placed(found) if self.private else found
         except OSError as error:
             if error.errno not in (ELOOP, ENOENT, ENOTDIR):
                 raise
@@ -204,7 +227,7 @@ class View:
             entry = self.own(openat2(current, name, _ENTRY, 0, RESOLVE_NO_MAGICLINKS))
             status = posix.fstat(entry)
             if status.st_mode & _S_IFMT != _S_IFLNK:
-                current = entry
+                current = self._placed(entry) if self.private else entry
                 continue
             links += 1
             if links > _LINKS_AT_MOST:
@@ -251,7 +274,7 @@ class View:
         entry = self.own(openat2(directory, name, _ENTRY, 0, RESOLVE_NO_MAGICLINKS))
         status = posix.fstat(entry)
         if status.st_mode & _S_IFMT != _S_IFLNK:
-            return entry, b"", -1, status.st_mode
+            return self._placed(entry) if self.private else entry, b"", -1, status.st_mode
         magic, target = self.link(directory, name, entry, status.st_dev)
         return entry, target, magic, status.st_mode
 
@@ -268,6 +291,7 @@ class View:
         for _ in range(_LINKS_AT_MOST + 1):
             if name in (b"", b".", b".."):
                 found = self.own(openat2(directory, name or b".", _DIRECTORY, 0, 0))
+                found = self._placed(found) if self.private else found
                 return found, self.canonical(found)
             found, target, magic, mode = self.target(directory, name)
             if mode & _S_IFMT == _S_IFLNK and (follow or slash):

@@ -155,8 +155,8 @@ class Shortcut:
     def _leave_to_kernel(self, place: bytes) -> None:
         """What is below ``place``, where nothing of the host's is: no rule speaks of it, and mounts and Landlock decide."""
         assert self._fast is not None
-        if self._observer.grants_around(place):
-            return
+        if self._observer.grants_around(place) or self._calls.view.private:
+            return  # a call's own is not this process's: it cannot see whether a link is on the way
         try:
             anchor = posix.open(place, O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
         except OSError:

@@ -1,15 +1,18 @@
 """Whether a Unix socket that a path leads to was made inside: asked of the kernel (``sock_diag(7)``), not remembered.
 
-A socket lies in the file system and belongs to a network namespace. The session has one of its own, so a socket of that
-namespace is the session's, and a socket file that no socket of it is bound to was made outside.
+A socket lies in the file system and belongs to a network namespace. The session has one of its own, and so has a call with
+fewer sockets than its session: a socket file that no socket of the caller's namespace is bound to was made outside of it.
 """
 
 from __future__ import annotations
 
 import posix
 
-from remit.sandbox.kernel import sockets
-from remit.sandbox.kernel.netlink import DUMP, REQUEST, SOCK_DIAG, message
+from remit.sandbox.kernel.netlink import DUMP, REQUEST, message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from remit.sandbox.kernel.network import Listeners
 
 _BY_FAMILY = 20
 _AF_UNIX = 1
@@ -18,11 +21,11 @@ _ATTRIBUTE_VFS = 1
 _HEADER, _UNIX_MESSAGE = 16, 16
 
 
-def made_inside(status: posix.stat_result) -> bool:
-    """Whether a socket of this network namespace is bound to the file. False too where the kernel cannot say."""
+def made_inside(status: posix.stat_result, network: Listeners) -> bool:
+    """Whether a socket of that network namespace is bound to the file. False too where the kernel cannot say."""
     request = bytes((_AF_UNIX, 0, 0, 0)) + b"\xff\xff\xff\xff" + bytes(4) + _SHOW_VFS.to_bytes(4, "little") + bytes(8)
     try:
-        parts = sockets.dump(SOCK_DIAG, message(_BY_FAMILY, REQUEST | DUMP, 1, request))
+        parts = network.dump(message(_BY_FAMILY, REQUEST | DUMP, 1, request))
     except OSError:
         return False
     device = posix_device(status.st_dev)
