@@ -12,11 +12,11 @@ nothing inside can move. What changes from outside is met by performing on descr
 from __future__ import annotations
 
 import posix
-from errno import EACCES, ENOENT, ENOTDIR
+from errno import EACCES, ENOENT, ENOTDIR, EXDEV
 
 from remit.sandbox.kernel import memory
 from remit.sandbox.kernel.call import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, NR, failure
-from remit.sandbox.kernel.files import O_PATH, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
+from remit.sandbox.kernel.files import O_PATH, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 from remit.sandbox.mediate.repository import Repository
 from remit.sandbox.mediate.resolve import Foreign, Umasks, View, signed
 from remit.sandbox.mediate.rules import WRITE, Rules, join, under
@@ -85,12 +85,16 @@ class Calls:
         self.allows = allows
         """A grant gives this right, or the place is the session's own."""
         self.roots: list[tuple[bytes, bytes, int]] = []
+        movable: list[tuple[bytes, bytes, int]] = []
         for root in roots:
             try:
                 descriptor = posix.open(root, O_PATH | O_CLOEXEC)
+                its = movable if not _is_mount(root) else []
             except OSError:
                 continue
             self.roots.append((root, root + b"/", descriptor))
+            its.append(self.roots[-1])
+        self._movable = tuple(movable)
         self.reads = reads
         self._outer = outer
         self.repository = Repository(rules, self.view, self.inside, self._changes)
@@ -160,10 +164,25 @@ class Calls:
         if not self.inside(path) and self._changes(path):
             raise self.denied(right, path, "nothing grants it", EACCES)
 
+    def hold(self, path: bytes) -> None:
+        """Refuse what has the name of a root's, where the root has another one by now: a call of wider authority, or somebody
+        outside, has moved the directory that was granted, and put another one in its place."""
+        for root, below, anchor in self._movable:
+            if path == root or path.startswith(below):
+                try:
+                    here = posix.stat(root, follow_symlinks=False)
+                except OSError:
+                    return  # then the name leads nowhere
+                there = posix.fstat(anchor)
+                if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+                    raise self.denied(WRITE, path, "it is not in the directory that was granted", EACCES)
+                return
+
     def refuse(self, path: bytes, right: str) -> None:
+        self.hold(path)
         if (path, right) not in self.touched:
             self.touched.append((path, right))
-        self.check(path, right)
+        self._decide(path, right)
 
     def elsewhere(self, path: bytes, right: str) -> int:
         """Not in a root: the kernel goes on, by mounts and Landlock."""
@@ -172,6 +191,10 @@ class Calls:
         return PROCEED
 
     def check(self, path: bytes, right: str) -> None:
+        self.hold(path)
+        self._decide(path, right)
+
+    def _decide(self, path: bytes, right: str) -> None:
         text = self.rules.decide(path, right)
         if text:
             raise self.denied(right, path, text, EACCES)
@@ -248,6 +271,19 @@ class Handlers:
     def handlers(self) -> dict[int, Callable[..., int]]:
         """By the numbers that this machine has."""
         return {NR[name]: getattr(self, name) for name in self.names if name in NR}
+
+
+def _is_mount(path: bytes) -> bool:
+    """Something is mounted there: nobody can move it away."""
+    directory, _, name = path.rpartition(b"/")
+    parent = posix.open(directory or b"/", O_PATH | O_DIRECTORY | O_CLOEXEC)
+    try:
+        posix.close(openat2(parent, name or b".", O_PATH | O_CLOEXEC, 0, RESOLVE_NO_XDEV))
+    except OSError as error:
+        return error.errno == EXDEV
+    finally:
+        posix.close(parent)
+    return False
 
 
 def positive(descriptor: int) -> int:

@@ -52,6 +52,7 @@ class Moving(Handlers):
             return PROCEED
         directory, name, place, full, slash = found
         self._calls.touched.append((full, REMOVE))
+        self._calls.hold(full)
         text = self._rules.decide(full, REMOVE)
         if not text and name in self._rules.hooks:
             text = self._repository.creation(directory, place, name)

@@ -248,3 +248,44 @@ def test_an_interpreter_is_none_where_another_call_may_write_it(world: World) ->
         # The other arm: what nobody in here can write.
         assert probe(session, "os.symlink('/usr/bin/python3', 'venv/bin/python')", Grant(write=["venv"])) == "ok"
     assert Path(os.readlink(world.workspace / "venv/bin/python")) == Path("/usr/bin/python3")
+
+
+# --- a granted directory that has another name by now ------------------------------------------------------------------------
+
+ACTIONS = {
+    "write": "open('{}/there', 'w')",
+    "truncate": "os.truncate('{}/there', 0)",
+    "chmod": "os.chmod('{}/there', 0o600)",
+    "utime": "os.utime('{}/there', (5, 5))",
+    "make": "open('{}/new', 'w').close()",
+    "mkdir": "os.mkdir('{}/made')",
+    "link": "os.link('{}/there', '{}/linked')",
+    "rename": "os.rename('{}/there', '{}/moved')",
+    "unlink": "os.unlink('{}/moved')",
+    "rmdir": "os.rmdir('{}/made')",
+}
+
+
+@pytest.mark.parametrize("spelling", ["src/./../src", "link"])
+def test_what_has_a_granted_directorys_name_by_now_is_not_granted(world: World, spelling: str) -> None:
+    """Moved by a call of wider authority. Spellings that are the kernel's to find out go by name, and not by the directory."""
+    for name in ("src", "other"):
+        (world.workspace / name).mkdir()
+        (world.workspace / name / "there").write_text(name)
+    (world.workspace / "link").symlink_to("src")
+    act = {name: action.replace("{}", spelling) for name, action in ACTIONS.items()}
+    with opened(world) as session:
+        grant = Grant(write=["src"])
+        assert set(probes(session, act, grant).values()) == {"ok"}  # the other arm
+        (world.workspace / "src" / "there").write_text("src")
+        assert session.run(["sh", "-c", "mv src old; mv other src"]).returncode == 0
+        (world.workspace / "src" / "moved").write_text("other")
+        (world.workspace / "src" / "made").mkdir()
+        found = probes(session, {**act, "mkdir": act["mkdir"].replace("made", "more")}, grant)
+        assert {name: outcome for name, outcome in found.items() if outcome != "EACCES"} == {}
+    names = {path.name: path.stat() for path in (world.workspace / "src").iterdir()}
+    assert sorted(names) == ["made", "moved", "there"]
+    assert (world.workspace / "src" / "there").read_text() == "other"
+    assert names["there"].st_mode & 0o777 == 0o644
+    assert names["there"].st_mtime != 5
+    assert names["there"].st_nlink == 1
