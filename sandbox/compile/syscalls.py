@@ -103,6 +103,7 @@ NAMESPACE_FLAGS = (
     CLONE_NEWPID,
     CLONE_NEWNET,
 )
+CLONE_PARENT = 0x8000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
@@ -179,6 +180,9 @@ def _rows() -> Iterator[Row]:
         yield Row(call, Action.COUNT, EPERM, group=_GROUP.get(call, ""))
     for flag in NAMESPACE_FLAGS:
         yield Row("clone", Action.COUNT, EPERM, _bit(0, flag), "nested-userns")
+    # A child of the caller's parent, which for a call's command is Remit's own process: outside of the call, where nobody
+    # looks for what the call left behind, and nobody reaps it. No library uses it.
+    yield Row("clone", Action.COUNT, EPERM, _bit(0, CLONE_PARENT))
 
     # clone3 keeps its flags in memory, where no filter sees them: glibc falls back to clone on ENOSYS. io_uring
     # performs system calls that no filter sees.

@@ -56,6 +56,8 @@ _P_PID = 1
 _SIGINFO_SIZE = 128
 _WEXITED = 4
 _WNOWAIT = 0x1000000
+_WNOTHREAD = 0x20000000
+_WALL = 0x40000000
 _CLD_EXITED = 1
 _CLD_DUMPED = 3
 _WORDS = Struct("=7i")
@@ -272,6 +274,15 @@ def signalfd(signals: tuple[int, ...]) -> int:
     """``signalfd(2)``: a descriptor that reads the given signals, which the caller has blocked. Non-blocking, close-on-exec."""
     mask = sum(1 << (signal - 1) for signal in signals)
     return call(NR["signalfd4"], -1, mask.to_bytes(8, "little"), 8, posix.O_CLOEXEC | posix.O_NONBLOCK)
+
+
+def reap_children() -> None:
+    """Wait for every child of the calling thread, of whatever kind, and for none of another thread's (``wait(2)``)."""
+    try:
+        while True:
+            posix.waitpid(-1, _WALL | _WNOTHREAD)
+    except ChildProcessError:
+        pass
 
 
 def ticks(seconds: float) -> int:

@@ -102,8 +102,10 @@ class Cell:
             self.sockets = None
 
     def end(self) -> None:
-        """End everything in it, and wait until it has ended."""
+        """End everything in it, and wait until it has ended. On the thread whose children are in it, if there are any."""
         posix.close(self.life)
+        # PID 1 ends last, and not before somebody has reaped whatever has its parent outside (``pid_namespaces(7)``).
+        process.reap_children()
         posix.waitpid(self.init, 0)
 
 

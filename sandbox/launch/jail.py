@@ -43,6 +43,7 @@ class Jail(Source):
 
     __slots__ = (
         "_children",
+        "_commands",
         "_keeps",
         "_mail",
         "_own",
@@ -113,6 +114,8 @@ class Jail(Source):
         """This thread's directory in the session's /proc: in the cell's it has none."""
         self._children = -1
         """A list in the cell's /proc, open from its first use to the thread's end."""
+        self._commands = -1
+        """This thread's own children."""
         self.woken, self.wake = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         """The thread reads the first, the mediator's thread writes the second: a line with a reason and a call."""
 
@@ -145,6 +148,7 @@ class Jail(Source):
         own = (self.ground.place, self.control, self.arms, self.woken, *self.cell.descriptors)
         keep(policy.requests, policy.ruleset, *own, *namespaces)
         self._own = posix.open("/proc/thread-self", _PLACE)
+        self._commands = posix.open("/proc/thread-self/children", posix.O_RDONLY | posix.O_CLOEXEC)
 
     def _confine(self) -> None:
         policy, ground = self.policy, self.ground
@@ -216,12 +220,14 @@ class Jail(Source):
         posix.chdir("/")
         self.busy = False
 
-    def alone(self) -> bool:
-        """Nothing but PID 1 is left in the cell: it has adopted every orphan, and has none."""
+    def alone(self, ended: int = 0) -> bool:
+        """Nothing but PID 1 is left in the cell: it has adopted every orphan, and has none; and this thread has no child, who may
+        have made others that are its own too (CLONE_PARENT, which the filter refuses). ``ended``: the command, not reaped yet."""
         try:
             if self._children < 0:
                 self._children = posix.open("/proc/1/task/1/children", posix.O_RDONLY | posix.O_CLOEXEC)
-            return not posix.pread(self._children, 64, 0)
+            own = b"%d " % ended if ended else b""
+            return not posix.pread(self._children, 64, 0) and posix.pread(self._commands, 64, 0) == own
         except OSError:
             return False
 

@@ -202,7 +202,7 @@ class Running:
     def _see_to_its_end(self) -> bool:
         jail, background = self._jail, self._background
         status, cpu, memory = self._wait()
-        clean = jail.alone()
+        clean = jail.alone(self.pid)
         with jail.ending:
             if not background and not clean:
                 # The cell's PID 1 ends last, and not before the command's process is reaped (``pid_namespaces(7)``).

@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from remit import CompletedCall, Grant, Session
+from remit.sandbox.compile import seccomp, syscalls
 from tests.kernel.run_harness import PRELUDE, PYTHON, World, all_ended, descendants, parsed
 from tests.kernel.run_harness import Result as Ended
 
@@ -27,6 +28,27 @@ def opened(world: World, profile: str = "offline", **keywords: Any) -> Generator
         session = Session(profile, world.workspace, **keywords)
     with session:
         yield session
+
+
+@contextmanager
+def allowing(call: str, argument: int, value: int) -> Generator[None, None, None]:
+    """Filters that are made meanwhile do not refuse this value of a call's argument: the layer off, for what lies behind it."""
+
+    def off(row: syscalls.Row) -> bool:
+        return row.call == call and any(c.argument == argument and c.value == value for c in row.conditions)
+
+    kept: Any = seccomp
+
+    def forget() -> None:
+        kept._program.cache_clear()
+        syscalls.refused.cache_clear()
+
+    forget()
+    try:
+        with patch.object(syscalls, "TABLE", tuple(row for row in syscalls.TABLE if not off(row))):
+            yield
+    finally:
+        forget()
 
 
 def python(code: str) -> list[str]:

@@ -16,7 +16,19 @@ import pytest
 
 from remit import DEVNULL, PIPE, STDOUT, CalledProcessError, Grant, GrantError, LaunchError, Session, TimeoutExpired
 from tests.kernel.run_harness import TIMEOUT, World, descendants
-from tests.kernel.session_harness import client, comm, gone, named, opened, probe, probes, python, said, watched
+from tests.kernel.session_harness import (
+    allowing,
+    client,
+    comm,
+    gone,
+    named,
+    opened,
+    probe,
+    probes,
+    python,
+    said,
+    watched,
+)
 from tests.kernel.test_run_stdio import memory_holds
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
@@ -467,6 +479,70 @@ def test_what_a_call_left_behind_is_gone_when_it_returns(session: Session) -> No
 
     assert result.stdout == b"daemon\n"
     assert named(marker) == []
+
+
+CLONE_PARENT = 0x8000
+CLONE = "syscall(56, {flags} | signal.SIGCHLD, 0, 0, 0, 0)"
+SIBLING = f"child = {CLONE.format(flags=CLONE_PARENT)}"
+STAYS = """
+if child == 0:
+    os.setsid()
+    os.closerange(0, 3)
+    while True:
+        signal.pause()
+"""
+ENDS = """
+if child == 0:
+    os._exit(0)
+while open(f'/proc/{child}/stat').read().rpartition(')')[2].split()[0] != 'Z':
+    pass
+"""
+ORPHAN = """
+if os.fork() == 0:
+    os.setsid()
+    os.closerange(0, 3)
+    while True:
+        signal.pause()
+"""
+
+
+@pytest.mark.needs(x86_64=True)
+def test_a_process_cannot_be_given_the_callers_parent(session: Session) -> None:
+    """Its parent would be outside of the call, where nothing that the call left behind is looked for."""
+    tries = {
+        "own": CLONE.format(flags=0) + " or os._exit(0)",
+        "parent's": CLONE.format(flags=CLONE_PARENT) + " or os._exit(0)",
+        "a bit above": CLONE.format(flags=CLONE_PARENT | 1 << 32) + " or os._exit(0)",
+    }
+    assert probes(session, tries) == {"own": "ok", "parent's": "EPERM", "a bit above": "EPERM"}
+
+
+@pytest.mark.needs(x86_64=True)
+@pytest.mark.parametrize("left", [STAYS, ENDS, ENDS + ORPHAN], ids=["lives", "zombie", "zombie and orphan"])
+def test_a_child_of_the_commands_parent_ends_with_its_call_too(world: World, left: str) -> None:
+    """The second layer, with the filter's row off: the thread that starts the command looks at its own children, and reaps
+    them where the cell ends, whose PID 1 cannot end before that."""
+    marker = f"{FOREVER}.111"
+    with allowing("clone", 0, CLONE_PARENT), opened(world) as session:
+        result = session.run(python(f"{SIBLING}{left}print(os.getpid()) # {marker}"), timeout=TIMEOUT)
+        assert named(marker) == []
+        assert said(result) == "2"
+        # Its cell is nobody's any more: the next command is the first of its own.
+        assert said(session.run(python("print(os.getpid())"), timeout=TIMEOUT)) == "2"
+        # The other arm: one that is left with nothing in it serves again.
+        assert int(said(session.run(python("print(os.getpid())"), timeout=TIMEOUT))) > 2
+
+
+@pytest.mark.needs(x86_64=True)
+def test_a_background_call_lasts_while_a_child_of_the_commands_parent_does(world: World) -> None:
+    marker = f"{FOREVER}.112"
+    with allowing("clone", 0, CLONE_PARENT), opened(world) as session:
+        call = session.popen(python(f"{SIBLING}{STAYS}# {marker}"), background=True)
+        assert call.wait() == 0
+        left = watched(marker)
+        assert left
+        call.close()
+        assert gone(left)
 
 
 def test_a_background_call_lives_until_its_handle_is_closed(session: Session) -> None:

@@ -58,6 +58,8 @@ CASES: list[tuple[str, tuple[int, ...], str, str]] = [
     ("clone", (0x10000011,), "errno 1", "notify"),
     ("clone", (0x20011,), "errno 1", "notify"),
     ("clone", (0x40000011 | HIGH,), "errno 1", "notify"),
+    ("clone", (0x8011,), "errno 1", "notify"),  # a child of the caller's parent
+    ("clone", (0x8011 | HIGH,), "errno 1", "notify"),
     ("unshare", (0x10000000,), "errno 1", "notify"),
     ("setns", (3, 0), "errno 1", "notify"),
     ("mount", (), "errno 1", "notify"),
@@ -332,6 +334,7 @@ def test_a_group_allows_its_calls_again_and_no_other(group: str, call: str, argu
     assert answer("x86_64", call, *arguments).startswith("errno")
     for still in ("chroot", "setns", "mount", "reboot"):
         assert answer("x86_64", still, groups=(group,)) == "errno 1"
+    assert answer("x86_64", "clone", 0x8011, groups=(group,)) == "errno 1"
 
 
 def test_every_group_has_a_row() -> None:
