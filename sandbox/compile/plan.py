@@ -405,7 +405,7 @@ class Mediate(Op):
     granted: tuple[tuple[str, str], ...]
     """(path, letters of ``r``, ``w``, ``x``, or ``s`` for a socket): all that is granted, for verdicts on observed calls."""
     brokered_reads: tuple[str, ...] = ()
-    refuse: tuple[tuple[str, int, tuple[tuple[int, int, int], ...]], ...] = ()
+    refuse: tuple[tuple[str, int, tuple[tuple[int, int, int, bool], ...]], ...] = ()
     outer: tuple[str, ...] = ()
     """Subtrees that the session may write and this call may not: modes, owners, times and attributes there are refused,
     since neither a mount nor Landlock would."""

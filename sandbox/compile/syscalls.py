@@ -106,6 +106,35 @@ NAMESPACE_FLAGS = (
 CLONE_PARENT = 0x8000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
+_IOCTL_TYPE = 0xFF00
+"""Which driver a request belongs to (``asm-generic/ioctl.h``)."""
+OPEN_FOR_READING = {
+    "FS_IOC_SETVERSION": 0x40087602,
+    "FS_IOC32_SETVERSION": 0x40047602,
+    "EXT4_IOC_SETVERSION": 0x40086604,
+    "EXT4_IOC_MIGRATE": 0x6609,
+    "FS_IOC_SET_ENCRYPTION_POLICY": 0x800C6613,
+    "FS_IOC_ADD_ENCRYPTION_KEY": 0xC0506617,
+    "FS_IOC_REMOVE_ENCRYPTION_KEY": 0xC0406618,
+    "FS_IOC_REMOVE_ENCRYPTION_KEY_ALL_USERS": 0xC0406619,
+    "FS_IOC_ENABLE_VERITY": 0x40806685,
+    "FAT_IOCTL_SET_ATTRIBUTES": 0x40047211,
+    "ZFS_IOC_SETDOSFLAGS": 0x40088302,
+    "OCFS2_IOC_REFLINK": 0x40186F04,
+    "CEPH_IOC_SET_LAYOUT": 0x40289702,
+    "CEPH_IOC_SET_LAYOUT_POLICY": 0x40289705,
+}
+"""Requests that change a file, a directory or what is below it, and ask for no more than a descriptor for reading."""
+FILE_SYSTEMS = {
+    # btrfs, whose subvolumes are made and removed as directories are. The first three are every file system's: they need a
+    # destination that is open for writing, or change nothing that can be read. The last one tells the label.
+    0x94: (0x40049409, 0x4020940D, 0xC0189436, 0x81009431),
+    # f2fs. SQLite asks for the features, and writes at once where there are some, to what is open for writing.
+    0xF5: (0x8004F50C, 0xF501, 0xF502, 0xF505),
+    # bcachefs
+    0xBC: (),
+}
+"""By type, those of file systems that have many: all but these are refused."""
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 SOCKET_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
 SOCK_TYPE_MASK, SOCK_RAW, SOCK_PACKET = 0xF, 3, 10
@@ -295,6 +324,13 @@ def _files() -> Iterator[Row]:
     ):
         yield Row(call, Action.MEDIATE)
     yield Row("umask", Action.OBSERVE)
+    # Landlock has one right for all requests, on devices alone, and the kernel asks for no writable descriptor here: what is
+    # mounted writable is all that counts. (A request's number is compared as a whole, so these are exact.)
+    for request in OPEN_FOR_READING.values():
+        yield Row("ioctl", Action.COUNT, EPERM, (_is(1, request),))
+    for kind, allowed in FILE_SYSTEMS.items():
+        others = tuple(Condition(1, request, compare=Compare.NOT) for request in allowed)
+        yield Row("ioctl", Action.COUNT, EPERM, (Condition(1, kind << 8, _IOCTL_TYPE), *others))
 
 
 def _metadata() -> Iterator[Row]:
@@ -341,17 +377,22 @@ def rows(groups: Collection[str] = (), *, brokered_reads: bool = False, metadata
     return (*chosen, Row("open", Action.MEDIATE), Row("openat", Action.MEDIATE))
 
 
-Refusal: TypeAlias = tuple[str, int, tuple[tuple[int, int, int], ...]]
+Refusal: TypeAlias = tuple[str, int, tuple[tuple[int, int, int, bool], ...]]
 
 
 @lru_cache(maxsize=32)
 def refused(groups: tuple[str, ...] = (), *, metadata: bool = False) -> tuple[Refusal, ...]:
     """What the mediator refuses whatever it names: (call, errno, conditions), in table order.
 
-    A condition is (argument, mask, value); a row matches when ``arguments[argument] & mask == value`` for all of them.
+    A condition is (argument, mask, value, equal); a row matches when ``(arguments[argument] & mask == value) is equal`` for all
+    of them.
     """
     return tuple(
-        (row.call, row.errno, tuple((c.argument, c.mask, c.value) for c in row.conditions))
+        (
+            row.call,
+            row.errno,
+            tuple((c.argument, c.mask, c.value, c.compare is not Compare.NOT) for c in row.conditions),
+        )
         for row in rows(groups, metadata=metadata)
         if row.action is Action.COUNT
     )

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from remit.sandbox.kernel.placement import Placement
 
     Note: TypeAlias = Callable[..., None]
-    Condition: TypeAlias = tuple[int, int, int]
+    Condition: TypeAlias = tuple[int, int, int, bool]
 
 _KINDS = (Opening, Making, Moving, Programs, Connecting, Processes)
 _MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}
@@ -263,8 +263,8 @@ class Broker:
         rows = self._refused.get(nr)
         if rows is not None:
             for errno, conditions in rows:
-                for index, mask, value in conditions:
-                    if arguments[index] & mask != value:
+                for index, mask, value, equal in conditions:
+                    if (arguments[index] & mask == value) is not equal:
                         break
                 else:
                     # A directory may be setgid: the handler looks at what it is.

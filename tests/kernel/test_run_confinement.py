@@ -254,6 +254,69 @@ def test_what_only_seccomp_holds_succeeds_without_it(world: World) -> None:
     assert (degraded["keyctl"], degraded["clone parent's"], degraded["clone3"]) == ("ok", "ok", "EINVAL")
 
 
+def _requests(low: int, high: int = 0) -> str:
+    return f"call(libc.ioctl(reader, ctypes.c_ulong({low | high << 32}), buffer))"
+
+
+UNWANTED = {
+    "btrfs: create a subvolume": 0x5000940E,
+    "btrfs: create a snapshot": 0x50009401,
+    "btrfs: create a snapshot, newer": 0x50009417,
+    "btrfs: create a subvolume, newer": 0x50009418,
+    "btrfs: remove a subvolume": 0x5000940F,
+    "btrfs: remove a subvolume, newer": 0x5000943F,
+    "btrfs: defragment": 0x50009402,
+    "btrfs: a subvolume's flags": 0x4008941A,
+    "btrfs: one that does not exist yet": 0x900094FF,
+    "btrfs: almost FICLONE": 0xC0049409,
+    "set a file's version": 0x40087602,
+    "set a file's version, 32 bits": 0x40047602,
+    "ext4: set a file's version": 0x40086604,
+    "ext4: migrate": 0x6609,
+    "encrypt a directory": 0x800C6613,
+    "add a key": 0xC0506617,
+    "remove a key": 0xC0406618,
+    "remove a key of all users": 0xC0406619,
+    "enable verity": 0x40806685,
+    "fat: attributes": 0x40047211,
+    "zfs: attributes": 0x40088302,
+    "ocfs2: reflink": 0x40186F04,
+    "ceph: layout": 0x40289702,
+    "ceph: layout for a directory": 0x40289705,
+    "f2fs: pin": 0x4004F50D,
+    "f2fs: release blocks": 0x8008F512,
+    "bcachefs: create a subvolume": 0x4020BC10,
+}
+WANTED = {
+    "FICLONE": 0x40049409,
+    "FICLONERANGE": 0x4020940D,
+    "FIDEDUPERANGE": 0xC0189436,
+    "label": 0x81009431,
+    "f2fs: features": 0x8004F50C,
+    "f2fs: write at once": 0xF501,
+}
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_requests_that_change_what_is_open_for_reading_are_refused(world: World, kind: str) -> None:
+    """They make, remove and change names and files by a descriptor that nobody mediates. The other arm: on a file system that has
+    none of them, /dev/shm, the kernel says so where the filter is off; what it says inside is the filter's."""
+    make = (
+        "os.close(os.open('/dev/shm/one', os.O_CREAT | os.O_WRONLY))" if kind == "file" else "os.mkdir('/dev/shm/one')"
+    )
+    before = f"{make}; reader = os.open('/dev/shm/one', os.O_RDONLY); buffer = ctypes.create_string_buffer(4096)"
+    tries = {name: _requests(number) for name, number in {**UNWANTED, **WANTED}.items()}
+    tries |= {f"{name}, a bit above": _requests(number, 1) for name, number in UNWANTED.items()}
+
+    enforced = world.probes(tries, before=before)
+    degraded = world.probes(tries, "--degrade", "seccomp", "--degrade", "mediation", before=before)
+
+    refused = {name for name, result in enforced.items() if result == "EPERM"}
+    assert refused == set(tries) - set(WANTED), enforced
+    assert {name: enforced[name] for name in WANTED} == {name: degraded[name] for name in WANTED}
+    assert not [name for name, result in degraded.items() if result == "EPERM"], degraded
+
+
 @pytest.mark.parametrize("request_number", ["0x5412", "0x541c", "0x100005412", "0x10000541c"])
 @pytest.mark.needs(x86_64=True)
 def test_input_cannot_be_pushed_into_a_terminal(world: World, request_number: str) -> None:

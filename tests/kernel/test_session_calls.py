@@ -276,6 +276,21 @@ def test_a_call_is_recorded_with_its_grant_and_its_denials(session: Session, wor
     assert first.grant.id != session.run(["true"], grant=Grant(read=["data"])).grant.id
 
 
+def test_a_refused_request_is_the_calls_denial_and_others_are_none(session: Session) -> None:
+    """btrfs's: one that makes a subvolume, and FICLONE, which the kernel answers."""
+    code = """
+    here, buffer = os.open('.', os.O_RDONLY), ctypes.create_string_buffer(4096)
+    for request in sys.argv[1:]:
+        print(attempt(lambda: call(libc.ioctl(here, ctypes.c_ulong(int(request)), buffer))))
+    """
+    refused = session.run([*python(code), str(0x5000940E)])
+    asked = session.run([*python(code), str(0x40049409)])
+
+    assert (said(refused), refused.denied) == ("EPERM", 1)
+    assert said(asked) != "EPERM"
+    assert asked.denied == 0
+
+
 def test_a_denial_says_what_a_model_should_read(session: Session, world: World) -> None:
     (world.workspace / "data").write_text("x")
     script = "echo y > data; echo y > data; unshare -U true; mkdir /nonexistent/x"
