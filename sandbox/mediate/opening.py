@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _thread
 import posix
-from errno import E2BIG, EEXIST, EFBIG, EINVAL, ELOOP, EMFILE, ENXIO, EPERM
+from errno import E2BIG, EAGAIN, EEXIST, EFBIG, EINVAL, EISDIR, ELOOP, EMFILE, ENXIO, EPERM
 from fcntl import F_SETFL, fcntl
 
 from remit.sandbox.kernel import memory
@@ -16,7 +16,7 @@ from remit.sandbox.kernel.files import (
     RESOLVE_NO_SYMLINKS,
     openat2,
 )
-from remit.sandbox.mediate import fifo
+from remit.sandbox.mediate import waiting
 from remit.sandbox.mediate.calls import ANSWERED, DOTS, PROCEED, SPECIAL_MODES, STRICT, Handlers
 from remit.sandbox.mediate.resolve import Foreign
 from remit.sandbox.mediate.rules import READ, WRITE, join
@@ -51,7 +51,9 @@ _OPEN_FLAGS = (
 """``VALID_OPEN_FLAGS`` of the kernel: open(2) ignores others, openat2(2) refuses them."""
 _WRITES = O_ACCMODE | O_CREAT | O_TRUNC | O_TMPFILE_BIT
 _LINKS_AT_MOST = 40
-_S_IFMT, _S_IFDIR, _S_IFIFO = 0o170000, 0o040000, 0o010000
+_S_IFMT, _S_IFDIR, _S_IFIFO, _S_IFREG = 0o170000, 0o040000, 0o010000, 0o100000
+_WAITING = {ENXIO: _S_IFIFO, EAGAIN: _S_IFREG}
+"""What an open with O_NONBLOCK says where one without would wait, and of what."""
 _HOW_SIZE, _PAGE = 24, 4096
 _SIGXFSZ, _RLIMIT_FSIZE = 25, 1
 DEVICES = frozenset([b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/tty", b"/dev/random", b"/dev/urandom"])
@@ -189,7 +191,7 @@ class Opening(Handlers):
         try:
             found = openat2(directory, name, flags | O_NONBLOCK | O_CLOEXEC, mode, resolve)
         except OSError as error:
-            if error.errno == ENXIO and self._waits(directory, name, flags, resolve):
+            if error.errno in _WAITING and self._waits(directory, name, flags, resolve, _WAITING[error.errno]):
                 return ANSWERED
             raise
         self._view.own(found)
@@ -210,19 +212,20 @@ class Opening(Handlers):
         )
         return ANSWERED
 
-    def _waits(self, directory: int, name: bytes, flags: int, resolve: int) -> bool:
-        """ENXIO: a FIFO without a reader, for which the caller waits; the mediator does not. False for a socket."""
+    def _waits(self, directory: int, name: bytes, flags: int, resolve: int, kind: int) -> bool:
+        """A FIFO without a reader, or a file with a lease: the caller waits, the mediator does not. False: it is not of that
+        kind (ENXIO is said of a socket too), or the caller does not want to wait."""
         if flags & O_NONBLOCK:
             return False
         entry = self._view.own(openat2(directory, name, O_PATH | O_CLOEXEC, 0, resolve))
-        if posix.fstat(entry).st_mode & _S_IFMT != _S_IFIFO:
+        if posix.fstat(entry).st_mode & _S_IFMT != kind:
             return False
         self._in_background(entry, flags)
         return True
 
-    def _in_background(self, entry: int, flags: int) -> None:
-        arguments = self._calls.source.listener, self._calls.id, self._view.pid, posix.dup(entry), flags
-        _thread.start_new_thread(fifo.wait, arguments)
+    def _in_background(self, entry: int, flags: int, length: int = -1) -> None:
+        arguments = self._calls.source.listener, self._calls.id, self._view.pid, posix.dup(entry), flags, length
+        _thread.start_new_thread(waiting.wait, arguments)
 
     def _open_slowly(self, descriptor: int, path: bytes, flags: int, mode: int) -> int:
         writes = flags & _WRITES
@@ -358,10 +361,22 @@ class Opening(Handlers):
         self._calls.special_by_path(full)
         self._calls.performing = True
         length = length - (1 << 64) if length >> 63 else length
-        if length > 0 and length > self._file_size_limit():
+        kind = posix.fstat(found).st_mode & _S_IFMT
+        if length < 0 or kind != _S_IFREG:
+            raise failure(EISDIR if length >= 0 and kind == _S_IFDIR else EINVAL, "truncate")
+        if length > self._file_size_limit():
             posix.kill(self._view.pid, _SIGXFSZ)
             raise failure(EFBIG, "truncate")
-        posix.truncate(b"/proc/self/fd/%d" % found, length)
+        flags = posix.O_WRONLY | O_NONBLOCK | O_CLOEXEC
+        try:
+            # truncate(2) itself would wait for whoever has a lease on the file, and every other call with it.
+            opened = self._view.own(posix.open(b"/proc/self/fd/%d" % found, flags))
+        except OSError as error:
+            if error.errno != EAGAIN:
+                raise
+            self._in_background(found, flags, length)
+            return ANSWERED
+        posix.ftruncate(opened, length)
         return 0
 
     def _file_size_limit(self) -> int:
