@@ -54,6 +54,7 @@ _SIG_SETMASK = 2
 _INT_SIZE = 4
 _P_PID = 1
 _SIGINFO_SIZE = 128
+_WNOHANG = 1
 _WEXITED = 4
 _WNOWAIT = 0x1000000
 _WNOTHREAD = 0x20000000
@@ -128,22 +129,22 @@ def pidfd_getfd(pidfd: int, descriptor: int) -> int:
     return call(NR["pidfd_getfd"], pidfd, descriptor, 0)
 
 
-def ended(pid: int) -> tuple[int, float, int]:
+def ended(pid: int) -> tuple[int, float, int] | None:
     """How a child that has ended did, leaving it to be reaped: wait status, CPU time in seconds, largest resident set in
-    KiB (``waitid(2)`` with WNOWAIT, and the ``rusage`` that only the system call itself gives). Raises OSError."""
+    KiB (``waitid(2)`` with WNOWAIT, and the ``rusage`` that only the system call itself gives). Raises OSError.
+
+    None: it has not ended, or whoever traces it has not let go of it (``ptrace(2)``): its pidfd can be read by then.
+    """
     filled = Buffer(_SIGINFO_SIZE + 144)
     usage = filled.address + _SIGINFO_SIZE
-    prepared(NR["waitid"], _P_PID, pid, long(filled.address), _WEXITED | _WNOWAIT, long(usage))
+    prepared(NR["waitid"], _P_PID, pid, long(filled.address), _WEXITED | _WNOHANG | _WNOWAIT, long(usage))
     words = _WORDS.unpack_from(filled.view)
+    if not words[4]:
+        return None
     code, value = words[2], words[6]
     status = value << 8 if code == _CLD_EXITED else value | (0x80 if code == _CLD_DUMPED else 0)
     user, user_us, system, system_us, most = _USAGE.unpack_from(filled.view, _SIGINFO_SIZE)
     return status, user + system + (user_us + system_us) / 1e6, most
-
-
-def has_ended(pid: int) -> bool:
-    """Whether a child has ended, leaving it to be reaped. Raises OSError."""
-    return posix.waitid(posix.P_PID, pid, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT) is not None
 
 
 def pidfd_send_signal(pidfd: int, signal: int) -> None:

@@ -71,6 +71,7 @@ class Armer:
     def _arm(self, policy: Policy, number: int) -> None:
         """Raises OSError, RuntimeError, and then nothing of it is left."""
         cell = self._cells.take(policy)
+        life = cell.life  # which its thread forgets when it ends the cell
         jail = None
         try:
             policy.allow(cell)
@@ -99,5 +100,5 @@ class Armer:
         # The thread makes itself a copy of this table and closes there what is not its own; here, what is.
         jail.separated.acquire()
         cell.close()
-        posix.close(cell.life)
+        posix.close(life)
         posix.close(jail.woken)

@@ -101,9 +101,15 @@ class Cell:
             self.sockets.close()
             self.sockets = None
 
+    def cut(self) -> None:
+        """End everything in it."""
+        posix.close(self.life)
+        self.life = -1
+
     def end(self) -> None:
         """End everything in it, and wait until it has ended. On the thread whose children are in it, if there are any."""
-        posix.close(self.life)
+        if self.life >= 0:
+            self.cut()
         # PID 1 ends last, and not before somebody has reaped whatever has its parent outside (``pid_namespaces(7)``).
         process.reap_children()
         posix.waitpid(self.init, 0)

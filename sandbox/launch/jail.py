@@ -44,6 +44,7 @@ class Jail(Source):
     __slots__ = (
         "_children",
         "_commands",
+        "_ended",
         "_keeps",
         "_mail",
         "_own",
@@ -107,6 +108,8 @@ class Jail(Source):
         """Why this thread is of no use, which the mediator's thread finds out."""
         self._spoiled = False
         """Something of a call is, or may be, left in the cell."""
+        self._ended = False
+        """The cell is gone."""
         self.ending = _thread.allocate_lock()
         """Held from before a call is answered until its end is told. Whoever ends the session takes it first."""
         self.exemption: Exemption | None = None
@@ -224,6 +227,8 @@ class Jail(Source):
         """Nothing but PID 1 is left in the cell: it has adopted every orphan, and has none; and this thread has no child, who may
         have made others that are its own too (CLONE_PARENT, which the filter refuses). ``ended``: the command, not reaped yet."""
         try:
+            if self.cell.life < 0:
+                return False  # they are ending
             if self._children < 0:
                 self._children = posix.open("/proc/1/task/1/children", posix.O_RDONLY | posix.O_CLOEXEC)
             own = b"%d " % ended if ended else b""
@@ -231,11 +236,21 @@ class Jail(Source):
         except OSError:
             return False
 
+    def cut_cell(self) -> None:
+        """End everything in it, and wait for nothing."""
+        if self.cell.life >= 0:
+            self.cell.cut()
+
     def end_cell(self) -> None:
         """With everything in it."""
-        if self.cell.life >= 0:
-            self.cell.end()
-            self.cell.life = -1
+        if self._ended:
+            return
+        self._ended = True
+        self.cut_cell()
+        # The cell's PID 1 ends last, and not before the command's process is reaped (``pid_namespaces(7)``).
+        if self.running is not None:
+            self.running.reap()
+        self.cell.end()
 
     def _leave(self) -> None:
         # The thread's own table goes with it, and with that the last copy of everything that was not told.

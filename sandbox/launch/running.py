@@ -28,6 +28,9 @@ _SIGKILL = 9
 _LONGEST_WAIT_MS = 5000
 """poll(2) does not count suspended time, an expiry does: so it is looked at again this often."""
 _LINGER_MS = 1000
+_GRACE = 1.0
+"""Seconds in which a killed command ends, or whoever traces one lets go of it when it is over (``strace -D`` does)."""
+_LONGEST_PAUSE_MS = 200
 _ENDS = ("revoked", "expired")
 """Why a call that holds no authority any more is stopped; anything else ends it."""
 
@@ -42,6 +45,8 @@ class Running:
         "_environment",
         "_expires",
         "_jail",
+        "_overdue",
+        "_reaped",
         "_reply",
         "_started",
         "_unseen",
@@ -71,6 +76,9 @@ class Running:
         self._background: bool = background
         self._expires: float = expires
         self._jail = jail
+        self._overdue = 0.0
+        """When the command, which was killed or is over, is waited for no longer; on the monotonic clock. 0: it runs."""
+        self._reaped = False
         self._reply = reply
         self._started = 0.0
         self._untold: tuple[Any, ...] = ()
@@ -204,19 +212,17 @@ class Running:
         status, cpu, memory = self._wait()
         clean = jail.alone(self.pid)
         with jail.ending:
-            if not background and not clean:
-                # The cell's PID 1 ends last, and not before the command's process is reaped (``pid_namespaces(7)``).
-                self._reap()
+            if not clean and (not background or jail.cell.life < 0):
                 jail.end_cell()
                 self._answer(status, cpu, memory)
             else:
                 self._answer(status, cpu, memory)
-                self._reap()
+                self.reap()
             # What was noted of the call is in the record before its end is.
             began = self._beginning()
             denials = jail.denials + jail.looked_for
             jail.tell_end(began, self.call, status, self.limit, cpu, memory, denials)
-        if background and not clean:
+        if background and not clean and jail.cell.life >= 0:
             self._linger()
         return clean
 
@@ -225,17 +231,24 @@ class Running:
         denials = jail.denials + jail.looked_for
         answer(self._reply, "exited", status, self.limit, cpu, memory, denials, jail.events[:_REPORTED])
 
-    def _reap(self) -> None:
-        with self._jail.meeting:
-            pass
-        posix.waitpid(self.pid, 0)
+    def reap(self) -> None:
+        """The command's process, once: it has ended, or is ending with the cell."""
+        if self.pid and not self._reaped:
+            with self._jail.meeting:
+                pass
+            posix.waitpid(self.pid, 0)
+            self._reaped = True
 
     def _wait(self) -> tuple[int, float, int]:
-        """Until the command has ended, which is not reaped yet: listen to the client meanwhile, and watch the clock."""
+        """Until the command has ended, which is not reaped yet: listen to the client meanwhile, and watch the clock.
+
+        A process that is traced has ended when its tracer lets go of it (``ptrace(2)``), which no signal for it can change;
+        and the tracer may be its own child. One that does not let go in time is ended with all of the cell.
+        """
         jail = self._jail
-        if process.has_ended(self.pid):
-            jail.policy.broker.settle(jail)
-            return process.ended(self.pid)
+        ended = self._ended()
+        if ended is not None:
+            return ended
         watched = process.pidfd_open(self.pid)
         poll = select.poll()
         poll.register(watched, select.POLLIN)
@@ -243,27 +256,43 @@ class Running:
         poll.register(jail.woken, select.POLLIN)
         self._look_out(poll)
         limit = jail.policy.time_limit
+        pause = 0
         try:
             while True:
                 # Of a command that is over in a moment, all is told at once.
-                ready = poll.poll(GATHER_MS if self._untold else self._timeout(limit))
+                ready = poll.poll(GATHER_MS if self._untold else self._timeout(limit, pause))
                 for descriptor, events in ready:
                     if descriptor == watched:
-                        jail.policy.broker.settle(jail)
-                        return process.ended(self.pid)
-                    if descriptor == jail.woken:
+                        ended = self._ended()
+                        if ended is not None:
+                            return ended
+                        poll.unregister(watched)
+                        pause = 1
+                        if not self._background:
+                            self._give_time()
+                    elif descriptor == jail.woken:
                         for why in self._told():
                             self._stop(why)
                     elif descriptor == jail.policy.requests:
                         self._want_another(poll, events)
                     elif events & (select.POLLHUP | select.POLLERR) and not events & select.POLLIN:
                         self.limit = self.limit or "abandoned"
-                        self.kill(_SIGKILL)
+                        self._kill()
                         poll.unregister(descriptor)
                     elif not self._obey():
                         poll.unregister(descriptor)
+                if pause:
+                    # Nothing tells that the tracer has let go.
+                    ended = self._ended()
+                    if ended is not None:
+                        return ended
+                    pause = min(2 * pause, _LONGEST_PAUSE_MS)
                 if self._untold:
                     jail.tell_template("began", *self._beginning())
+                if self._overdue and time.monotonic() >= self._overdue:
+                    jail.cut_cell()
+                    self._overdue = 0.0
+                    pause = pause or 1
                 if limit and time.monotonic() - self._started >= limit:
                     limit = 0.0
                     self._stop("time")
@@ -271,6 +300,12 @@ class Running:
                     self._stop("expired")
         finally:
             posix.close(watched)
+
+    def _ended(self) -> tuple[int, float, int] | None:
+        ended = process.ended(self.pid)
+        if ended is not None:
+            self._jail.policy.broker.settle(self._jail)
+        return ended
 
     def _linger(self) -> None:
         """A background call outlives its command: until its client lets go of it, or it has no authority any more."""
@@ -302,8 +337,18 @@ class Running:
             if ended:
                 jail.tell_main("freeze")
 
-    def _timeout(self, limit: float) -> int | None:
-        left: list[float] = []
+    def _give_time(self) -> None:
+        self._overdue = self._overdue or time.monotonic() + _GRACE
+
+    def _kill(self) -> None:
+        """The command, and where that does not end it, all of the cell."""
+        self.kill(_SIGKILL)
+        self._give_time()
+
+    def _timeout(self, limit: float, pause: int) -> int | None:
+        left: list[float] = [pause / 1000] if pause else []
+        if self._overdue:
+            left.append(self._overdue - time.monotonic())
         if limit:
             left.append(self._started + limit - time.monotonic())
         if self._expires:
@@ -343,7 +388,7 @@ class Running:
         """The authority is gone: end everything of this call's, or, for a policy that says so, stop it where it stands."""
         self.limit = self.limit or why
         if why not in _ENDS or not self._jail.policy.freeze:
-            self.kill(_SIGKILL)
+            self._kill()
         else:
             # Only the mediator sees the session's numbers of the cell's processes.
             self._jail.tell_main("freeze")
@@ -359,12 +404,12 @@ class Running:
             data = b""
         if not data:
             self.limit = self.limit or "abandoned"
-            self.kill(_SIGKILL)
+            self._kill()
             return False
         kind, number = data[:1], int.from_bytes(data[1:5], "little")
         if kind == b"k":
             self.limit = self.limit or "killed"
-            self.kill(_SIGKILL)
+            self._kill()
         elif kind == b"g":
             self.kill(number, group=True)
         elif kind == b"s":
