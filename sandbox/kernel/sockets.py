@@ -27,6 +27,7 @@ _SCM_RIGHTS = 1
 _IPPROTO_TCP, _TCP_NODELAY = 6, 1
 _MSG_CMSG_CLOEXEC = 0x40000000
 _MSG_CTRUNC = 0x8
+_MSG_TRUNC = 0x20
 _MSG_DONTWAIT = 0x40
 _MSG_NOSIGNAL = 0x4000
 _CONTROL_HEADER = 16
@@ -124,13 +125,15 @@ def say(socket: int, data: bytes) -> None:
 class Receiver:
     """Buffers for messages of at most ``size`` bytes with at most ``most`` descriptors, used again for each. One thread's."""
 
-    __slots__ = ("_control", "_data", "_header", "_space")
+    __slots__ = ("_control", "_data", "_header", "_space", "cut")
 
     def __init__(self, size: int, most: int = 1) -> None:
         self._data = Buffer(size)
         self._space = (_CONTROL_HEADER + 4 * most + 7) & ~7
         self._control = Buffer(self._space)
         self._header = Buffer(56 + 16)
+        self.cut = False
+        """The last message was longer than the buffer: what came of it is its beginning."""
 
     def receive(self, socket: int, *, wait: bool = True) -> tuple[bytes, list[int]]:
         """One message, and the descriptors that came with it: all of them, or none where this process's table is full.
@@ -149,7 +152,9 @@ class Receiver:
         if int.from_bytes(header.view[40:48], "little") >= _CONTROL_HEADER + 4:
             end = int.from_bytes(control.view[:8], "little")
             came = [int.from_bytes(control.view[at : at + 4], "little") for at in range(_CONTROL_HEADER, end, 4)]
-        if int.from_bytes(header.view[48:52], "little") & _MSG_CTRUNC:
+        told = int.from_bytes(header.view[48:52], "little")
+        self.cut = bool(told & _MSG_TRUNC)
+        if told & _MSG_CTRUNC:
             # This table was full. Some of them are as good as none: nobody can tell which is which.
             for descriptor in came:
                 posix.close(descriptor)

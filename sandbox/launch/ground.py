@@ -34,14 +34,28 @@ HINT = "'remit doctor' says what this host lacks"
 _CANARY = "canary"
 _STREAMS = ("standard input", "standard output", "standard error")
 _OPEN = files.O_PATH | posix.O_CLOEXEC
+_NAMED = 200
+"""Characters of a name that a message repeats."""
+_MESSAGE = 1500
+"""Of a whole message: with its hint and all that it comes with, less than any receiver's buffer."""
 
 
 class Refused(Exception):
     """The start ended before the command: (phase, message, hint, exit status)."""
 
 
+def clipped(text: str, limit: int = _NAMED) -> str:
+    """Its beginning, where it is long. A name can be as long as all arguments of a program, a message cannot."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
 def told(error: BaseException) -> Failure:
     """What the launcher hears of an error: none of them looks like the command's own end."""
+    phase, message, hint, status = _told(error)
+    return (phase, clipped(message, _MESSAGE), clipped(hint, _MESSAGE // 3), status)
+
+
+def _told(error: BaseException) -> Failure:
     if isinstance(error, Refused):
         phase, message, hint, status = error.args
         return (phase, message, hint, status)

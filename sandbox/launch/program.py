@@ -6,7 +6,7 @@ import posix
 from errno import EACCES, ENOEXEC
 
 from remit.sandbox.kernel.spawn import spawn
-from remit.sandbox.launch.ground import NOT_HERE, Refused
+from remit.sandbox.launch.ground import NOT_HERE, Refused, clipped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def enter(directory: bytes) -> None:
     try:
         posix.chdir(directory)
     except OSError as error:
-        name = directory.decode(errors="replace")
+        name = clipped(directory.decode(errors="replace"))
         raise Refused(
             "launch",
             f"the working directory {name} is not visible inside: {error.strerror}",
@@ -48,7 +48,7 @@ def start(argv: list[bytes], environment: list[bytes], **how: Any) -> int:
                 return spawn(b"/bin/sh", [b"sh", candidate, *argv[1:]], environment, **how)
             if error.errno not in NOT_HERE:
                 problem = error
-    name = argv[0].decode(errors="replace")
+    name = clipped(argv[0].decode(errors="replace"))
     if problem is None:
         raise Refused("exec", f"{name}: not found", "", 127)
     if problem.errno == EACCES:

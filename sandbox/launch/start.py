@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from remit.sandbox.launch.wire import Operation, Wire
 
 _SIGINFO_SIZE = 128
-_MESSAGE_SIZE = 1 << 14
+_MESSAGE_SIZE = 1 << 16
+"""Bytes of a report: actions are gathered up to ``mediate.observe.GATHERED_SIZE``, and the last of them has two paths."""
 _LOOK = 0.5
 """Seconds between two questions whether a grant was revoked."""
 _PATIENCE = 10.0
@@ -246,6 +247,7 @@ class Session:
             secrets=secrets,
         )
         self._control = self._child.control
+        self._mail = sockets.Receiver(_MESSAGE_SIZE, MOST_DESCRIPTORS)
 
     def go(self, canary: tuple[str, bytes]) -> None:
         """Let the command start, once there is a record of it (``Child.go``)."""
@@ -339,7 +341,12 @@ class Session:
             self._relay = None
 
     def _report(self, poll: select.poll) -> None:
-        data, came = sockets.receive(self._control, _MESSAGE_SIZE, MOST_DESCRIPTORS)
+        data, came = self._mail.receive(self._control)
+        if self._mail.cut:
+            raise LaunchError(
+                "the session's first process said more than a report can hold: the session was ended",
+                hint="please report this",
+            )
         if not data:
             raise LaunchError(
                 "the session's first process died", hint="nothing inside survived it; 'remit doctor' may say why"

@@ -21,7 +21,7 @@ import marshal
 import posix
 import select
 import time
-from errno import EAGAIN, EMFILE
+from errno import EAGAIN, EMFILE, EMSGSIZE
 
 from remit.sandbox.audit.record import Record
 from remit.sandbox.authority.errors import LaunchError, RemitError
@@ -61,6 +61,7 @@ _CONTEXT = "context.json"
 """What a standing session's calls are measured against (``session.context``)."""
 _MORE = "raise 'ulimit -n', or end what runs: nothing was started"
 _UNWRITABLE = "the record cannot be written"
+_UNCLEAR = "what its first process said cannot be understood"
 
 
 def _become_zygote(request: Request) -> None:
@@ -149,6 +150,8 @@ class Template:
             posix.close(self._spare)
             try:
                 posix.close(sockets.accept(self._listener))
+            except OSError:
+                pass  # whoever it was has gone
             finally:
                 self._spare = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
             return
@@ -173,11 +176,19 @@ class Template:
         if not data:
             self._gone(client)
             return
-        kind, *values = marshal.loads(data)
-        if kind == "open" and client == self._owner:
-            self._open(client, came, *values)
+        try:
+            self._asked(client, came, *marshal.loads(data))
+        except Exception as error:
+            # No message of a client's is worth the sessions of the others.
+            _complain(error)
+            self._gone(client)
+        finally:
             for descriptor in came:
                 posix.close(descriptor)
+
+    def _asked(self, client: int, came: list[int], kind: str, *values: Any) -> None:
+        if kind == "open" and client == self._owner:
+            self._open(client, came, *values)
         elif kind == "attach":
             self._attach(client, *values)
         elif kind == "stop":
@@ -320,8 +331,12 @@ class Template:
     # --- sessions ------------------------------------------------------------------------------------------------------
 
     def _heard(self, control: int) -> tuple[bytes, list[int]]:
-        """One message. Raises OSError: nobody is there, or (EMFILE) it could not be received."""
+        """One message. Raises OSError: nobody is there, or (EMFILE, EMSGSIZE) it could not be received."""
         data, came = self._mail.receive(control)
+        if self._mail.cut:
+            for descriptor in came:
+                posix.close(descriptor)
+            raise OSError(EMSGSIZE, posix.strerror(EMSGSIZE))
         if data != envelope.MARK:
             return data, came
         if not came:
@@ -335,17 +350,23 @@ class Template:
             data, came = b"", []
             if error.errno == EMFILE:
                 running.closing = _UNWRITABLE  # what happened is not known
+            elif error.errno == EMSGSIZE:
+                running.closing = _UNCLEAR
         if not data:
             self._close(running, running.closing or _DIED)
             return
-        kind, *values = marshal.loads(data)
         try:
+            kind, *values = marshal.loads(data)
             if came:
                 self._take_sockets(running, values, came)
             else:
                 getattr(self, f"_on_{kind}")(running, *values)
         except OSError:
             self._close(running, _UNWRITABLE)
+        except Exception as error:
+            # Whatever it was meant to say, no other session is to end for it.
+            _complain(error)
+            self._close(running, _UNCLEAR)
 
     def _take_sockets(self, running: Running, values: list[Any], came: list[int]) -> None:
         """Of the session's network, or of a call's own: then its number and its rules come with them."""
@@ -472,8 +493,8 @@ class Template:
                 kind, *values = marshal.loads(data)
                 if kind in ("actions", "began", "finished", "policy", "refused"):
                     getattr(self, f"_on_{kind}")(running, *values)
-        except OSError:
-            return
+        except Exception as error:  # as in ``_from_session``
+            _complain(error)
 
     def _close(self, running: Running, why: str) -> str:
         control = running.child.control
@@ -537,11 +558,17 @@ def main(ledger: Callable[[str], Ledger]) -> None:
         Template(CLIENT, LISTENER if arguments is not None else -1, ledger).loop()
         status = 0
     except Exception as error:
-        # Nobody reads it but with REMIT_DEBUG; the sessions end with this process.
-        text = f"remit-template: {type(error).__name__}: {error}\n"
-        posix.write(2, text.encode(errors="replace"))
+        _complain(error)  # the sessions end with this process
     finally:
         process.leave(status)
+
+
+def _complain(error: Exception) -> None:
+    """Nobody reads it but with REMIT_DEBUG."""
+    try:
+        posix.write(2, f"remit-template: {type(error).__name__}: {error}\n".encode(errors="replace"))
+    except OSError:
+        pass
 
 
 def _is_open(descriptor: int) -> bool:

@@ -501,3 +501,24 @@ def test_denials_go_to_a_stderr_that_is_full_and_does_not_block(
         told = told[filled:]
         assert told.endswith(b"\n")
         assert len(json.loads(told.splitlines()[-1])["denials"]) == 30 if form == "json" else told.count(b"nope-") >= 8
+
+
+def test_actions_with_the_longest_names_are_all_told(world: World) -> None:
+    """Programs' own paths, the directories that they are in and the names that they say, as long as the kernel has them.
+
+    How many of them are told in one message is a matter of moments.
+    """
+    one, other = ("/".join([letter * 250] * 14) for letter in "de")
+    for directory in (one, other):
+        made = world.python(f"import shutil; os.makedirs({directory!r}); shutil.copy('/bin/sh', {directory!r} + '/sh')")
+        assert made.status == 0, made
+    first = f"cd {one}; read x; command : > {'/'.join(['f' * 200] * 3)}; echo"
+    second = f"cd {other}; echo; read x; command : > {'/'.join(['g' * 200] * 19)}; echo done"
+    (world.workspace / "first").write_text(first)
+    (world.workspace / "second").write_text(second)
+    starts = f"{one}/sh first <&3 > there & {other}/sh second < there >&3"
+    script = f"mkfifo there back; exec 3<>back; {starts}; read line <&3; echo $line"
+    result = world.shell(script)
+    assert (result.status, result.stdout) == (0, "done\n"), result
+    written = [event for event in events(world) if "/fff" in event["object"] or "/ggg" in event["object"]]
+    assert sorted(len(event["object"]) > 7000 for event in written) == [False, True]

@@ -55,6 +55,19 @@ def test_a_command_that_is_not_there_is_127(world: World) -> None:
     assert "no-such-program: not found" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "status", "why"), [("x", 127, "not found"), ("x/", 126, "File name too long")], ids=["name", "path"]
+)
+@pytest.mark.parametrize("size", [10_000, 100_000])
+def test_a_name_that_is_too_long_for_a_message(world: World, name: str, status: int, why: str, size: int) -> None:
+    result = world.run(name * (size // len(name)))
+
+    assert result.status == status
+    assert why in result.stderr
+    assert "xx" in result.stderr or "x/x/" in result.stderr
+    assert len(result.stderr) < 1000
+
+
 def test_a_command_that_is_there_and_not_granted_is_127_and_says_so(world: World) -> None:
     program = world.home / "tool"
     program.write_text("#!/bin/sh\necho ran\n")

@@ -137,6 +137,17 @@ def test_exit_statuses_are_those_of_run(world: World) -> None:
         assert "time limit" in limited.stderr
 
 
+@pytest.mark.parametrize("size", [20_000, 131_000])
+def test_a_name_that_is_too_long_for_a_message_fails_its_own_call_only(world: World, size: int) -> None:
+    with standing(world) as session:
+        result = world.remit("exec", session, "--", "x" * size)
+        assert result.status == 127
+        assert "xxx" in result.stderr
+        assert "not found" in result.stderr
+        assert len(result.stderr) < 1000
+        assert world.remit("exec", session, "--", "echo", "on").stdout == "on\n"
+
+
 def test_status_fd_tells_remits_own_ends_apart(world: World) -> None:
     with standing(world) as session:
         read, write = os.pipe()

@@ -558,6 +558,22 @@ def test_long_arguments_run_or_are_refused(session: Session, size: int) -> None:
     assert session.run(["true"]).returncode == 0
 
 
+@pytest.mark.parametrize("size", [5_000, 20_000, 100_000, 131_071, 200_000])
+def test_a_name_that_is_too_long_for_a_message_fails_its_own_call_only(world: World, size: int) -> None:
+    """It is told in every message about the failure, which is to say where it begins and no more."""
+    with opened(world) as session, opened(world) as other:
+        (template,) = [pid for pid in descendants(os.getpid()) if comm(pid) == "remit-template"]
+        for words, directory in ((["x" * size], ""), (["/" + "y/" * (size // 2)], ""), (["true"], "/" + "z/" * size)):
+            with pytest.raises(LaunchError) as raised:
+                session.run(words, cwd=directory or None)
+            assert len(f"{raised.value} {raised.value.hint}") < 1000
+            if size < 131_072:  # more than that, the client refuses by itself
+                assert raised.value.exit_status == (125 if directory else 127 if words[0][0] == "x" else 126)
+                assert (directory or words[0])[:50] in str(raised.value)
+        assert [one.run(["true"]).returncode for one in (session, other)] == [0, 0]
+        assert comm(template) == "remit-template"
+
+
 def test_a_grant_of_very_many_things(session: Session, world: World) -> None:
     names = [f"f{number}" for number in range(3000)]
     for name in names:
