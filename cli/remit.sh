@@ -16,6 +16,12 @@ case $self in
 esac
 python=${bin}python3
 [ -x "$python" ] || python=/usr/bin/python3
+# Python does not start with a directory as a standard stream, and a command could walk on from it.
+[ -d /dev/stdin ] && exec </dev/null
+if [ -d /dev/stdout ] || [ -d /dev/stderr ]; then
+	printf 'remit: error: %s\nremit: hint: %s\n' 'standard output or error is a directory' 'redirect it to a file or a pipe' >&2
+	exit 125
+fi
 # A bundle of what a plain `remit run` imports is used where it may be (remit/cli/loader.py): the first text below, which is
 # compiled at each start and is short therefore. Else the second finds `remit`: first in its own prefix; then, for an editable
 # install, by the one path in _remit.pth, read as data. Directories go *after* the standard library: nothing in them can

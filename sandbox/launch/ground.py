@@ -133,10 +133,10 @@ class Ground:
             mount.make_private()
         root = self._root = Root()
         root.open_sources(request.operations, request.idmapped)
-        self.bar(tuple(self.descriptors))
         if not request.begun:
             root.have_copies(None, request.operations)
-        self.descriptors[0] = stdio.harmless_stdin()
+        self.descriptors[:] = [stdio.harmless_stdin(), stdio.harmless_output(1), stdio.harmless_output(2)]
+        self.bar(tuple(self.descriptors))
         # The host's objects were opened as the user who granted them; all else happens as the one who uses them.
         self._become_user()
         root.make_filesystems(request.operations)
@@ -165,17 +165,24 @@ class Ground:
         posix.close(posix.open(f"/proc/self/fd/{self.canary}", posix.O_RDONLY | posix.O_CLOEXEC))
 
     def bar(self, descriptors: tuple[int, ...]) -> None:
-        """Refuse standard descriptors that are a way into the host's network, where the session's is another.
+        """Refuse standard descriptors that are a way to the host's files, or into its network, where the session's is another.
 
-        Raises Refused.
+        A directory can be listed, and walked on from; the mode of what is in it can be changed, whatever Landlock says. A
+        descriptor that only stands for something (O_PATH) is that something as soon as it is opened again. Raises Refused.
         """
-        if not self._own_network:
-            return
         for name, descriptor in zip(_STREAMS, descriptors, strict=False):
             try:
-                leads = sockets.leads_elsewhere(descriptor)
+                place = stdio.is_place(descriptor)
+                leads = self._own_network and not place and sockets.leads_elsewhere(descriptor)
             except OSError:
                 continue  # closed: whatever it becomes is made inside
+            if place:
+                raise Refused(
+                    "launch",
+                    f"{name} is a {place}, which the command could reach the host's files through",
+                    "redirect it to a file or a pipe",
+                    125,
+                )
             if leads:
                 raise Refused(
                     "launch",
@@ -216,6 +223,7 @@ class Ground:
     def _stay(self) -> None:
         """Without namespaces (degraded by name): the host's tree stays, and Landlock alone stands before it."""
         process.adopt_orphans()
+        self.bar(tuple(self.descriptors))
         self._become_user()
 
     def _become_user(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import marshal
 import posix
 from _stat import S_ISDIR, S_ISREG
-from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl, ioctl
+from fcntl import F_ADD_SEALS, F_GETFL, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl, ioctl
 
 from remit.sandbox.kernel import files, mount, sockets
 
@@ -59,31 +59,59 @@ def open_terminal(control: int, terminal: Terminal, descriptors: list[int]) -> i
     return slave
 
 
+def is_place(descriptor: int) -> str:
+    """What it is, where nothing can be read from it or written to it, but something be reached through it; else empty.
+
+    Raises OSError: no descriptor.
+    """
+    if S_ISDIR(posix.fstat(descriptor).st_mode):
+        return "directory"
+    return "place only (O_PATH)" if fcntl(descriptor, F_GETFL) & files.O_PATH else ""
+
+
 def harmless_stdin() -> int:
     """A descriptor for the command's stdin that opens no way back.
 
-    A regular file given as stdin is still a door: ``/proc/self/fd/0`` can be opened again for writing, and fchmod(2) works
-    on a descriptor that only reads. So it is opened anew on a detached read-only clone of its mount, at the same offset.
-    A directory would be a way out of the new root: it becomes /dev/null. A file that has no name any more is copied.
+    A directory would be a way out of the new root: it becomes /dev/null, as does what only stands for a file (O_PATH).
     """
     try:
-        status = posix.fstat(0)
+        if not is_place(0):
+            return _harmless_file(0)
     except OSError:
-        return posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
-    if S_ISDIR(status.st_mode):
-        return posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
+        pass  # closed
+    return posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
+
+
+def harmless_output(number: int) -> int:
+    """The same for an output, which is what it is: only a file that cannot be written through it is no output."""
+    try:
+        if not fcntl(number, F_GETFL) & (posix.O_WRONLY | posix.O_RDWR | files.O_PATH):
+            return _harmless_file(number)
+    except OSError:
+        pass  # closed: it will be, or becomes, something of the session's
+    return number
+
+
+def _harmless_file(number: int) -> int:
+    """A descriptor of the same regular file; ``number`` for anything else.
+
+    A regular file given to be read is still a door: ``/proc/self/fd/0`` can be opened again for writing, and fchmod(2) works
+    on a descriptor that only reads. So it is opened anew on a detached read-only clone of its mount, at the same offset.
+    A file that has no name any more is copied. Raises OSError.
+    """
+    status = posix.fstat(number)
     if not S_ISREG(status.st_mode):
-        return 0
-    offset = posix.lseek(0, 0, 1)
-    name = posix.readlink("/proc/self/fd/0").encode(errors="surrogateescape")
+        return number
+    offset = posix.lseek(number, 0, 1)
+    name = posix.readlink(f"/proc/self/fd/{number}").encode(errors="surrogateescape")
     try:
         opened = files.openat2(-100, name, files.O_PATH | posix.O_CLOEXEC, 0, _SAFE)
         again = posix.fstat(opened)
     except OSError:
-        return _sealed_copy()
+        return _sealed_copy(number)
     if (again.st_dev, again.st_ino) != (status.st_dev, status.st_ino):
         posix.close(opened)
-        return _sealed_copy()
+        return _sealed_copy(number)
     tree = mount.clone_tree(opened, recursive=False)
     mount.set_attributes(tree, mount.ATTR_RDONLY | mount.ATTR_NOSUID, recursive=False)
     reader = posix.open(f"/proc/self/fd/{tree}", posix.O_RDONLY | posix.O_CLOEXEC)
@@ -93,10 +121,10 @@ def harmless_stdin() -> int:
     return reader
 
 
-def _sealed_copy() -> int:
+def _sealed_copy(number: int) -> int:
     """A file without a name (a shell's here-document): what is left to read of it, in memory, sealed against writing."""
     copy = posix.memfd_create("stdin", posix.MFD_CLOEXEC | posix.MFD_ALLOW_SEALING)
-    while posix.sendfile(copy, 0, None, 1 << 20):  # pyright: ignore[reportArgumentType]  # None: from its own offset
+    while posix.sendfile(copy, number, None, 1 << 20):  # pyright: ignore[reportArgumentType]  # None: from its own offset
         pass
     posix.lseek(copy, 0, 0)
     fcntl(copy, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)

@@ -9,8 +9,9 @@ others) is in a copy of the mounts, and there its names are looked up in its own
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EBADF, ELOOP, ENOENT, ENOTDIR
+from errno import EACCES, EBADF, ELOOP, ENOENT, ENOTDIR, EROFS
 
+from remit.sandbox.kernel import files
 from remit.sandbox.kernel.call import AT_FDCWD, failure
 from remit.sandbox.kernel.files import (
     O_PATH,
@@ -119,6 +120,27 @@ class View:
         if not _same(found, descriptor):
             raise failure(EACCES, "path")
         return found
+
+    def placed(self, descriptor: int, path: bytes) -> int:
+        """The object of a canonical path on the caller's own mounts, for changing it as they allow.
+
+        Raises EROFS: it is on none of them. What came from outside as a standard stream is the host's: a descriptor lets its
+        holder change mode, times and attributes, whatever it was opened for, and no Landlock rule is about those.
+        """
+        if path[:1] != b"/" or not posix.fstat(descriptor).st_nlink:
+            return descriptor  # a pipe, or what no name leads to any more
+        root = self.own(posix.open(b"/proc/%d/root" % self.pid, _DIRECTORY))
+        try:
+            flags = RESOLVE_NO_SYMLINKS | RESOLVE_IN_ROOT
+            found = self.own(openat2(root, path.lstrip(b"/") or b".", _ENTRY, 0, flags))
+            if _same(found, descriptor):
+                return found
+        except OSError:
+            pass  # its name is gone while another one is left, or lies where this process may not search
+        mount = b"%d " % _field(files.read(f"/proc/self/fdinfo/{descriptor}"), b"mnt_id:")
+        if not any([line.startswith(mount) for line in files.read(f"/proc/{self.pid}/mountinfo").splitlines()]):
+            raise failure(EROFS, "path")
+        return descriptor
 
     def canonical(self, descriptor: int) -> bytes:
         """The path of what ``descriptor`` refers to, without links."""

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from remit.sandbox.kernel import process
 from remit.sandbox.launch import terminal
 from remit.sandbox.launch.signals import FORWARDED, SIGWINCH
+from remit.sandbox.launch.stdio import is_place
 from remit.sandbox.session import standing
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import descriptors, receive, send
 from remit.sandbox.session.result import CompletedCall
-from remit.sandbox.session.streams import copy_of_regular
+from remit.sandbox.session.streams import DEVNULL, copy_of_regular, refuse_places
 
 if TYPE_CHECKING:
     from remit.sandbox.launch.request import Terminal
@@ -75,6 +76,7 @@ class _Running:
             door.watch(files)
         self._reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         streams = [_stdin(), 1, 2]
+        refuse_places(DEVNULL, 1, 2)
         try:
             send(armed.requests, self._ticket.data, [theirs.fileno(), *streams])
         except OSError:
@@ -177,10 +179,12 @@ def socketpair() -> tuple[socket.socket, socket.socket]:
 
 def _stdin() -> int:
     try:
-        copied = copy_of_regular(0)
+        if not is_place(0):
+            copied = copy_of_regular(0)
+            return 0 if copied < 0 else copied
     except OSError:
-        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    return 0 if copied < 0 else copied
+        pass  # closed
+    return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _readable(descriptor: int) -> bool:

@@ -10,6 +10,7 @@ from errno import EMFILE, ENFILE
 from typing import IO, Any
 
 from remit.sandbox.authority.errors import LaunchError
+from remit.sandbox.launch.stdio import is_place
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 CHUNK = 1 << 16
@@ -39,6 +40,7 @@ class Streams:
         self._nothing = -1
         if pty:
             return
+        refuse_places(stdin, stdout, stderr)
         try:
             self.theirs.append(self._input(stdin))
             self.theirs.append(self._output(1, stdout))
@@ -101,6 +103,26 @@ class Streams:
         if self.ours != [-1, -1, -1]:
             for index in range(3):
                 self.close_one(index)
+
+
+def refuse_places(stdin: Stream, stdout: Stream, stderr: Stream) -> None:
+    """Raise LaunchError for a stream that nothing can be read from or written to, but the host's files be reached through.
+
+    What runs the call refuses it too (``launch.ground``).
+    """
+    for name, own, wanted in (("stdin", DEVNULL, stdin), ("stdout", 1, stdout), ("stderr", 2, stderr)):
+        given = own if wanted is None else wanted
+        descriptor = given if isinstance(given, int) else given.fileno()
+        try:
+            place = is_place(descriptor) if descriptor >= 0 else ""
+        except OSError:
+            continue  # closed: whoever sends it says so
+        if place:
+            raise LaunchError(
+                f"{name} is a {place}, which the command could reach the host's files through",
+                where=f"descriptor {descriptor}",
+                hint="give it a file or a pipe, or DEVNULL",
+            )
 
 
 def copy_of_regular(descriptor: int) -> int:

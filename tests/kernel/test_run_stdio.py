@@ -13,6 +13,7 @@ from tests.kernel.run_harness import PYTHON, TIMEOUT, World, descendants, first_
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=2)]
 
 SECRET = "planted-secret-4711"
+O_PATH = getattr(os, "O_PATH", 0o10000000)
 
 
 def test_stdin_stdout_and_stderr_are_the_commands(world: World) -> None:
@@ -101,6 +102,109 @@ def test_invariant_8_a_regular_file_as_stdin_cannot_be_written_or_chmodded(world
     assert "ok" not in inside, inside
     assert (content, mode) == ("unchanged", 0o600)
     assert outside[:4] == ["ok"] * 4  # the control: without Remit a read-only descriptor is not read-only
+
+
+CHANGES = """
+import os, errno, sys
+which = int(sys.argv[1])
+def attempt(action):
+    try: action()
+    except OSError as error: return errno.errorcode[error.errno]
+    return "ok"
+name = f"/proc/self/fd/{which}"
+with open("seen", "w") as seen:
+    print(
+        attempt(lambda: os.fchmod(which, 0o666)),
+        attempt(lambda: os.chmod(name, 0o666)),
+        attempt(lambda: os.utime(which, (1, 1))),
+        attempt(lambda: os.utime(name, (1, 1))),
+        attempt(lambda: os.setxattr(which, "user.x", b"1")),
+        attempt(lambda: os.setxattr(name, "user.x", b"1")),
+        attempt(lambda: os.chown(which, os.getuid(), os.getgid())),
+        file=seen,
+    )
+if sys.argv[2:]:
+    raise SystemExit
+with open("seen", "a") as seen:
+    private = os.open("/tmp", os.O_TMPFILE | os.O_RDWR, 0o600)
+    os.fchmod(private, 0o644)
+    path = "/tmp/own"
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    os.chmod(path, 0o604)
+    kept = os.open(path, os.O_RDONLY)
+    os.fchmod(kept, 0o640)
+    os.link(path, path + "2")
+    os.unlink(path)
+    os.fchmod(kept, 0o644)
+    os.mkdir("/tmp/d")
+    inner = os.open("/tmp/d/f", os.O_CREAT | os.O_WRONLY, 0o600)
+    os.symlink("f", "/tmp/d/l")
+    os.utime("/tmp/d/l", (1, 1), follow_symlinks=False)
+    os.chmod("/tmp/d", 0)
+    os.fchmod(inner, 0o644)
+    for end in os.pipe():
+        os.fchmod(end, 0o600)
+    print("own", file=seen)
+os.write(1, b"x")
+"""
+
+
+@pytest.mark.parametrize("how", ["rb", "r+b"])
+@pytest.mark.parametrize("which", [1, 2])
+def test_invariant_8_a_file_as_an_output_keeps_its_mode_and_times(world: World, which: int, how: str) -> None:
+    """It is the host's, on no mount of the session's. What is the session's own is changed as without Remit."""
+    data = world.home / "data"
+    data.write_text("unchanged")
+    data.chmod(0o600)
+    os.utime(data, (1000, 1000))
+    before = data.stat()
+
+    def run(argv: list[str]) -> list[str]:
+        with data.open(how) as file, open(os.devnull, "r+b") as null:
+            out, err = (file, null) if which == 1 else (null, file)
+            subprocess.run(
+                argv, stdin=null, stdout=out, stderr=err, env=world.env(), cwd=world.workspace, check=how == "r+b"
+            )
+        return (world.workspace / "seen").read_text().split()
+
+    program = [PYTHON, "-c", CHANGES, str(which)]
+    inside = run(world.run_argv(program))
+    after = data.stat()
+    # Who may write a file may set its times and attributes: those are not asked about (``compile.syscalls``).
+    others = ["EROFS" if how == "rb" else "ok"] * 4
+    assert inside == ["EROFS", "EROFS", *others, "EROFS", "own"]
+    assert after.st_mode == before.st_mode
+    if how == "rb":
+        assert (after.st_mtime, os.listxattr(data), data.read_text()) == (before.st_mtime, [], "unchanged")
+    assert run([*program, "outside"])[0] == "ok"  # the control
+
+
+@pytest.mark.parametrize("kind", ["directory", "place", "path"])
+def test_invariant_8_no_standard_descriptor_is_a_way_into_the_host(world: World, secret: Path, kind: str) -> None:
+    """A directory would be one, and so would a descriptor that only stands for a place (O_PATH): reopened, it is a file."""
+    flags = os.O_RDONLY if kind == "directory" else O_PATH
+    where = secret if kind == "path" else secret.parent
+    code = "import os; open('seen', 'w').write(str(os.fstat(0).st_rdev == os.makedev(1, 3)))"
+    program = world.run_argv([PYTHON, "-I", "-S", "-c", code])
+    opened = os.open(where, flags)
+    try:
+        for which in (0, 1, 2):
+            streams: list[int] = [subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE]
+            streams[which] = opened
+            with subprocess.Popen(
+                program, stdin=streams[0], stdout=streams[1], stderr=streams[2], env=world.env(), cwd=world.workspace
+            ) as process:
+                errors = process.communicate(timeout=TIMEOUT)[1]
+            seen = world.workspace / "seen"
+            if which == 0:
+                assert process.returncode == 0, errors
+                assert (process.returncode, seen.read_text()) == (0, "True"), errors
+                seen.unlink()
+            else:
+                assert (process.returncode, seen.exists()) == (125, False)
+                assert which == 2 or b"standard output" in errors
+    finally:
+        os.close(opened)
 
 
 def test_invariant_8_inherited_descriptors_are_closed(world: World, secret: Path) -> None:

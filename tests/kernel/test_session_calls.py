@@ -11,6 +11,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -29,7 +31,7 @@ from tests.kernel.session_harness import (
     said,
     watched,
 )
-from tests.kernel.test_run_stdio import memory_holds
+from tests.kernel.test_run_stdio import O_PATH, memory_holds
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
 
@@ -667,6 +669,73 @@ def test_a_regular_file_as_stdin_cannot_be_written_through(session: Session, wor
     assert ended["write"] != "ok"
     assert ended["truncate"] != "ok"
     assert (source.read_text(), oct(source.stat().st_mode & 0o777)) == ("content", oct(0o644 & ~_umask() | 0o600))
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
+@pytest.mark.parametrize("kind", ["directory", "place", "path", "pipe", "own"])
+def test_no_stream_is_a_way_into_the_host(session: Session, world: World, secret: Path, kind: str, name: str) -> None:
+    """A directory would be one, and so would a descriptor that only stands for a place (O_PATH): reopened, it is a file.
+
+    The client refuses it by itself. Where it does not, what runs the call does.
+    """
+    where = {"path": secret, "pipe": world.base / "fifo", "own": world.workspace}.get(kind, secret.parent)
+    if kind == "pipe":
+        os.mkfifo(where)
+    opened = os.open(where, os.O_RDONLY if kind in ("directory", "own") else O_PATH)
+    streams: dict[str, Any] = {name: opened}
+    try:
+        with pytest.raises(LaunchError, match=name) as raised:
+            session.run(["true"], **streams)
+        assert raised.value.hint
+        number = ["stdin", "stdout", "stderr"].index(name)
+        streams_module = "remit.sandbox.session.streams"
+        unchecked = (
+            patch(f"{streams_module}.refuse_places"),
+            patch(f"{streams_module}.copy_of_regular", return_value=-1),
+        )
+        with unchecked[0], unchecked[1]:
+            with pytest.raises(LaunchError, match=r"standard (input|output|error) is a") as raised:
+                session.run(python(f"write('made', str(os.listdir({number})))"), **streams)
+            assert raised.value.exit_status == 125
+    finally:
+        os.close(opened)
+    assert not (world.workspace / "made").exists()
+    assert session.run(["true"]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_file_as_an_output_keeps_its_mode_and_times(session: Session, world: World, name: str) -> None:
+    """It is the host's, on no mount of the session's. In the workspace, it is the session's too."""
+    number = {"stdout": 1, "stderr": 2}[name]
+    tries = {
+        "fchmod": f"os.fchmod({number}, 0o666)",
+        "chmod": f"os.chmod('/proc/self/fd/{number}', 0o666)",
+        "name": f"os.chmod('/dev/{name}', 0o666)",
+        "times": f"os.utime({number}, (1, 1))",
+        "attribute": f"os.setxattr({number}, 'user.x', b'1')",
+        "owner": f"os.chown({number}, os.getuid(), os.getgid())",
+    }
+    body = "\n".join(f"print({key!r}, attempt(lambda: {action}), file=seen)" for key, action in tries.items())
+    for place, ended in ((world.base, "EROFS"), (world.workspace, "ok")):
+        data = place / "output"
+        data.write_text("")
+        data.chmod(0o600)
+        os.chown(data, world.workspace.stat().st_uid, world.workspace.stat().st_gid)
+        (world.workspace / "below").mkdir(exist_ok=True)
+        os.chown(world.workspace / "below", data.stat().st_uid, data.stat().st_gid)
+        for grant in (None, Grant(read=["."], write=["below"])):
+            with data.open("r+b") as file:
+                streams: dict[str, Any] = {name: file}
+                session.run(python(f"seen = open('below/seen', 'w')\n{body}"), grant=grant, **streams)
+            seen = dict(line.split() for line in (world.workspace / "below/seen").read_text().splitlines())
+            (world.workspace / "below/seen").unlink()
+            if grant is None:
+                # Who may write a file may set its times and attributes: they are asked about only where a call may write
+                # less than its session (``compile.syscalls``).
+                assert seen == dict.fromkeys(tries, ended) | {"times": "ok", "attribute": "ok"}
+            else:
+                assert seen == dict.fromkeys(tries, "EROFS" if place == world.base else "EACCES")
+        assert oct(data.stat().st_mode & 0o777) == ("0o600" if place == world.base else "0o666")
 
 
 def _umask() -> int:

@@ -185,6 +185,31 @@ def test_streams_are_the_callers(world: World) -> None:
         assert file.read_text() == "from a file\n"
 
 
+@pytest.mark.parametrize("flags", [0, getattr(os, "O_PATH", 0)])
+def test_no_stream_is_a_way_into_the_host(world: World, secret: Path, flags: int) -> None:
+    opened = os.open(secret.parent, os.O_RDONLY | flags)
+    code = "import os; print(os.fstat(0).st_rdev == os.makedev(1, 3)); open('made', 'w')"
+    try:
+        with standing(world) as session:
+            argv = world.argv("exec", session, "--", "/usr/bin/python3", "-c", code)
+            for which in range(3):
+                streams = [subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE]
+                streams[which] = opened
+                with subprocess.Popen(
+                    argv, stdin=streams[0], stdout=streams[1], stderr=streams[2], env=world.env(), cwd=world.workspace
+                ) as process:
+                    output, errors = process.communicate(timeout=TIMEOUT)
+                made = world.workspace / "made"
+                if which == 0:
+                    assert (process.returncode, output) == (0, b"True\n")
+                    made.unlink()
+                else:
+                    assert (process.returncode, made.exists()) == (125, False)
+                    assert which == 2 or b"remit: error: " in errors
+    finally:
+        os.close(opened)
+
+
 def test_a_killed_exec_takes_its_command_along(world: World) -> None:
     with standing(world) as session:
         with running(world, session) as (client, inside):
