@@ -247,7 +247,7 @@ class Calls:
             raise failure(EACCES, "path") from None
         if not self.inside(full):
             self.refuse_beyond(full, WRITE)
-            return self.view.placed(found, full)
+            return self.view.as_mounted(found, full)
         self.refuse(full, WRITE)
         directory, _, name = full.rpartition(b"/")
         if hooks_too and name in self.rules.hooks:

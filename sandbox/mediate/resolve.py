@@ -121,7 +121,7 @@ class View:
             raise failure(EACCES, "path")
         return found
 
-    def placed(self, descriptor: int, path: bytes) -> int:
+    def as_mounted(self, descriptor: int, path: bytes) -> int:
         """The object of a canonical path on the caller's own mounts, for changing it as they allow.
 
         Raises EROFS: it is on none of them. What came from outside as a standard stream is the host's: a descriptor lets its
@@ -129,10 +129,8 @@ class View:
         """
         if path[:1] != b"/" or not posix.fstat(descriptor).st_nlink:
             return descriptor  # a pipe, or what no name leads to any more
-        root = self.own(posix.open(b"/proc/%d/root" % self.pid, _DIRECTORY))
         try:
-            flags = RESOLVE_NO_SYMLINKS | RESOLVE_IN_ROOT
-            found = self.own(openat2(root, path.lstrip(b"/") or b".", _ENTRY, 0, flags))
+            found = self._there(path, _ENTRY)
             if _same(found, descriptor):
                 return found
         except OSError:

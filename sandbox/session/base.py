@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from errno import ECONNREFUSED, ECONNRESET, ENOTCONN, EPIPE
 from typing import Any, TypeVar
 
 from remit.sandbox.authority.grant import Grant as Held
@@ -25,6 +26,8 @@ _WINDOW = (24, 80)
 _TOO_MANY_IN_FLIGHT = 109
 """ETOOMANYREFS: an ordinary user may have as many descriptors in messages that nobody has received yet as a process may have
 open."""
+_GONE = frozenset([EPIPE, ECONNRESET, ECONNREFUSED, ENOTCONN])
+"""What the kernel says where nobody is at a socket's other end."""
 PAUSE = 0.002
 """Seconds until a request is tried again that met with ETOOMANYREFS: nothing tells when descriptors have been received."""
 
@@ -278,6 +281,10 @@ class Base:
         except OSError as error:
             if error.errno == _TOO_MANY_IN_FLIGHT:
                 return PAUSE
+            if error.errno not in _GONE and ticket.requests.fileno() >= 0:
+                raise not_started(
+                    error
+                ) from None  # what was to be sent is at fault, such as a descriptor closed meanwhile
             self._door.drain(self._core, ticket.armed.identifier)
             raise self._core.failure(ticket, None) from None
         return None

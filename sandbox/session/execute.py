@@ -9,6 +9,7 @@ import posix
 import select
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from remit.sandbox.kernel import process
@@ -19,7 +20,7 @@ from remit.sandbox.session import standing
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import descriptors, receive, send
 from remit.sandbox.session.result import CompletedCall
-from remit.sandbox.session.streams import DEVNULL, copy_of_regular, refuse_places
+from remit.sandbox.session.streams import copy_of_regular, refuse_place
 
 if TYPE_CHECKING:
     from remit.sandbox.launch.request import Terminal
@@ -76,7 +77,9 @@ class _Running:
             door.watch(files)
         self._reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         streams = [_stdin(), 1, 2]
-        refuse_places(DEVNULL, 1, 2)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            with suppress(OSError):  # closed: whoever sends it says so
+                refuse_place(number, name)
         try:
             send(armed.requests, self._ticket.data, [theirs.fileno(), *streams])
         except OSError:

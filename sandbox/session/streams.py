@@ -6,7 +6,7 @@ import fcntl
 import os
 import stat
 import subprocess
-from errno import EMFILE, ENFILE
+from errno import EBADF, EMFILE, ENFILE
 from typing import IO, Any
 
 from remit.sandbox.authority.errors import LaunchError
@@ -16,6 +16,7 @@ PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 CHUNK = 1 << 16
 """Bytes of a stream that are read or written at once."""
 _STDIN_COPY = 64 << 20
+_NAMES = ("stdin", "stdout", "stderr")
 Stream = int | IO[Any] | None
 Decode = tuple[str, str] | None
 """Encoding and what is done about errors; None for bytes."""
@@ -40,7 +41,6 @@ class Streams:
         self._nothing = -1
         if pty:
             return
-        refuse_places(stdin, stdout, stderr)
         try:
             self.theirs.append(self._input(stdin))
             self.theirs.append(self._output(1, stdout))
@@ -60,7 +60,7 @@ class Streams:
             return self._own(read)
         if wanted is None or wanted == DEVNULL:
             return self._null()
-        descriptor = wanted if isinstance(wanted, int) else wanted.fileno()
+        descriptor = _open(wanted, _NAMES[0])
         copied = copy_of_regular(descriptor)
         return descriptor if copied < 0 else self._own(copied)
 
@@ -70,9 +70,7 @@ class Streams:
             return self._own(write)
         if wanted == DEVNULL:
             return self._null()
-        if wanted is None:
-            return which
-        return wanted if isinstance(wanted, int) else wanted.fileno()
+        return _open(which if wanted is None else wanted, _NAMES[which])
 
     def _null(self) -> int:
         """``/dev/null``, opened once for all three, as ``subprocess`` has it."""
@@ -105,24 +103,34 @@ class Streams:
                 self.close_one(index)
 
 
-def refuse_places(stdin: Stream, stdout: Stream, stderr: Stream) -> None:
+def refuse_place(descriptor: int, name: str) -> None:
     """Raise LaunchError for a stream that nothing can be read from or written to, but the host's files be reached through.
 
-    What runs the call refuses it too (``launch.ground``).
+    What runs the call refuses it too (``launch.ground``). Raises OSError: there is no such descriptor.
     """
-    for name, own, wanted in (("stdin", DEVNULL, stdin), ("stdout", 1, stdout), ("stderr", 2, stderr)):
-        given = own if wanted is None else wanted
-        descriptor = given if isinstance(given, int) else given.fileno()
-        try:
-            place = is_place(descriptor) if descriptor >= 0 else ""
-        except OSError:
-            continue  # closed: whoever sends it says so
-        if place:
-            raise LaunchError(
-                f"{name} is a {place}, which the command could reach the host's files through",
-                where=f"descriptor {descriptor}",
-                hint="give it a file or a pipe, or DEVNULL",
-            )
+    place = is_place(descriptor)
+    if place:
+        raise LaunchError(
+            f"{name} is a {place}, which the command could reach the host's files through",
+            where=f"descriptor {descriptor}",
+            hint="give it a file or a pipe, or DEVNULL",
+        )
+
+
+def _open(wanted: Any, name: str) -> int:
+    """The descriptor that ``wanted`` is, and which is open: one that is not would come to light when it is sent, and there the
+    request's own end is no different. Raises OSError, LaunchError; TypeError and ValueError, as ``subprocess`` has them.
+    """
+    if wanted == STDOUT:
+        raise ValueError(f"{name}=STDOUT: only stderr can be what stdout is")
+    if not isinstance(wanted, int) and not hasattr(wanted, "fileno"):
+        raise TypeError(f"{name} is PIPE, STDOUT, DEVNULL, a descriptor or a file, not {wanted!r}")
+    descriptor: int = wanted if isinstance(wanted, int) else wanted.fileno()
+    try:
+        refuse_place(descriptor, name)
+    except (OSError, OverflowError):
+        raise OSError(EBADF, f"{name}: descriptor {descriptor} is not open") from None
+    return descriptor
 
 
 def copy_of_regular(descriptor: int) -> int:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import anyio
 import anyio.to_thread
@@ -244,6 +245,20 @@ def test_errors_are_the_blocking_session_s(backend: str, workspace: Path) -> Non
                 await session.run(**options)
             assert isinstance(caught.value, remit.Error)
             assert of(caught.value) == seen[name]
+        assert (await session.run(["echo", "on"])).stdout == b"on\n"
+
+    in_session(backend, body)
+
+
+def test_a_descriptor_that_cannot_be_a_stream_is_refused_and_the_session_goes_on(backend: str, workspace: Path) -> None:
+    async def body(session: AsyncSession) -> None:
+        run: Any = session.run
+        unused = 999  # the lowest one would be used at once
+        for name in ("stdin", "stdout", "stderr"):
+            with pytest.raises(OSError, match=name):
+                await run(["true"], **{name: unused})
+        with patch("os.fstat", return_value=os.stat("/dev/null")), pytest.raises(OSError, match="descriptor"):
+            await session.run(["true"], stderr=unused)  # by another thread, after it was looked at
         assert (await session.run(["echo", "on"])).stdout == b"on\n"
 
     in_session(backend, body)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from remit import Error, Grant, GrantError, GrantRevoked, LaunchError, Session, SessionClosed, TimeoutExpired
+from remit import (
+    STDOUT,
+    Error,
+    Grant,
+    GrantError,
+    GrantRevoked,
+    LaunchError,
+    Session,
+    SessionClosed,
+    TimeoutExpired,
+)
 from remit.sandbox.session.call import Popen
 from remit.sandbox.session.door import Door
 from tests.kernel.run_harness import TIMEOUT, World, all_ended, descendants, ended
@@ -32,6 +44,8 @@ from tests.kernel.session_harness import (
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
 
+UNUSED = 999
+"""A descriptor that is not open; the lowest such one would be used at once."""
 FOREVER = f"3{os.getpid():08}"
 """Seconds, and a word that no other run of these tests has in its arguments."""
 
@@ -520,6 +534,31 @@ def test_a_program_that_is_not_there_or_no_program(session: Session, world: Worl
         assert raised.value.exit_status == status, words
         assert words[0] in str(raised.value)
     assert said(session.run(["./text"], grant=Grant(exec=["."]))) == "by the shell"
+
+
+def test_a_descriptor_that_cannot_be_a_stream_is_refused_and_the_session_goes_on(session: Session) -> None:
+    run: Any = session.run
+    for name in ("stdin", "stdout", "stderr"):
+        for number in (UNUSED, -7, 1 << 40):
+            with pytest.raises(OSError, match=name) as raised:
+                run(["true"], **{name: number})
+            assert raised.value.errno == errno.EBADF
+        with pytest.raises(TypeError, match=name):
+            run(["true"], **{name: "a name"})
+    for name in ("stdin", "stdout"):
+        with pytest.raises(ValueError, match="stderr"):
+            run(["true"], **{name: STDOUT})
+    assert session.run(["true"]).returncode == 0
+
+
+def test_a_descriptor_that_is_closed_before_it_is_sent_ends_no_session(session: Session) -> None:
+    """By another thread, after it was looked at."""
+    run: Any = session.run
+    with patch("os.fstat", return_value=os.stat("/dev/null")):
+        for name in ("stdin", "stdout", "stderr"):
+            with pytest.raises(OSError, match="descriptor"):
+                run(["true"], **{name: UNUSED})
+    assert session.run(["true"]).returncode == 0
 
 
 @pytest.mark.parametrize("words", [[], [""], ["true", "a\0b"], ["tr\0ue"]])
