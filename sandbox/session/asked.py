@@ -7,30 +7,20 @@ uses it. What a call really runs under, with an id of its own and its place in t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
 
-from remit.sandbox.authority import codec, parse
+from remit.sandbox.authority import codec
 from remit.sandbox.authority.errors import GrantError, RemitError
 from remit.sandbox.authority.lattice import normal
 from remit.sandbox.authority.model import Authority
 from remit.sandbox.authority.proof import Chain
+from remit.sandbox.session import keywords
 from remit.sandbox.session.errors import Several
 from remit.sandbox.session.granted import granted
-
-StrPath: TypeAlias = "str | os.PathLike[str]"
+from remit.sandbox.session.keywords import StrPath as StrPath
 
 WHERE = "Grant"
-_FOREVER = 1 << 52
-"""Seconds that no grant lasts."""
-
-
-def _paths(paths: Iterable[StrPath] | StrPath) -> tuple[str, ...]:
-    if isinstance(paths, str | os.PathLike):
-        raise GrantError(f"a list of paths, not {paths!r}", where=WHERE, hint=f"[{os.fspath(paths)!r}]")
-    return tuple(os.fspath(path) for path in paths)
 
 
 class Identity:
@@ -52,13 +42,6 @@ class _Same:
 
     def __hash__(self) -> int:
         return id(self._of)
-
-
-def variables(env: Iterable[str] | Mapping[str, str]) -> tuple[str, ...]:
-    """Variables to pass, or to set, as the option ``--env`` has them."""
-    if isinstance(env, Mapping):
-        return tuple(f"{name}={value}" for name, value in cast("Mapping[str, str]", env).items())
-    return tuple(env)
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -114,29 +97,23 @@ class Grant:
         options = [
             (name, value)
             for name, values in (
-                ("read", _paths(read)),
-                ("write", _paths(write)),
-                ("exec", _paths(exec)),
-                ("deny", _paths(deny)),
-                ("protect", _paths(protect)),
-                ("connect", tuple(connect)),
-                ("listen", tuple(str(port) for port in listen)),
-                ("unix", _paths(unix)),
-                ("env", variables(env)),
-                ("limit", tuple(f"{name}={value}" for name, value in (limits or {}).items())),
-                ("allow-syscalls", tuple(allow_syscalls)),
+                ("read", keywords.paths(read, f"{WHERE}.read")),
+                ("write", keywords.paths(write, f"{WHERE}.write")),
+                ("exec", keywords.paths(exec, f"{WHERE}.exec")),
+                ("deny", keywords.paths(deny, f"{WHERE}.deny")),
+                ("protect", keywords.paths(protect, f"{WHERE}.protect")),
+                ("connect", keywords.words(connect, f"{WHERE}.connect")),
+                ("listen", keywords.ports(listen, f"{WHERE}.listen")),
+                ("unix", keywords.paths(unix, f"{WHERE}.unix")),
+                ("env", keywords.variables(env, f"{WHERE}.env")),
+                ("limit", keywords.limits(limits, f"{WHERE}.limits")),
+                ("allow-syscalls", keywords.words(allow_syscalls, f"{WHERE}.allow_syscalls")),
             )
             for value in values
         ]
         if uses is not None and uses < 1:
             raise GrantError(f"uses {uses!r} is less than 1", where=WHERE, hint="leave it out for any number")
-        if isinstance(expires, str):
-            try:
-                expires = parse.parse_duration(expires) / 1000
-            except parse.ParseError as error:
-                raise GrantError(f"expires: {error.message}", where=WHERE, hint=error.hint) from None
-        if expires is not None and not 0 < expires < _FOREVER:
-            raise GrantError(f"expires {expires!r} is not in the future", where=WHERE)
+        expires = keywords.seconds(expires, f"{WHERE}.expires")
         for text, name in ((purpose, "purpose"), (task, "task"), (principal, "principal")):
             codec.a_string(text, f"{WHERE}.{name}")
         for name, value in (

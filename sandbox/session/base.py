@@ -13,8 +13,8 @@ from errno import ECONNREFUSED, ECONNRESET, ENOTCONN, EPIPE
 from typing import Any, TypeVar
 
 from remit.sandbox.authority.grant import Grant as Held
-from remit.sandbox.session import opening
-from remit.sandbox.session.asked import Grant, StrPath, variables
+from remit.sandbox.session import keywords, opening
+from remit.sandbox.session.asked import Grant, StrPath
 from remit.sandbox.session.core import Armed, Core, Ticket
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.handle import Conversation, Handle, window
@@ -22,6 +22,7 @@ from remit.sandbox.session.link import Link, send
 from remit.sandbox.session.result import CompletedCall, SessionClosed
 from remit.sandbox.session.streams import Decode, Streams, not_started
 
+_WHERE = "Session"
 _WINDOW = (24, 80)
 _TOO_MANY_IN_FLIGHT = 109
 """ETOOMANYREFS: an ordinary user may have as many descriptors in messages that nobody has received yet as a process may have
@@ -141,18 +142,18 @@ def request(
         workspace=os.fspath(workspace),
         grants=opening.options(
             {
-                "read": _paths(read),
-                "write": _paths(write),
-                "exec": _paths(exec),
-                "deny": _paths(deny),
-                "protect": _paths(protect),
-                "connect": connect,
-                "listen": map(str, listen),
-                "unix": _paths(unix),
-                "env": variables(env),
-                "limit": (f"{name}={value}" for name, value in (limits or {}).items()),
-                "allow-syscalls": allow_syscalls,
-                "degrade": degrade,
+                "read": keywords.paths(read, f"{_WHERE}.read"),
+                "write": keywords.paths(write, f"{_WHERE}.write"),
+                "exec": keywords.paths(exec, f"{_WHERE}.exec"),
+                "deny": keywords.paths(deny, f"{_WHERE}.deny"),
+                "protect": keywords.paths(protect, f"{_WHERE}.protect"),
+                "connect": keywords.words(connect, f"{_WHERE}.connect"),
+                "listen": keywords.ports(listen, f"{_WHERE}.listen"),
+                "unix": keywords.paths(unix, f"{_WHERE}.unix"),
+                "env": keywords.variables(env, f"{_WHERE}.env"),
+                "limit": keywords.limits(limits, f"{_WHERE}.limits"),
+                "allow-syscalls": keywords.words(allow_syscalls, f"{_WHERE}.allow_syscalls"),
+                "degrade": keywords.words(degrade, f"{_WHERE}.degrade"),
                 "expires": [expires] if expires else [],
                 "purpose": [purpose] if purpose else [],
             }
@@ -330,7 +331,3 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 def _packet_pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = _pair()
     return ours, theirs
-
-
-def _paths(paths: Iterable[StrPath]) -> list[str]:
-    return [os.fspath(path) for path in paths]
