@@ -70,7 +70,7 @@ class AsyncSession(Base):
         limits: Mapping[str, str | int] | None = None,
         allow_syscalls: Iterable[str] = (),
         degrade: Iterable[str] = (),
-        expires: str = "",
+        expires: float | str | None = None,
         purpose: str = "",
     ) -> None:
         self._wanted = request(

@@ -133,10 +133,11 @@ def request(
     limits: Mapping[str, str | int] | None,
     allow_syscalls: Iterable[str],
     degrade: Iterable[str],
-    expires: str,
+    expires: float | str | None,
     purpose: str,
 ) -> opening.Wanted:
     """A request for a session, from the keywords of its constructor."""
+    ends = keywords.duration(expires, f"{_WHERE}.expires")
     return opening.Wanted(
         profile=profile,
         workspace=os.fspath(workspace),
@@ -154,7 +155,7 @@ def request(
                 "limit": keywords.limits(limits, f"{_WHERE}.limits"),
                 "allow-syscalls": keywords.words(allow_syscalls, f"{_WHERE}.allow_syscalls"),
                 "degrade": keywords.words(degrade, f"{_WHERE}.degrade"),
-                "expires": [expires] if expires else [],
+                "expires": [ends] if ends else [],
                 "purpose": [purpose] if purpose else [],
             }
         ),

@@ -193,6 +193,8 @@ def _publish(value: str, source: Source) -> Authority:
 
 def _env(value: str, source: Source) -> Authority:
     name, equals, content = value.partition("=")
+    if "\0" in content:
+        raise parse.ParseError(f"a NUL in the value of {name}", "no program can have one")
     return Authority(environment=((parse.parse_env_name(name), content if equals else None),))
 
 

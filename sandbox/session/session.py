@@ -45,7 +45,7 @@ class Session(Base):
         limits: Mapping[str, str | int] | None = None,
         allow_syscalls: Iterable[str] = (),
         degrade: Iterable[str] = (),
-        expires: str = "",
+        expires: float | str | None = None,
         purpose: str = "",
     ) -> None:
         wanted = request(

@@ -9,6 +9,7 @@ import pytest
 
 from remit import AsyncSession, Grant, GrantError, Session
 from remit.sandbox.session import base, opening
+from remit.sandbox.session.granted import granted
 
 NOTHING: dict[str, Any] = {
     **dict.fromkeys(("read", "write", "exec", "deny", "protect", "connect", "listen", "unix", "env"), ()),
@@ -69,3 +70,26 @@ def test_every_keyword_arrives_as_the_options_of_the_command_line() -> None:
 def test_what_is_in_a_list_has_to_be_a_string(kind: Any, given: dict[str, Any]) -> None:
     with pytest.raises(GrantError, match=r"not (5|None|b'x'|'memory=1GiB')"):
         kind(**given)
+
+
+def test_a_session_ends_after_seconds_or_a_duration_as_a_grant_does() -> None:
+    assert [wanted(expires=one) for one in (5, 0.25, "10m")] == [
+        (("expires", one),) for one in ("5000ms", "250ms", "10m")
+    ]
+    assert [Grant(expires=one).expires for one in (5, 0.25, "10m")] == [5, 0.25, 600]
+    assert wanted(expires=None) == wanted() == ()
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), [5], True])
+@pytest.mark.parametrize("kind", [Session, AsyncSession, Grant])
+def test_what_is_no_time_to_come_is_an_error(kind: Any, value: object) -> None:
+    with pytest.raises(GrantError, match="expires"):
+        kind(expires=value)
+
+
+@pytest.mark.parametrize("env", [{"A": "b\0c"}, ["A=b\0c"]])
+def test_a_variable_cannot_hold_a_nul(env: Any) -> None:
+    """The kernel would end the value there."""
+    _, errors = granted(wanted(env=env), "/")
+    assert [str(error) for error in errors] == ["--env: a NUL in the value of A"]
+    assert granted(wanted(env={"A": "b c"}), "/")[0].authority.environment == (("A", "b c"),)
