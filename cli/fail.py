@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from remit.cli import render
+from remit.cli.output import Unwritten
 from remit.sandbox.authority.errors import RemitError, Unenforceable
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def report(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else INTERNAL
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, BrokenPipeError):
-        return 141
+    if isinstance(error, Unwritten) and error.quiet:
+        return error.exit_status
     if isinstance(error, RemitError):
         render.problems(lines(error))
         return error.exit_status

@@ -33,9 +33,12 @@ def main(argv: list[str]) -> None:
             status = start(invocation)
         else:
             libraries()
+            from remit.cli import output
             from remit.cli.main import run
 
+            output.install()
             status = run(argv)
+            output.flush()
     except BaseException as error:
         from remit.cli import fail
 
@@ -120,11 +123,11 @@ def _give_up() -> None:
 
 
 def _leave(status: int) -> None:
-    """Flush and leave at once. What cannot be written (a closed pipe) is not a failure of the command's."""
+    """Flush and leave at once. What could not be written of standard output has been told by now (``remit.cli.output``)."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
-        except (OSError, ValueError):
+        except Exception:
             pass
     posix._exit(status)  # pyright: ignore[reportPrivateUsage]  # os would be an import

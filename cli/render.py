@@ -6,13 +6,14 @@ cursor or forge a line.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
 from remit.sandbox.kernel import files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from rich.live import Live
 
@@ -39,7 +40,8 @@ def text(line: str = "") -> None:
 def heading(title: str) -> None:
     """A section's title; bold on a terminal."""
     shown = printable(title)
-    print(f"\033[1m{shown}\033[0m" if _terminal() else shown)
+    bold = _terminal() and os.environ.get("TERM", "") not in ("", "dumb")
+    print(f"\033[1m{shown}\033[0m" if bold else shown)
 
 
 def listing(lines: Iterable[str]) -> None:
@@ -48,8 +50,11 @@ def listing(lines: Iterable[str]) -> None:
         print(f"{GAP}{printable(line)}")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: drawn by rich on a terminal, columns padded with blanks elsewhere (no wrapping, nothing cut)."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], whole: Collection[str] = ()) -> None:
+    """A table: drawn by rich on a terminal, columns padded with blanks elsewhere (no wrapping, nothing cut).
+
+    ``whole``: columns that stay on one line on a terminal too, for what is copied from there.
+    """
     shown = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     if _terminal():
         from rich.box import SIMPLE_HEAD
@@ -59,7 +64,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
         drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
         for column in columns:
-            drawn.add_column(column, overflow="fold")
+            drawn.add_column(column, overflow="fold", no_wrap=column in whole)
         for row in shown:
             drawn.add_row(*[Text(cell) for cell in row])
         Console(markup=False, highlight=False).print(drawn)
@@ -79,7 +84,7 @@ class Progress:
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from remit.cli import options, render
+from remit.cli import options, output, render
 from remit.cli.command import HELP_NAMES, OptionCommand, invocation
 from remit.sandbox.audit import sessions
 from remit.sandbox.audit.record import state_directory
+from remit.sandbox.authority.errors import LaunchError, RemitError
 from remit.sandbox.session import standing
 from remit.sandbox.session.opening import Wanted
 
@@ -39,13 +41,34 @@ def _start(invocation: Invocation) -> int:
         accept_suggestion=invocation.accept_suggestion,
     )
     started = standing.start(wanted, os.environ)
+    try:
+        _tell(started, as_json=invocation.json)
+    except BaseException as error:
+        # Nobody knows that it is there: it would stand until somebody looked for it.
+        with contextlib.suppress(RemitError):
+            _stop(started.session)
+        if not isinstance(error, output.Unwritten):
+            raise
+        raise LaunchError(
+            f"{error}: the session's id could not be told, and the session was stopped",
+            hint="remit session start writes the id on standard output",
+        ) from None
+    return 0
+
+
+def _tell(started: standing.Started, *, as_json: bool) -> None:
     render.problems(started.warnings)
-    if invocation.json:
+    if as_json:
         content = {"session": started.session, "workspace": started.workspace, "enforcement": dict(started.enforcement)}
         render.document("session-start", content)
     else:
         render.text(started.session)
-    return 0
+    output.flush()
+
+
+def _stop(session: str) -> None:
+    with standing.connected(session, os.environ) as link:
+        link.stop(session)
 
 
 command.add_command(
@@ -73,7 +96,7 @@ def list_(every: bool, as_json: bool) -> int:
         render.document("session-list", {"sessions": [one.json() for one in found]})
     elif found:
         rows = [[one.session, one.state, one.profile, one.workspace, one.command] for one in found]
-        render.table(["session", "state", "profile", "workspace", "command"], rows)
+        render.table(["session", "state", "profile", "workspace", "command"], rows, whole=["session"])
     return 0
 
 
@@ -108,7 +131,5 @@ def show(session: str, as_json: bool) -> int:
 @click.argument("session")
 def stop(session: str) -> int:
     """Stop a live session: everything in it ends."""
-    identifier = standing.full(session, os.environ)
-    with standing.connected(identifier, os.environ) as link:
-        link.stop(identifier)
+    _stop(standing.full(session, os.environ))
     return 0

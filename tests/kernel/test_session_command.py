@@ -14,7 +14,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.kernel.run_harness import TIMEOUT, World
+from tests.kernel.run_harness import TIMEOUT, Terminal, World
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(landlock=6, userns=True)]
 
@@ -356,3 +356,48 @@ def test_a_grant_file_for_another_session_is_refused(world: World) -> None:
         refused = world.remit("exec", other, "--grant", str(file), "--", "true")
         assert refused.status == 2
         assert session in refused.stderr
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_session_whose_id_cannot_be_told_does_not_stand(world: World, form: list[str]) -> None:
+    words = world.argv("session", "start", "-p", world.profile, "-w", str(world.workspace), *form)
+    read, gone = os.pipe()
+    os.close(read)
+    with open("/dev/full", "w") as full:
+        shell = ["sh", "-c", 'exec "$@" >&-', "sh"]
+        for command, output, why in (
+            (words, full.fileno(), "No space left on device"),
+            (words, gone, "Broken pipe"),
+            ([*shell, *words], subprocess.DEVNULL, "Bad file descriptor"),
+        ):
+            result = subprocess.run(
+                command, stdout=output, stderr=subprocess.PIPE, text=True, env=world.env(), check=False, timeout=TIMEOUT
+            )
+            assert result.returncode == 125, result
+            assert f"standard output: {why}" in result.stderr
+            assert "Traceback" not in result.stderr
+            assert world.remit("session", "list").stdout == ""
+    os.close(gone)
+    assert sockets(world) == []
+    states = [one["state"] for one in json.loads(world.remit("session", "list", "--all", "--json").stdout)["sessions"]]
+    assert states == ["ended"] * 3
+
+
+def test_an_id_is_whole_on_a_narrow_terminal(world: World) -> None:
+    with standing(world) as session:
+        shown = Terminal(world.argv("session", "list"), world.env({"TERM": "dumb", "COLUMNS": "60"}), world.workspace)
+        try:
+            shown.expect(session)
+            assert shown.wait() == 0
+        finally:
+            shown.close()
+
+
+@pytest.mark.parametrize(("kind", "bold"), [("dumb", False), ("xterm", True)])
+def test_a_heading_is_bold_where_the_terminal_can(world: World, kind: str, bold: bool) -> None:
+    shown = Terminal(world.argv("explain", "-p", "offline"), world.env({"TERM": kind}), world.workspace)
+    try:
+        assert ("\x1b[1m" in shown.expect("[^\n]*Granted[^\n]*")[0]) is bold
+        shown.wait()
+    finally:
+        shown.close()
