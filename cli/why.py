@@ -227,8 +227,7 @@ def _tell_would(what: str, decider: Decider, whose: str, as_json: bool, *, nothi
         elif decision.kind in ("deny", "protect"):
             note = f"{decision.kind} wins over every grant"
         elif decision.kind == "auto-exec":
-            note = "protected as auto-executed: a program outside would run it"
-            grant = ("--write", name) if os.path.lexists(name) else ()
+            grant, note = why.auto_executed(name, os.path.lexists)
         rows.append(
             {
                 "axis": axis,

@@ -53,8 +53,9 @@ def asking(explanation: Explanation) -> str:
         return f"If the task needs it, ask the user for an HTTP rule in the profile: {explanation.entry}"
     if explanation.grant:
         return f"If the task needs it, ask the user to grant: {shlex.join(explanation.grant)}"
-    if explanation.note.startswith(MAKE):
-        return f"If the task needs it, ask the user. {explanation.note[0].upper()}{explanation.note[1:]}."
+    _, make, how = explanation.note.partition(MAKE)
+    if make:
+        return f"If the task needs it, ask the user. {MAKE[0].upper()}{MAKE[1:]}{how}."
     if explanation.kind in ("deny", "protect") or explanation.source:
         return f"No grant opens it; only the user can change {explanation.source or 'the rule'}. Do without it, or ask."
     return "It cannot be granted. Do without it, or tell the user."

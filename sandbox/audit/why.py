@@ -104,9 +104,8 @@ def explain(
         )
         return _ungranted(found, decider, exists)
     if rule.startswith(AUTO_EXEC):
-        note = "protected as auto-executed: a program outside would run it"
-        found = Explanation(event, "auto-exec", ("mediation",), note=note, events=events)
-        return replace(found, grant=("--write", event.object)) if catalogue.opens(event.object) else found
+        grant, note = auto_executed(event.object, exists)
+        return Explanation(event, "auto-exec", ("mediation",), grant=grant, note=note, events=events)
     for kind, patterns in (("deny", decider.given.deny), ("protect", decider.given.protect)):
         for one in patterns:
             if str(one) == rule:
@@ -136,6 +135,20 @@ def missing(axis: str, right: str, name: str, decider: Decider, exists: Callable
     """What would allow an action that nothing grants."""
     made = Event("", "", "", 0, 0, 0, 0, "", "", axis, right, name, "denied", "", "", _NOWHERE, "", "")
     return _ungranted(Explanation(made, "ungranted", _KERNEL_LAYERS), decider, exists)
+
+
+def auto_executed(path: str, exists: Callable[[str], bool]) -> tuple[tuple[str, ...], str]:
+    """The grant that opens a file of the catalogue, if one does, and what there is to say."""
+    note = "protected as auto-executed: a program outside would run it"
+    if not catalogue.opens(path):
+        return (), note
+    if exists(path):
+        return ("--write", path), note
+    return (), f"{note}; {_make_first('--write', path)}"
+
+
+def _make_first(option: str, path: str) -> str:
+    return f"{MAKE}: make it, then {option} {shlex.quote(path)}"
 
 
 def _edit(kind: str, source: str) -> str:
@@ -171,14 +184,16 @@ def _ungranted(found: Explanation, decider: Decider, exists: Callable[[str], boo
         note = "not grantable: a session has its own /proc, and what it holds of the host is read-only"
         return replace(found, note=note)
     protects = decider.authority.auto_exec is AutoExec.PROTECT
-    if event.right in ("write", "remove") and protects and decider.catalogued(path) and not catalogue.opens(path):
+    catalogued = event.right in ("write", "remove") and protects and bool(decider.catalogued(path))
+    if catalogued and not catalogue.opens(path):
         return replace(found, note="a grant would not do: protected as auto-executed")
     if exists(path):
         return replace(found, grant=(option, path))
     parent = path.rpartition("/")[0]
-    if option != "--unix" and parent and exists(parent):
+    # A grant of a whole project does not open what is protected in it.
+    if option != "--unix" and parent and exists(parent) and (not catalogued or catalogue.opens(parent)):
         return replace(found, grant=(option, parent), note=f"{MAKE}, and this is not: its directory")
-    return replace(found, note=f"{MAKE}: make it, then {option} {shlex.quote(path)}")
+    return replace(found, note=_make_first(option, path))
 
 
 _NOWHERE = Rule(UNGRANTED)

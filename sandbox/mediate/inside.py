@@ -28,6 +28,7 @@ _GATEWAY = (
     "Connections to the network are not in this list: a refused one was reset, or answered 403 with the reason.\n"
 )
 _UNSEEN = f"{UNGRANTED} (whether it would work without the sandbox is not known in here)"
+_THERE = "if it is not there yet, to make it first: only what is there at start can be granted"
 _NONE = "The sandbox has denied nothing here that it saw. (A name that nothing grants is simply not there.)\n"
 
 
@@ -55,7 +56,7 @@ def _one(path: bytes, right: str, rule: str, exe: bytes, lines: Mapping[str, str
         why = f"the rule {rule} takes it away" + (f" ({stands})" if stands else "")
     asks = "Do without it, or ask the user, who can see more with: remit why --last"
     if rule == UNGRANTED and right in OPTIONS and not name.startswith("/proc/"):
-        asks = f"If the task needs it, ask the user to grant: {OPTIONS[right]} {name}"
+        asks = f"If the task needs it, ask the user to grant: {OPTIONS[right]} {name} ({_THERE})"
     return f"Denied by the sandbox: {right} {name}{by}: {why}.\n{POINTLESS}\n{asks}."
 
 

@@ -318,6 +318,7 @@ def test_an_ordinary_eacces_is_not_remits(world: World) -> None:
 
 def test_a_model_is_told_what_was_denied(world: World) -> None:
     script = "echo > .envrc; mkdir {0}/new; echo > .envrc; exit 3"
+    envrc = f"--write {world.workspace}/.envrc"
     elsewhere = world.base / "elsewhere"
     elsewhere.mkdir()
     done = world.run("sh", "-c", script.format(elsewhere), options=["--denials", "text"])
@@ -326,10 +327,15 @@ def test_a_model_is_told_what_was_denied(world: World) -> None:
     assert told[0].startswith(f"remit: Denied by the sandbox: write {world.workspace}/.envrc by ")
     assert "(2 times)" in told[0]
     assert "trying again" in told[1]
-    assert told[2] == f"remit: If the task needs it, ask the user to grant: --write {world.workspace}/.envrc"
+    assert told[2].endswith(f"ask the user. Only what is there at start can be granted: make it, then {envrc}.")
     assert f"{elsewhere}/new" in told[3]
     assert told[5].endswith(f"--write {elsewhere}")
-    # The option that it names is the one that does.
+    # The options that they name are those that do; and this one only so.
+    assert world.run("true", options=envrc.split()).status == 2
+    (world.workspace / ".envrc").touch()
+    again = world.run("sh", "-c", script.format(elsewhere), options=["--denials", "text"])
+    assert f"ask the user to grant: {envrc}\n" in again.stderr
+    assert world.run("sh", "-c", "echo > .envrc", options=envrc.split()).status == 0
     assert world.run("sh", "-c", f"mkdir {elsewhere}/new", options=["--write", str(elsewhere)]).status == 0
 
 
@@ -359,9 +365,8 @@ def test_a_program_is_told_in_one_line(world: World, on_status: bool) -> None:
     line = status[-1] if on_status else done.stderr.splitlines()[-1]
     made = json.loads(line)
     jsonschema.validate(made, json.loads((SCHEMAS / "denials.schema.json").read_text()))
-    assert [(one["object"], one["grant"]) for one in made["denials"]] == [
-        (f"{world.workspace}/.envrc", ["--write", f"{world.workspace}/.envrc"])
-    ]
+    assert [(one["object"], one["grant"]) for one in made["denials"]] == [(f"{world.workspace}/.envrc", [])]
+    assert made["denials"][0]["note"].endswith(f"make it, then --write {world.workspace}/.envrc")
     assert ("remit" in done.stderr) != on_status
     done = world.run("false", options=["--denials=json"])
     made = json.loads(done.stderr)

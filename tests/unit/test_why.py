@@ -111,19 +111,45 @@ def test_a_protect_names_its_line(state: str, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("path", "rule", "grant"),
+    ("name", "rule", "opens"),
     [
-        ("/w/.envrc", "auto_exec .envrc", ["--write", "/w/.envrc"]),
-        ("/w/.git/hooks/pre-commit", "auto_exec git hook pre-commit", ["--write", "/w/.git/hooks/pre-commit"]),
-        ("/w/.git/config", "auto_exec git config: core.pager", []),
+        (".envrc", "auto_exec .envrc", True),
+        (".git/hooks/pre-commit", "auto_exec git hook pre-commit", True),
+        (".git/config", "auto_exec git config: core.pager", False),
     ],
 )
-def test_auto_executed_files_are_granted_by_their_own_name(
-    state: str, path: str, rule: str, grant: list[str], capsys: pytest.CaptureFixture[str]
+def test_auto_executed_files_are_granted_by_their_own_name_once_they_are_there(
+    state: str, tmp_path: Path, name: str, rule: str, opens: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = one(state, denial(path, rule), capsys)
-    assert (found["kind"], found["grant"], found["source"]) == ("auto-exec", grant, None)
-    assert found["note"].startswith("protected as auto-executed")
+    """``--write`` of what is not there would be refused: the file is to be made first. And as ``why -p`` says, so say all."""
+    path = tmp_path / name
+    for there in (False, True):
+        if there:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        found = one(state, denial(str(path), rule), capsys)
+        assert (found["kind"], found["source"]) == ("auto-exec", None)
+        assert found["grant"] == (["--write", str(path)] if there and opens else [])
+        assert found["note"].startswith("protected as auto-executed")
+        assert (f"make it, then --write {path}" in found["note"]) is (opens and not there)
+        assert (f"make it, then --write {path}" in found["message"]) is (opens and not there)
+        if name == ".git/config":
+            continue  # what is written to it decides, which only a record knows
+        assert main.run(["why", "-p", "coding", "-w", str(tmp_path), str(path), "--json"]) == 0
+        would = json.loads(capsys.readouterr().out)["answers"][1]
+        assert (would["kind"], would["grant"], would["note"]) == ("auto-exec", found["grant"], found["note"])
+
+
+def test_a_grant_of_a_project_is_no_advice_for_what_is_protected_in_it(
+    state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".git/hooks").mkdir(parents=True)
+    found = one(state, denial(str(tmp_path / ".envrc"), "nothing grants it"), capsys)
+    assert (found["grant"], f"make it, then --write {tmp_path}/.envrc" in found["note"]) == ([], True)
+    found = one(state, denial(str(tmp_path / ".git/hooks/pre-commit"), "nothing grants it"), capsys)
+    assert found["grant"] == ["--write", f"{tmp_path}/.git/hooks"]
+    found = one(state, denial(str(tmp_path / "other"), "nothing grants it"), capsys)
+    assert found["grant"] == ["--write", str(tmp_path)]
 
 
 def test_what_nothing_grants_can_be_granted(state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
