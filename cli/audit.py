@@ -32,7 +32,7 @@ def chosen(state: str, session: str | None, last: bool, hint: str) -> str:
         raise UsageError("either a session or --last is expected", hint=hint)
     if session is None:
         return log.latest(state)
-    identifier, sequence = log.reference(session)
+    identifier, sequence = log.named(state, session)
     if sequence:
         raise UsageError(f"{session}: a session is expected, not an event", hint=hint)
     return identifier
@@ -120,7 +120,7 @@ def verify(sessions: tuple[str, ...], last: bool, every: bool, as_json: bool) ->
     state = state_directory(dict(os.environb))
     if bool(sessions) + last + every != 1:
         raise UsageError("sessions, --last or --all are expected", hint="remit audit verify --last")
-    names = [log.reference(one)[0] for one in sessions] or ([log.latest(state)] if last else log.sessions(state))
+    names = [log.named(state, one)[0] for one in sessions] or ([log.latest(state)] if last else log.sessions(state))
     results = [verified(state, name) for name in names]
     good = all(one["ok"] for one in results)
     for one in results:

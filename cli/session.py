@@ -10,7 +10,7 @@ import click
 
 from remit.cli import options, output, render
 from remit.cli.command import HELP_NAMES, OptionCommand, invocation
-from remit.sandbox.audit import sessions
+from remit.sandbox.audit import log, sessions
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import LaunchError, RemitError
 from remit.sandbox.session import standing
@@ -106,7 +106,8 @@ def list_(every: bool, as_json: bool) -> int:
 def show(session: str, as_json: bool) -> int:
     """Show a session, live or ended: where, under which profile and grant, and the calls in it."""
     live = standing.live(os.environ)
-    found = sessions.details(state_directory(dict(os.environb)), session, live)
+    state = state_directory(dict(os.environb))
+    found = sessions.details(state, log.full(state, session), live)
     if as_json:
         render.document("session", found.json())
         return 0

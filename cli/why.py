@@ -18,13 +18,15 @@ from remit.sandbox.audit import denials, housekeeping, log, message, why
 from remit.sandbox.audit.decide import Decider, Decision, endpoint, requested, target
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import UsageError
-from remit.sandbox.authority.parse import parse_endpoint
+from remit.sandbox.authority.parse import ParseError, parse_endpoint
 
 if TYPE_CHECKING:
     from remit.sandbox.audit.why import Explanation
     from remit.sandbox.events.event import Event
 
 _RIGHTS = ("read", "write", "exec")
+_TELLING = 6
+"""Characters of an id that no host is called by accident."""
 
 
 @click.command("why", context_settings={"help_option_names": list(HELP_NAMES)})
@@ -49,16 +51,12 @@ def command(what: str | None, last: bool, profile: str | None, workspace: str | 
         return _would(what, profile, workspace or "", as_json)
     if workspace is not None:
         raise UsageError("-w goes with -p", hint="remit why -p PROFILE -w DIR PATH")
-    if last == (what is not None):
-        if last and what is not None and _is_object(what):
-            last = False
-        else:
-            raise UsageError(
-                "either a session (SESSION, SESSION:SEQ), an object or --last is expected", hint=log.LAST_HINT
-            )
-    if what is not None and _is_object(what):
+    about = what is not None and _is_object(what) and not _is_recorded(state, what)
+    if last == (what is not None) and not (last and about):
+        raise UsageError("either a session (SESSION, SESSION:SEQ), an object or --last is expected", hint=log.LAST_HINT)
+    if what is not None and about:
         return _happened(state, what, as_json)
-    identifier, sequence = log.reference(what) if what is not None else (log.latest(state), 0)
+    identifier, sequence = log.named(state, what) if what is not None else (log.latest(state), 0)
     found = log.read(state, identifier)
     denied = [event for event in found.events if event.denied and (not sequence or event.sequence == sequence)]
     if sequence and not denied:
@@ -138,21 +136,37 @@ def _print(session: log.Log, explained: list[Explanation]) -> None:
 # --- about an object
 
 
+def _is_endpoint(text: str) -> bool:
+    host, colon, rest = text.rpartition(":")
+    port, _, protocol = rest.partition("/")
+    return bool(host and colon and port.isdigit() and protocol in ("", "tcp", "udp")) and "/" not in host
+
+
 def _is_object(text: str) -> bool:
-    """A path (with a slash, or relative by a dot) or HOST:PORT rather than a session."""
-    if log.is_reference(text) or not text:
+    """A path (with a slash or a dot before it, or of something that is there) or HOST:PORT rather than a session."""
+    if not text or log.is_reference(text) or (_is_endpoint(text) and log.is_reference(text.rpartition(":")[0])):
         return False
-    if text.startswith(("/", "./", "../", "~/")) or text in (".", ".."):
+    if "/" in text or text.startswith("~") or text in (".", "..") or _is_endpoint(text):
         return True
-    host, colon, port = text.rpartition(":")
-    return bool(host and colon and port.partition("/")[0].isdigit() and "/" not in host and not log.is_reference(host))
+    return os.path.lexists(text)
+
+
+def _is_recorded(state: str, text: str) -> bool:
+    """SESSION:SEQ, with a session's id that is abbreviated. Short ones are rather hosts."""
+    session = text.rpartition(":")[0]
+    return len(session) >= _TELLING and _is_endpoint(text) and log.full(state, session) != session
 
 
 def _object(text: str) -> tuple[str, bool]:
-    """(the object's name in events, whether it is an endpoint)."""
-    if text.startswith(("/", ".", "~")):
-        return os.path.realpath(os.path.expanduser(text)), False
-    return text, True
+    """(the object's name in events, whether it is an endpoint). Raises UsageError."""
+    if _is_endpoint(text):
+        return text, True
+    if not _is_object(text):
+        raise UsageError(
+            f"{text!r} is neither HOST:PORT nor the path of something that is here",
+            hint=f"./{text} for a path, {text}:443 for a host",
+        )
+    return os.path.realpath(os.path.expanduser(text)), False
 
 
 def _means(event: Event, name: str, spelled: str) -> bool:
@@ -210,7 +224,10 @@ def _tell_would(what: str, decider: Decider, whose: str, as_json: bool, *, nothi
     name, network = _object(what)
     answers: list[tuple[str, str, Decision]] = []
     if network:
-        asked = parse_endpoint(what)
+        try:
+            asked = parse_endpoint(what)
+        except ParseError as error:
+            raise UsageError(error.message, hint=error.hint) from None
         name = endpoint(asked.name or asked.network.partition("/")[0], asked.port, asked.protocol)
         answers.append(("network", "connect", decider.endpoint(name)))
     else:

@@ -20,8 +20,14 @@ from remit.sandbox.authority.errors import RemitError, UsageError
 from remit.sandbox.events.event import Event
 
 _REFERENCE = re.compile(r"([0-9]{8}T[0-9]{6}-[0-9a-f]{10})(?::([1-9][0-9]{0,17}))?")
+_ABBREVIATED = re.compile(r"([0-9a-fT-]+)(?::([1-9][0-9]{0,17}))?")
 _HASH = re.compile(rb'"([0-9a-f]{%d})"\}' % (2 * SIZE))
 LAST_HINT = "remit why --last"
+LIST_HINT = "remit session list --all"
+
+
+_NAMED = 5
+"""Sessions that an error names, of those that were meant perhaps: the latest."""
 
 
 class RecordError(RemitError):
@@ -86,6 +92,29 @@ def is_reference(text: str) -> bool:
     return _REFERENCE.fullmatch(text) is not None
 
 
+def named(state: str, text: str) -> tuple[str, int]:
+    """As ``reference``, where SESSION may be any unambiguous beginning or end of a recorded one's id.
+
+    Raises UsageError: it could be several, or is no session's.
+    """
+    found = _ABBREVIATED.fullmatch(text)
+    if found is None or is_reference(text):
+        return reference(text)
+    return full(state, found[1]), int(found[2] or 0)
+
+
+def full(state: str, text: str) -> str:
+    """A recorded session's whole id from any unambiguous beginning or end of it; ``text`` itself where it is none's.
+
+    Raises UsageError where it could be several.
+    """
+    every = sessions(state)
+    likely = [one for one in every if text and (one.startswith(text) or one.endswith(text))]
+    if len(likely) > 1 and text not in every:
+        raise UsageError(f"{text!r} could be {', '.join(likely[-_NAMED:])}", hint="give more of the id")
+    return likely[0] if len(likely) == 1 else text
+
+
 def sessions(state: str) -> list[str]:
     """Every recorded session, newest last. Raises RecordError if they cannot be listed."""
     directory = f"{state}/sessions"
@@ -120,7 +149,7 @@ def directory_of(state: str, identifier: str) -> str:
     """Where the record of ``identifier`` is. Raises UsageError: there is no such session."""
     directory = f"{state}/sessions/{identifier}"
     if not os.path.isdir(directory):
-        raise UsageError(f"no such session: {identifier}", where=f"{state}/sessions", hint=LAST_HINT)
+        raise UsageError(f"no such session: {identifier}", where=f"{state}/sessions", hint=LIST_HINT)
     return directory
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from remit.sandbox.audit.log import LAST_HINT
+from remit.sandbox.audit.log import LIST_HINT
 from remit.sandbox.authority.errors import UsageError
 
 
@@ -84,7 +84,7 @@ def details(state: str, session: str, live: Collection[str]) -> Details:
     try:
         events = _events(state, session)
     except OSError:
-        raise UsageError(f"no record of a session {session!r}", hint=LAST_HINT) from None
+        raise UsageError(f"no record of a session {session!r}", hint=LIST_HINT) from None
     calls: dict[str, Call] = {}
     why = ""
     for event in events:

@@ -351,7 +351,7 @@ def test_names_cannot_forge_lines(state: str, capsys: pytest.CaptureFixture[str]
         ["20260101T000000-aaaaaaaaaa"],
         ["20260101T000000-aaaaaaaaaa:0"],
         ["20260101T000000-aaaaaaaaaa:x"],
-        ["20260101T000000-aaaaaaaaaa/.."],
+        ["20260101T000000-aaaaaaaaa"],
         ["example.com"],
         [""],
     ],
@@ -360,7 +360,65 @@ def test_bad_arguments_exit_2_with_the_hint(state: str, argv: list[str], capsys:
     assert main.run(["why", *argv]) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert "hint: remit why --last" in told.err
+    assert "hint: remit why --last" in told.err or "hint: remit session list --all" in told.err
+
+
+@pytest.mark.parametrize(
+    "words", [["src/a.py"], ["a.py"], ["./a.py"], ["src/absent"], ["src"], ["h/443"], ["h:443/icmp"]]
+)
+def test_paths_are_relative_to_where_one_is(
+    state: str, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "src").mkdir()
+    for name in ("src/a.py", "a.py"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    session(state, denial(str(tmp_path / os.path.normpath(words[0])), "/**/secret"))
+    assert main.run(["why", *words]) == 0
+    assert f"write {tmp_path}/{os.path.normpath(words[0])}" in capsys.readouterr().out
+    assert main.run(["why", "-p", "offline", *words]) == 0
+    assert f"{tmp_path}/{os.path.normpath(words[0])} under profile offline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["absent"], ["example.com"], ["h h:443"], ["h:0"], ["h:99999"], [":443"]])
+def test_what_is_neither_a_path_nor_an_endpoint_is_said_so(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["why", "-p", "offline", *words]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "internal" not in told.err
+    assert "hint: " in told.err
+
+
+def test_an_id_may_be_abbreviated_wherever_a_session_is_named(
+    state: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    names = iter(["20260101T000000-aaaaaaaaab", "20260101T000001-aaaaaaaaac"])
+    monkeypatch.setattr("remit.sandbox.audit.record.new_identifier", lambda: next(names))
+    one, other = (session(state, denial("/w/a/secret", "/**/secret")).identifier for _ in range(2))
+    for short in (one[-10:], "aab", "20260101T000000", one):
+        for words in (
+            ["why"],
+            ["report"],
+            ["audit", "show"],
+            ["audit", "verify"],
+            ["audit", "export"],
+            ["session", "show"],
+        ):
+            assert main.run([*words, short]) in (0, 1), words
+            printed = capsys.readouterr().out
+            assert one in printed
+            assert other not in printed
+    assert main.run(["why", f"{one[-10:]}:2"]) == 0
+    assert one in capsys.readouterr().out
+    for words in (["why"], ["report"], ["audit", "show"], ["session", "show"]):
+        assert main.run([*words, "20260101T0"]) == 2
+        assert f"could be {one}, {other}" in capsys.readouterr().err
+        assert main.run([*words, "ffff"]) == 2
+        assert "hint: remit session list --all" in capsys.readouterr().err
 
 
 def test_last_without_any_session(state: str, capsys: pytest.CaptureFixture[str]) -> None:
