@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -150,8 +149,9 @@ def _usage(verb: str, error: str) -> UsageError:
 
 def _failure(verb: str, parsed: options.Invocation, errors: list[str]) -> RemitError:
     """The words that are no option, and also everything that is wrong with the values of those that are."""
+    from remit.sandbox.session import place
     from remit.sandbox.session.errors import Several
     from remit.sandbox.session.granted import granted
 
-    _, wrong = granted(parsed.grants, os.getcwd())
+    _, wrong = granted(parsed.grants, place.current_directory())
     return Several([*(_usage(verb, error) for error in errors), *wrong])

@@ -11,7 +11,8 @@ from remit.cli import render
 from remit.cli.command import HELP_NAMES, GrantCommand
 from remit.cli.status import Status
 from remit.sandbox.authority.errors import RemitError, UsageError
-from remit.sandbox.session import standing
+from remit.sandbox.authority.parse import ParseError
+from remit.sandbox.session import place, standing
 from remit.sandbox.session.asked import Grant
 from remit.sandbox.session.granted import absolute
 
@@ -38,8 +39,8 @@ def _execute(invocation: Invocation, status: Status) -> int:
 
     session = standing.full(click.get_current_context().meta[_SESSION], os.environ)
     # Without a grant the call has what the session has.
-    asked = Grant.from_options(invocation.grants, os.getcwd(), session) if invocation.grants else None
-    directory = absolute(invocation.chdir, os.getcwd()) if invocation.chdir else ""
+    asked = Grant.from_options(invocation.grants, place.current_directory(), session) if invocation.grants else None
+    directory = _directory(invocation.chdir) if invocation.chdir else ""
     result = running.run(
         session, invocation.command, asked, os.environ, directory, lambda call: status.started(session, call)
     )
@@ -70,6 +71,13 @@ def _execute(invocation: Invocation, status: Status) -> int:
         else:
             render.line(found.document())
     return code
+
+
+def _directory(text: str) -> str:
+    try:
+        return absolute(text, place.current_directory())
+    except ParseError as error:
+        raise UsageError(error.message, where="--chdir", hint=error.hint) from None
 
 
 def _denied(result: CompletedCall[Any]) -> int:

@@ -17,6 +17,7 @@ from remit.sandbox.authority.errors import RemitError, UsageError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join, normal
 from remit.sandbox.authority.model import AutoExec
+from remit.sandbox.authority.parse import ParseError
 from remit.sandbox.session import grantfile, keys, place
 from remit.sandbox.session.errors import Several
 from remit.sandbox.session.granted import absolute, granted
@@ -96,14 +97,14 @@ class _Asked:
 
     def _authority(self) -> tuple[Authority, str, float | None]:
         asked = invocation("grant new", self.values)
-        found, errors = granted(asked.grants, os.getcwd())
+        found, errors = granted(asked.grants, place.current_directory())
         self.errors += errors
         authority = found.authority
         if asked.profile and not errors:
             from remit.sandbox.session.assemble import ask
 
             try:
-                authority = join(ask(asked, os.environ, os.getcwd()).expanded.authority, authority)
+                authority = join(ask(asked, os.environ, place.current_directory()).expanded.authority, authority)
             except RemitError as error:
                 self.errors.append(error)
         expires = (self.not_before or self.now) + found.expires / 1000 if found.expires else None
@@ -111,11 +112,11 @@ class _Asked:
 
     def _from(self, file: str) -> None:
         try:
-            path = absolute(file, os.getcwd())
+            path = absolute(file, place.current_directory())
             self.parent = grantfile.read(path)
             proof.verify(self.parent, _trusting(*_known()), at=self.not_before or self._start(), where=path)
-        except ValueError as error:
-            self.errors.append(UsageError(str(error), where="--from"))
+        except ParseError as error:
+            self.errors.append(UsageError(error.message, where="--from", hint=error.hint))
         except RemitError as error:
             self.errors.append(error)
 
@@ -162,9 +163,9 @@ class _Asked:
 
 def _write(file: str, data: bytes) -> str:
     try:
-        path = absolute(file, os.getcwd())
-    except ValueError as error:
-        raise UsageError(str(error), where="--output") from None
+        path = absolute(file, place.current_directory())
+    except ParseError as error:
+        raise UsageError(error.message, where="--output", hint=error.hint) from None
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         opened = os.open(path, flags, FILE_MODE)
@@ -316,9 +317,9 @@ def _home() -> str:
 
 def _path(file: str) -> str:
     try:
-        return absolute(file, os.getcwd())
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+        return absolute(file, place.current_directory())
+    except ParseError as error:
+        raise UsageError(error.message, hint=error.hint) from None
 
 
 def _known() -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from remit.cli.command import HELP_NAMES
 from remit.sandbox.audit import denials, housekeeping, log, message, why
 from remit.sandbox.audit.decide import Decider, Decision, endpoint, requested, target
 from remit.sandbox.audit.record import state_directory
-from remit.sandbox.authority.errors import UsageError
+from remit.sandbox.authority.errors import NOWHERE, UsageError
 from remit.sandbox.authority.parse import ParseError, parse_endpoint
+from remit.sandbox.session import place
 
 if TYPE_CHECKING:
     from remit.sandbox.audit.why import Explanation
@@ -166,7 +167,10 @@ def _object(text: str) -> tuple[str, bool]:
             f"{text!r} is neither HOST:PORT nor the path of something that is here",
             hint=f"./{text} for a path, {text}:443 for a host",
         )
-    return os.path.realpath(os.path.expanduser(text)), False
+    path = os.path.expanduser(text)
+    if not path.startswith("/") and not place.current_directory():
+        raise UsageError(f"{NOWHERE}, and {text!r} is relative to it", hint="cd to one that does, or write it in full")
+    return os.path.realpath(path), False
 
 
 def _means(event: Event, name: str, spelled: str) -> bool:
@@ -182,9 +186,9 @@ def _means(event: Event, name: str, spelled: str) -> bool:
 
 
 def _happened(state: str, what: str, as_json: bool) -> int:
+    name, network = _object(what)
+    spelled = name if network else os.path.abspath(os.path.expanduser(what))
     found = log.read(state, log.latest(state))
-    name, _ = _object(what)
-    spelled = os.path.abspath(what) if not _object(what)[1] else name
     events = [event for event in found.events if _means(event, name, spelled)]
     denied = [event for event in events if event.denied]
     if not events:

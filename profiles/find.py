@@ -141,7 +141,7 @@ def _read_open(descriptor: int, path: str, *, shipped: bool) -> bytes:
 
 def _safe_path(path: str) -> str:
     """``path`` with every symbolic link resolved, after a check of each directory and each link on the way."""
-    pending = os.path.join(os.getcwd(), path).split("/")[::-1]
+    pending = (path if path.startswith("/") else os.path.join(os.getcwd(), path)).split("/")[::-1]
     real = "/"
     links = 0
     _check_owner(real, os.lstat(real), what="directory")

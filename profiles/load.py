@@ -20,6 +20,7 @@ from remit.profiles.parse import parse
 from remit.profiles.schema import BY_DOTTED, Merge, Shape
 from remit.profiles.suggest import Suggestion
 from remit.profiles.values import nearest, show
+from remit.sandbox.authority.errors import NOWHERE
 
 _FILE_LIMIT = 64
 _TABLES_OF_VARIABLES = ("floor", "environment")
@@ -114,7 +115,12 @@ class _Loader:
             if "\0" in name_or_path:
                 self.problems.append(Problem(show(name_or_path), 0, "", "a path cannot hold a NUL byte"))
                 return nothing
-            return self._file(Found(os.path.abspath(name_or_path), -1), "") or nothing
+            try:
+                path = os.path.abspath(name_or_path)
+            except FileNotFoundError:
+                self.problems.append(Problem(show(name_or_path), 0, "", NOWHERE, "cd to one that does"))
+                return nothing
+            return self._file(Found(path, -1), "") or nothing
         if not is_name(name_or_path):
             hint = "names are like coding; a file is named by a path with a slash, or ending in .toml"
             self.problems.append(Problem(show(name_or_path), 0, "", "not a profile name", hint))

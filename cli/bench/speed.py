@@ -20,7 +20,8 @@ from remit.cli import render
 from remit.cli.bench import audit, memory, network, plot, report, setting, starts, syscalls, warm, workloads
 from remit.cli.bench.measure import BenchError, Line, NotMeasured, Row
 from remit.cli.command import HELP_NAMES
-from remit.sandbox.authority.errors import UsageError
+from remit.sandbox.authority.errors import NOWHERE, UsageError
+from remit.sandbox.session import place
 
 SCHEMA = "bench"
 GROUPS = (
@@ -84,7 +85,7 @@ def command(
 ) -> int:
     """Measure, and write what was asked for."""
     _known(only)
-    paths = [Path(os.path.abspath(name)) if name else None for name in (as_json, write, plot_file)]
+    paths = [Path(_absolute(name)) if name and name != "-" else None for name in (as_json, write, plot_file)]
     output, page, picture = paths
     # Before minutes of measuring, not after them.
     if picture is not None and picture.suffix not in (".svg", ".png"):
@@ -106,6 +107,12 @@ def command(
     if markdown or not (as_json or write or plot_file):
         render.text(report.markdown(result).rstrip("\n"))
     return 0
+
+
+def _absolute(name: str) -> str:
+    if not name.startswith("/") and not place.current_directory():
+        raise UsageError(NOWHERE, where=name, hint="cd to one that does, or write it in full")
+    return os.path.abspath(name)
 
 
 def _known(only: tuple[str, ...]) -> None:
@@ -130,9 +137,9 @@ def _read(name: str) -> dict[str, Any]:
 
 def measured(rounds: int, only: tuple[str, ...], parent: str) -> dict[str, Any]:
     """Measure in a new directory of ``parent``, which is removed again. The document."""
-    where = os.getcwd()
+    where = place.current_directory()
     try:
-        base = tempfile.mkdtemp(prefix="remit-bench-", dir=os.path.realpath(parent))
+        base = tempfile.mkdtemp(prefix="remit-bench-", dir=os.path.realpath(_absolute(parent)))
     except OSError as error:
         raise UsageError(
             f"no directory can be made here: {error.strerror}", where=parent, hint="--directory DIR"
@@ -163,7 +170,7 @@ def measured(rounds: int, only: tuple[str, ...], parent: str) -> dict[str, Any]:
         }
     finally:
         signal.signal(signal.SIGTERM, before_that)
-        os.chdir(where)
+        os.chdir(where or "/")
         shutil.rmtree(base, ignore_errors=True)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+NOWHERE = "the current directory does not exist any more"
+"""What a relative path meets with where it has been removed."""
+
 
 class RemitError(Exception):
     """Base of every error that Remit raises for its user (exported as ``remit.Error``)."""

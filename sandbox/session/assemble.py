@@ -144,7 +144,7 @@ class Assembled:
 
 
 def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
-    """Find the profile, parse the options, look at the places. ``cwd`` is the current directory without symbolic links.
+    """Find the profile, parse the options, look at the places. ``cwd`` is the current directory without symbolic links, or empty.
 
     Raises:
         Several: two errors or more; RemitError: one. All have exit status 2.
@@ -156,11 +156,11 @@ def ask(request: Request, environ: Mapping[str, str], cwd: str) -> Asked:
     warnings: list[str] = []
     caller_home = place.home_directory(environ)
     try:
-        workspace = place.directory(os.path.join(cwd, request.workspace), "--workspace")
+        workspace = place.directory(request.workspace, "--workspace", cwd)
     except RemitError as error:
         errors.append(error)
     try:
-        directory = place.directory(os.path.join(cwd, request.chdir), "--chdir") if request.chdir else workspace
+        directory = place.directory(request.chdir, "--chdir", cwd) if request.chdir else workspace
     except RemitError as error:
         errors.append(error)
     try:
@@ -266,7 +266,7 @@ def assemble(
         RemitError: bad options or profile, a granted path that is not there (exit status 2), Unenforceable (125).
     """
     environ = os.environ if environ is None else environ
-    asked = ask(request, environ, os.getcwd())
+    asked = ask(request, environ, place.current_directory())
     facts = probe() if facts is None else facts
     authority, explicit = asked.authority, asked.explicit
     secret = place.own_directories(environ, place.home_directory(environ))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from remit.sandbox.authority import parse
-from remit.sandbox.authority.errors import RemitError, UsageError
+from remit.sandbox.authority.errors import NOWHERE, RemitError, UsageError
 from remit.sandbox.authority.lattice import join
 from remit.sandbox.authority.model import DEGRADABLE, Authority, PathPattern, PathRule, Right, Source
 from remit.sandbox.compile import catalogue
@@ -54,7 +54,8 @@ def granted(
     environ: Mapping[str, str] | None = None,
     session: str = "",
 ) -> tuple[Granted, list[RemitError]]:
-    """The options' authority, and every error in them. ``cwd`` is absolute and has no symbolic link in it.
+    """The options' authority, and every error in them. ``cwd`` is absolute and has no symbolic link in it, or
+    is empty where there is none any more (``place.current_directory``).
 
     ``now`` (Unix seconds, default: the wall clock) decides whether a grant file is in force; ``environ`` (default: the
     process's) says where the keys are that it must be signed with. ``session``: the one that a grant file is used in.
@@ -78,6 +79,8 @@ def absolute(text: str, cwd: str) -> str:
         )
     if text.startswith("/"):
         return parse.parse_path(text)
+    if not cwd:
+        raise parse.ParseError(f"{NOWHERE}, and {text!r} is relative to it", "cd to one that does, or write it in full")
     here = cwd
     rest = text
     while True:

@@ -343,13 +343,21 @@ def _material(invocation: Invocation) -> tuple[object, ...]:
         remit.__version__,
         _sources(),
         invocation.key(),
-        posix.getcwd(),
+        _current_directory(),
         variables,
         (posix.geteuid(), posix.getegid()),
         (host.release, host.version, host.machine, landlock.abi()),
         files.read("/proc/self/cgroup"),
         sys.executable,
     )
+
+
+def _current_directory() -> str:
+    """Empty where it has been removed, as ``place.current_directory``: then the plan depends on no relative path."""
+    try:
+        return posix.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def _sources() -> tuple[int, ...]:

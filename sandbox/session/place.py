@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING
 
 import remit
 from remit.sandbox.audit.record import ensure_directory
-from remit.sandbox.authority.errors import UsageError
+from remit.sandbox.authority.errors import NOWHERE, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SYSTEM_PREFIXES = ("/", "/usr", "/usr/local")
+
+
+def current_directory() -> str:
+    """The current directory without symbolic links; empty where it has been removed: what is named in full needs none."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def home_directory(environ: Mapping[str, str]) -> str:
@@ -40,12 +48,15 @@ def runtime_directory(environ: Mapping[str, str]) -> str:
     return os.path.normpath(found) if found.startswith("/") else ""
 
 
-def directory(text: str, option: str) -> str:
-    """The canonical path of an existing directory that an option names, relative to the current directory.
+def directory(text: str, option: str, cwd: str) -> str:
+    """The canonical path of an existing directory that an option names, relative to ``cwd`` (see ``current_directory``).
 
     Raises:
         UsageError: it is not there, is no directory, or cannot be entered.
     """
+    text = os.path.join(cwd, text)
+    if not text.startswith("/"):
+        raise UsageError(NOWHERE, where=option, hint=f"cd to one that does, or {option} with a path in full")
     try:
         found = os.path.realpath(text, strict=True)
     except OSError as error:
