@@ -271,8 +271,15 @@ def make_parents(path: str) -> None:
     except FileExistsError:
         pass
     except FileNotFoundError:
-        make_parents(path.rpartition("/")[0])
-        make_parents(path)
+        parent = path.rpartition("/")[0]
+        if not parent:
+            raise
+        make_parents(parent)
+        try:
+            # Some file systems say that below a directory which is there, /proc for one: then it cannot be made at all.
+            posix.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
 
 
 def ensure_directory(path: str) -> None:
