@@ -37,8 +37,21 @@ def state_directory(environ: dict[bytes, bytes]) -> str:
     """``$XDG_STATE_HOME/remit`` (default ``~/.local/state/remit``), after the XDG base directory specification."""
     base = environ.get(b"XDG_STATE_HOME", b"")
     if not base.startswith(b"/"):
-        base = environ.get(b"HOME", b"/") + b"/.local/state"
+        base = home_directory(environ) + b"/.local/state"
     return (base + b"/remit").decode(errors="surrogateescape")
+
+
+def home_directory(environ: dict[bytes, bytes]) -> bytes:
+    """``HOME`` where it is absolute, else what passwd(5) says, else the root; without a slash at its end."""
+    home = environ.get(b"HOME", b"")
+    if not home.startswith(b"/"):
+        import pwd  # only for whoever has no HOME
+
+        try:
+            home = pwd.getpwuid(posix.geteuid()).pw_dir.encode(errors="surrogateescape")
+        except KeyError:
+            home = b""
+    return home.rstrip(b"/")
 
 
 def new_identifier() -> str:

@@ -11,7 +11,7 @@ import sys
 import time
 
 import remit
-from remit.sandbox.audit.record import Record, keep_plan, state_directory
+from remit.sandbox.audit.record import Record, home_directory, keep_plan, state_directory
 from remit.sandbox.audit.text import dumps
 from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import files, landlock
@@ -377,7 +377,7 @@ _HERE = __file__.rpartition("/")[0].rpartition("/")[0]
 def _cache_directory() -> str:
     base = posix.environ.get(b"XDG_CACHE_HOME", b"")
     if not base.startswith(b"/"):
-        base = posix.environ.get(b"HOME", b"/") + b"/.cache"
+        base = home_directory(posix.environ) + b"/.cache"
     return (base + b"/remit/plans").decode(errors="surrogateescape")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from remit.sandbox.audit.record import make_parents
+from remit.sandbox.audit.record import make_parents, state_directory
+from remit.sandbox.session import place
 
 PROGRAM = "import sys; from remit.cli.fast import main; main(sys.argv[1:])"
 
 
-def remit(place: Path, env: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+def remit(here: Path, env: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-X", "utf8", "-c", PROGRAM, *words],
-        cwd=place,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(place), **env},
+        cwd=here,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(here), **env},
         capture_output=True,
         text=True,
         check=False,
@@ -65,3 +67,13 @@ def test_a_home_in_which_nothing_can_be_made_is_told(tmp_path: Path, variable: s
     assert "Traceback" not in result.stderr
     if result.returncode >= 2:
         assert "error: " in result.stderr
+
+
+@pytest.mark.parametrize("environ", [{}, {"HOME": ""}, {"HOME": "relative"}])
+def test_without_a_home_in_the_environment_passwd_says_where_records_are(environ: dict[str, str]) -> None:
+    own = pwd.getpwuid(os.geteuid()).pw_dir
+    found = state_directory({name.encode(): value.encode() for name, value in environ.items()})
+    assert found == f"{own}/.local/state/remit"
+    assert found in place.own_directories(environ, place.home_directory(environ))
+    assert state_directory({b"HOME": b"/home/u/"}) == "/home/u/.local/state/remit"
+    assert state_directory({b"HOME": b"/"}) == "/.local/state/remit"
