@@ -67,9 +67,9 @@ def _execute(invocation: Invocation, status: Status) -> int:
         if invocation.denials == "text":
             render.problems(found.text(code))
         elif invocation.status_fd >= 0:
-            status.say(found.document())
+            status.say(found.document(code))
         else:
-            render.line(found.document())
+            render.line(found.document(code))
     return code
 
 

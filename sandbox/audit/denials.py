@@ -42,15 +42,15 @@ class Denials:
     denials: tuple[Explanation, ...]
     failures: tuple[Event, ...]
 
-    def document(self) -> dict[str, object]:
-        """For programs; see ``denials.schema.json``."""
+    def document(self, status: int) -> dict[str, object]:
+        """For programs, of a command that ended with ``status``; see ``denials.schema.json``."""
         return {
             "schema": SCHEMA,
             "session": self.session,
             "call": self.call,
             "level": self.level,
             "denials": [message.document(one) for one in self.denials],
-            "not_remit": self.not_remit() if not self.denials else [],
+            "not_remit": self.not_remit() if status and not self.denials else [],
         }
 
     def not_remit(self) -> list[str]:

@@ -484,9 +484,9 @@ def _tell_denials(invocation: Invocation, status: int, identifier: str) -> None:
         _say(f"what was denied cannot be said: {error}")
         return
     if invocation.denials == "json" and invocation.status_fd >= 0:
-        _status(invocation.status_fd, found.document())
+        _status(invocation.status_fd, found.document(status))
     elif invocation.denials == "json":
-        _to_stderr(dumps(found.document()) + "\n")
+        _to_stderr(dumps(found.document(status)) + "\n")
     else:
         _say(*found.text(status))
 

@@ -372,6 +372,17 @@ def test_a_program_is_told_in_one_line(world: World, on_status: bool) -> None:
     made = json.loads(done.stderr)
     jsonschema.validate(made, json.loads((SCHEMAS / "denials.schema.json").read_text()))
     assert (made["denials"], made["not_remit"][0].startswith("Not Remit")) == ([], True)
+    # Nothing failed: there is nothing that was not Remit.
+    succeeded = json.loads(world.run("true", options=["--denials=json"]).stderr)
+    assert (succeeded["denials"], succeeded["not_remit"]) == ([], [])
+    session = world.remit("session", "start", "-p", world.profile, "-w", str(world.workspace)).stdout.strip()
+    try:
+        told = [
+            json.loads(world.remit("exec", session, "--denials=json", "--", one).stderr) for one in ("true", "false")
+        ]
+    finally:
+        world.remit("session", "stop", session)
+    assert [bool(one["not_remit"]) for one in told] == [False, True]
 
 
 def test_a_call_is_told_of_its_own_denials(world: World) -> None:
