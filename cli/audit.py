@@ -18,6 +18,9 @@ from remit.sandbox.authority.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+AXES = ("filesystem", "network", "exec", "ipc", "syscalls")
+_NAMED = 8
+"""Calls that an error names."""
 _SETTINGS = {"help_option_names": list(HELP_NAMES)}
 
 
@@ -49,7 +52,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help=options.JSON.help)
 @_JSON
 @click.option("--denied", is_flag=True, help="Only what was denied.")
 @click.option("--call", metavar="CALL", help="Only events of this call.")
-@click.option("--axis", metavar="AXIS", help="Only this axis (filesystem, network, exec, ipc, syscalls).")
+@click.option("--axis", metavar="AXIS", help=f"Only this axis ({', '.join(AXES)}).")
 @click.option("--under", metavar="PATH", help="Only objects that are PATH or below it.")
 def show(
     session: str | None, last: bool, as_json: bool, denied: bool, call: str | None, axis: str | None, under: str | None
@@ -57,6 +60,14 @@ def show(
     """Print the events of a session."""
     state = state_directory(dict(os.environb))
     found = log.read(state, chosen(state, session, last, "remit audit show --last"))
+    if axis is not None and axis not in AXES:
+        raise UsageError(f"no such axis: {axis!r}", where="--axis", hint=f"one of: {', '.join(AXES)}")
+    if call is not None and call not in (known := list(dict.fromkeys(one.identifier for one in found.calls))):
+        raise UsageError(
+            f"session {found.identifier} has no call {call!r}",
+            where="--call",
+            hint=f"one of: {', '.join(known)}" if len(known) <= _NAMED else f"remit session show {found.identifier}",
+        )
     events = [
         event
         for event in found.events

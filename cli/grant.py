@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FILE_MODE = 0o600
 ID_DIGITS = 32
 MOST_USES = (1 << 53) - 1
+NO_UID = (1 << 32) - 1
+"""What ``chown(2)`` takes for nobody."""
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help=options.JSON.help)
 file_argument = click.argument("file", type=click.Path())
@@ -72,6 +74,7 @@ class _Asked:
             self.errors.append(UsageError("the file to write is missing", where="--output", hint="-o FILE"))
         self.uses = self._uses(values["uses"] or "")
         self.not_before = self._not_before(values["not_before"] or "")
+        self._check_principal(values["principal"] or "")
         self.authority, self.purpose, self.expires = self._authority()
         if values["from"]:
             self._from(values["from"])
@@ -87,6 +90,16 @@ class _Asked:
             UsageError(f"{text!r} is not a number of uses", where="--uses", hint="a whole number from 1")
         )
         return None
+
+    def _check_principal(self, text: str) -> None:
+        """Nobody could ever prove to be ``uid:x``."""
+        kind, colon, who = text.partition(":")
+        if colon and kind == "uid" and not (who.isascii() and who.isdigit() and len(who) <= 10 and int(who) < NO_UID):
+            self.errors.append(UsageError(f"{text!r} is no user", where="--principal", hint=f"uid:{os.geteuid()}"))
+        elif colon and kind == "key" and not keys.is_public(who):
+            self.errors.append(
+                UsageError(f"{text!r} is no key", where="--principal", hint="key: and its 64 hexadecimal digits")
+            )
 
     def _not_before(self, text: str) -> float | None:
         try:

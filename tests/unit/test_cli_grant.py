@@ -267,3 +267,18 @@ def test_help_and_completion_know_the_options() -> None:
 
 def _parameter(command: Any, name: str) -> Any:
     return next(one for one in command.params if one.name == name)
+
+
+@pytest.mark.parametrize(
+    "principal", ["uid:x", "uid:", "uid:-1", "uid:4294967295", "uid:1e3", "key:zz", "key:", "key:" + "g" * 64]
+)
+def test_a_grant_for_nobody_is_not_made(remit: Says, place: Path, principal: str) -> None:
+    told = remit("new", "--read", ".", "--principal", principal, "-o", "g", status=2)
+    assert f"{principal!r} is no" in told
+    assert "--principal" in told
+    assert not (place / "g").exists()
+
+
+@pytest.mark.parametrize("principal", ["uid:1000", "key:" + "a" * 64, "agent", "team:a", "uid"])
+def test_a_grant_for_a_user_a_key_or_a_name_is_made(remit: Says, principal: str) -> None:
+    remit("new", "--read", ".", "--principal", principal, "-o", "g")

@@ -461,3 +461,25 @@ def test_a_malformed_plan_is_an_error_with_its_place(state: str, text: str, caps
     told = capsys.readouterr().err
     assert f"{record.path}/plan.json" in told
     assert "internal error" not in told
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--axis", "foo"], "one of: filesystem, network, exec, ipc, syscalls"),
+        (["--axis", ""], "one of: filesystem"),
+        (["--call", "zzz"], "one of: 1"),
+        (["--call", "2"], "one of: 1"),
+    ],
+)
+def test_events_of_what_there_is_not_are_not_none(
+    state: str, words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = session(state, denial("/w/a/secret", "/**/secret"))
+    assert main.run(["audit", "show", record.identifier, *words]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"hint: {hint}" in told.err
+    for right in (["--axis", "network"], ["--call", "1"], ["--axis", "filesystem"]):
+        assert main.run(["audit", "show", record.identifier, *right, "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["events"]) == (right[1] != "network")
