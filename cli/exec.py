@@ -28,10 +28,12 @@ def execute(invocation: Invocation) -> int:
     """Run CMD in the session and return its exit status. Raises RemitError."""
     status = Status(invocation.status_fd)
     try:
-        return _execute(invocation, status)
+        code = _execute(invocation, status)
     except RemitError as error:
         status.failed(error)
         raise
+    status.check()
+    return code
 
 
 def _execute(invocation: Invocation, status: Status) -> int:
@@ -41,36 +43,55 @@ def _execute(invocation: Invocation, status: Status) -> int:
     # Without a grant the call has what the session has.
     asked = Grant.from_options(invocation.grants, place.current_directory(), session) if invocation.grants else None
     directory = _directory(invocation.chdir) if invocation.chdir else ""
-    result = running.run(
-        session, invocation.command, asked, os.environ, directory, lambda call: status.started(session, call)
-    )
-    code = result.returncode if result.returncode >= 0 else 128 - result.returncode
-    code = {"time": _TIME, "memory": _MEMORY}.get(result.limit, code)
-    # To count the network's denials the record is read: not for nobody.
-    denied = _denied(result) if invocation.status_fd >= 0 or (code and os.isatty(2)) else 0
-    status.exited(result, denied)
-    if result.limit:
-        render.problems([f"the {result.limit} limit ended the command"])
+    begun = ""
+
+    def begin(call: str) -> None:
+        nonlocal begun
+        begun = call
+        status.started(session, call)
+
+    try:
+        result = running.run(session, invocation.command, asked, os.environ, directory, begin)
+    except running.Ended as ended:
+        code, denied = ended.exit_status, ended.denied
+        status.exited(code, 0, ended.limit, denied)
+        render.problems([str(ended)])
+    else:
+        code = result.returncode if result.returncode >= 0 else 128 - result.returncode
+        own = {"time": _TIME, "memory": _MEMORY}.get(result.limit)
+        # What such a limit ended has a status of its own, whatever signal that took.
+        signal = max(0, -result.returncode) if own is None else 0
+        code = code if own is None else own
+        # To count the network's denials the record is read: not for nobody.
+        denied = _denied(result) if status.wanted or (code and os.isatty(2)) else 0
+        status.exited(code, signal, result.limit, denied)
+        if result.limit:
+            render.problems([f"the {result.limit} limit ended the command"])
     if code and denied and os.isatty(2):
         actions = "1 action was" if denied == 1 else f"{denied} actions were"
         render.problems([f"{actions} outside the grant: remit why {session} explains"])
     if invocation.denials:
-        from remit.sandbox.audit import denials
-        from remit.sandbox.audit.record import state_directory
-
-        try:
-            found = denials.of_call(state_directory(dict(os.environb)), session, result.call)
-        except RemitError as error:
-            # The command's status stays its own.
-            render.problems([f"what was denied cannot be said: {error}"])
-            return code
-        if invocation.denials == "text":
-            render.problems(found.text(code))
-        elif invocation.status_fd >= 0:
-            status.say(found.document(code))
-        else:
-            render.line(found.document(code))
+        _tell(invocation, status, session, begun, code)
     return code
+
+
+def _tell(invocation: Invocation, status: Status, session: str, call: str, code: int) -> None:
+    """What a model should read."""
+    from remit.sandbox.audit import denials
+    from remit.sandbox.audit.record import state_directory
+
+    try:
+        found = denials.of_call(state_directory(dict(os.environb)), session, call)
+    except RemitError as error:
+        # The command's status stays its own.
+        render.problems([f"what was denied cannot be said: {error}"])
+        return
+    if invocation.denials == "text":
+        render.problems(found.text(code))
+    elif status.wanted:
+        status.say(found.document(code))
+    else:
+        render.line(found.document(code))
 
 
 def _directory(text: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.kernel import process
 from remit.sandbox.launch import terminal
 from remit.sandbox.launch.signals import FORWARDED, SIGWINCH
@@ -19,7 +20,8 @@ from remit.sandbox.launch.stdio import is_place
 from remit.sandbox.session import standing
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import descriptors, receive, send
-from remit.sandbox.session.result import CompletedCall
+from remit.sandbox.session.oneshot import REVOKED_STATUS, TIME_LIMIT_STATUS
+from remit.sandbox.session.result import CompletedCall, GrantExpired, GrantRevoked
 from remit.sandbox.session.streams import copy_of_regular, refuse_place
 
 if TYPE_CHECKING:
@@ -33,6 +35,20 @@ _GROUP = frozenset([2, 3, 18, 20])
 """SIGINT, SIGQUIT, SIGCONT, SIGTSTP: what a terminal sends goes to the whole group."""
 
 
+class Ended(RemitError):
+    """A call that had started, and that the end of its grant ended, or stopped where it stood. ``limit`` and the exit status are
+    what ``remit run`` says of the same; ``denied``: how many of its actions were outside the grant."""
+
+    phase = "grant"
+
+    def __init__(self, error: GrantExpired | GrantRevoked, denied: int) -> None:
+        super().__init__(str(error), hint=error.hint)
+        expired = isinstance(error, GrantExpired)
+        self.limit = "time" if expired else "revoked"
+        self.exit_status = TIME_LIMIT_STATUS if expired else REVOKED_STATUS
+        self.denied = denied
+
+
 def run(
     session: str,
     argv: tuple[str, ...],
@@ -41,7 +57,7 @@ def run(
     directory: str,
     on_start: Callable[[str], None],
 ) -> CompletedCall[Any]:
-    """One call, to its end, on descriptors 0 to 2. Raises RemitError where the command never ran.
+    """One call, to its end, on descriptors 0 to 2. Raises Ended; another RemitError where the command never ran.
 
     ``on_start`` hears the call's id when its request is on its way.
     """
@@ -117,7 +133,10 @@ class _Running:
                 while _readable(self._relay.master) and self._relay.output():
                     pass
                 self._relay.suspend()
-        return self._core.completed(self._ticket, self._answer, None, None)
+        try:
+            return self._core.completed(self._ticket, self._answer, None, None)
+        except (GrantExpired, GrantRevoked) as error:
+            raise Ended(error, self._answer[5]) from None
 
     def _listen(self, watch: select.poll) -> None:
         try:
@@ -138,7 +157,10 @@ class _Running:
         elif message is not None and message[0] == "exited":
             self._answer = message
         elif message is not None and message[0] == "frozen":
-            self._core.raise_ended(self._ticket, message[1], "the call is stopped where it stood")
+            try:
+                self._core.raise_ended(self._ticket, message[1], "the call is stopped where it stood")
+            except (GrantExpired, GrantRevoked) as error:
+                raise Ended(error, 0) from None
         else:
             if message is None:
                 self._door.drain(self._core, self._ticket.armed.identifier)

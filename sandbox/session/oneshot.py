@@ -17,6 +17,7 @@ from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
 from remit.sandbox.kernel import files, landlock
 from remit.sandbox.launch import assume, start
 from remit.sandbox.session.cache import Cache, key
+from remit.sandbox.session.status import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,38 +102,38 @@ def run(invocation: Invocation, libraries: Callable[[], None]) -> int:
 
     ``libraries`` makes third-party packages importable; it is called only where the plan has to be compiled.
     """
-    status_fd = invocation.status_fd
-    if status_fd >= 0:
-        _check_status_fd(status_fd)
+    status = Status(invocation.status_fd)
     try:
-        return _run(invocation, libraries)
+        code = _run(invocation, libraries, status)
     except RemitError as error:
-        _status(status_fd, {"event": "failed", "phase": error.phase, "message": str(error), "hint": error.hint})
+        status.event({"event": "failed", "phase": error.phase, "message": str(error), "hint": error.hint})
         raise
+    status.check()
+    return code
 
 
-def _run(invocation: Invocation, libraries: Callable[[], None]) -> int:
+def _run(invocation: Invocation, libraries: Callable[[], None], status: Status) -> int:
     if not invocation.command:
         raise UsageError("no command", hint="remit run [OPTIONS] -- CMD [ARG...]")
     prepared = _prepare(invocation, libraries, fresh=False)
     try:
-        return _attempt(invocation, prepared)
+        return _attempt(invocation, prepared, status)
     except LaunchError as error:
         if error.phase != "changed" or not prepared.cached:
             raise
     # The cached plan is not true any more.
     again = _prepare(invocation, libraries, fresh=True)
     # What the first try took of the ledger serves the second one: nothing ran.
-    return _attempt(invocation, again, taken=prepared.taken)
+    return _attempt(invocation, again, status, taken=prepared.taken)
 
 
-def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> int:
+def _attempt(invocation: Invocation, prepared: Prepared, told: Status, taken: Claims = ()) -> int:
     _, digest, workspace, _, _, operations = prepared.wire
     level, on_full, lines = next((op[1:4] for op in operations if op[0] == "record"), ("writes", "deny", ()))
 
     def started(enforcement: Mapping[str, str]) -> None:
         record.enforced(dict(enforcement))
-        _status(invocation.status_fd, {"event": "started", "session": record.identifier, "plan": digest})
+        told.event({"event": "started", "session": record.identifier, "plan": digest})
 
     def happened(actions: tuple[Any, ...]) -> None:
         if actions and actions[0] == "gateway":
@@ -208,7 +209,7 @@ def _attempt(invocation: Invocation, prepared: Prepared, taken: Claims = ()) -> 
             pass  # the failure that there is says more
         raise
     status = _exit_status(outcome)
-    _report(invocation, outcome, status, record.identifier)
+    _report(invocation, outcome, status, record.identifier, told)
     return status
 
 
@@ -453,15 +454,16 @@ def _look_outside(error: RemitError, name: str) -> None:
             continue
 
 
-def _report(invocation: Invocation, outcome: start.Outcome, status: int, identifier: str) -> None:
+def _report(invocation: Invocation, outcome: start.Outcome, status: int, identifier: str, told: Status) -> None:
     result: dict[str, object] = {"event": "exited"}
-    if outcome.status is not None and posix.WIFSIGNALED(outcome.status):
+    own = outcome.limit in ("time", "memory", "revoked")  # a status of its own, whatever signal that took
+    if not own and outcome.status is not None and posix.WIFSIGNALED(outcome.status):
         result["signal"] = posix.WTERMSIG(outcome.status)
     else:
         result["code"] = status
     result["limit"] = outcome.limit or None
     result["denials"] = outcome.denials
-    _status(invocation.status_fd, result)
+    told.event(result)
     if outcome.limit == "revoked":
         _say("the grant was revoked, and the command ended with it")
     elif outcome.limit:
@@ -470,10 +472,10 @@ def _report(invocation: Invocation, outcome: start.Outcome, status: int, identif
         actions = "1 action was" if outcome.denials == 1 else f"{outcome.denials} actions were"
         _say(f"{actions} outside the grant: remit why {identifier} explains")
     if invocation.denials:
-        _tell_denials(invocation, status, identifier)
+        _tell_denials(invocation, status, identifier, told)
 
 
-def _tell_denials(invocation: Invocation, status: int, identifier: str) -> None:
+def _tell_denials(invocation: Invocation, status: int, identifier: str, told: Status) -> None:
     """What a model should read, and nothing of it is on the way of who does not ask."""
     from remit.sandbox.audit import denials, log
 
@@ -483,8 +485,8 @@ def _tell_denials(invocation: Invocation, status: int, identifier: str) -> None:
         # The command's status stays its own.
         _say(f"what was denied cannot be said: {error}")
         return
-    if invocation.denials == "json" and invocation.status_fd >= 0:
-        _status(invocation.status_fd, found.document(status))
+    if invocation.denials == "json" and told.wanted:
+        told.say(found.document(status))
     elif invocation.denials == "json":
         _to_stderr(dumps(found.document(status)) + "\n")
     else:
@@ -500,18 +502,3 @@ def _to_stderr(text: str) -> None:
         files.say(2, text.encode(errors="surrogateescape"))
     except OSError:
         pass  # nobody reads it, and the command's status stays its own
-
-
-def _status(descriptor: int, event: dict[str, object]) -> None:
-    if descriptor >= 0:
-        try:
-            files.say(descriptor, (dumps({"schema": "remit.status/1", **event}) + "\n").encode())
-        except OSError as error:
-            _say(f"--status-fd {descriptor}: {error.strerror}")
-
-
-def _check_status_fd(descriptor: int) -> None:
-    try:
-        posix.fstat(descriptor)
-    except (OSError, OverflowError):
-        raise UsageError(f"descriptor {descriptor} is not open", where="--status-fd") from None

@@ -690,7 +690,7 @@ def test_no_stream_is_a_way_into_the_host(session: Session, world: World, secret
         number = ["stdin", "stdout", "stderr"].index(name)
         streams_module = "remit.sandbox.session.streams"
         unchecked = (
-            patch(f"{streams_module}.refuse_places"),
+            patch(f"{streams_module}.refuse_place"),
             patch(f"{streams_module}.copy_of_regular", return_value=-1),
         )
         with unchecked[0], unchecked[1]:

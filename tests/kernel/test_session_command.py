@@ -14,7 +14,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.kernel.run_harness import TIMEOUT, Terminal, World
+from tests.kernel.run_harness import TIMEOUT, Result, Terminal, World
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(landlock=6, userns=True)]
 
@@ -332,7 +332,7 @@ def test_a_grant_file_that_is_revoked_ends_what_runs_under_it(world: World) -> N
         ended = [os.pidfd_open(pid) for pid in (inside, own)]
         assert world.remit("grant", "revoke", str(files[0])).status == 0
         _, stderr = call.communicate(timeout=TIMEOUT)
-        assert call.returncode == 2
+        assert call.returncode == 125
         assert "was revoked" in stderr
         assert ended_by_descriptor(ended[0])
         assert kept.poll() is None
@@ -401,3 +401,99 @@ def test_a_heading_is_bold_where_the_terminal_can(world: World, kind: str, bold:
         shown.wait()
     finally:
         shown.close()
+
+
+HOG = "import sys\nheld = []\nwhile True: held.append(bytearray(b'x' * (1 << 20)))"
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "status", "exited"),
+    [
+        (["--limit", "time=300ms"], ["sleep", "600"], 124, {"code": 124, "limit": "time"}),
+        (["--expires", "300ms"], ["sleep", "600"], 124, {"code": 124, "limit": "time"}),
+        (["--limit", "memory=64MiB"], ["/usr/bin/python3", "-c", HOG], 137, {"code": 137, "limit": "memory"}),
+        ([], ["sh", "-c", "kill -KILL $$"], 137, {"signal": 9, "limit": None}),
+        ([], ["sh", "-c", "exit 3"], 3, {"code": 3, "limit": None}),
+    ],
+)
+def test_a_command_that_had_started_ends_for_exec_as_for_run(
+    world: World, options: list[str], command: list[str], status: int, exited: dict[str, object]
+) -> None:
+    # Without a delegated control group the limit is watched, and that has to be allowed.
+    start = ["--degrade", "limits"] if "memory=64MiB" in options else []
+    reading = ["--read", "."] if options else []
+    with standing(world, *start) as session:
+        ways = (["exec", session, *reading], ["run", "-p", world.profile, "-w", str(world.workspace), *start])
+        for words in ways:
+            result, events = told(world, words, [*options, "--", *command])
+            assert result.status == status, result
+            assert [event["event"] for event in events] == ["started", "exited"]
+            end = {name: events[1][name] for name in ("code", "signal", "limit") if name in events[1]}
+            assert end == exited, words
+
+
+def told(world: World, words: list[str], rest: list[str]) -> tuple[Result, list[dict[str, object]]]:
+    """A command with --status-fd, and what that said."""
+    read, write = os.pipe()
+    try:
+        result = world.remit(*words, "--status-fd", str(write), *rest, pass_fds=(write,))
+    finally:
+        os.close(write)
+    with os.fdopen(read) as lines:
+        return result, [json.loads(line) for line in lines]
+
+
+def test_a_revoked_grant_ends_a_call_as_it_ends_a_run(world: World) -> None:
+    file = world.base / "home" / "call.grant"
+    assert world.remit("grant", "new", "--read", ".", "-o", str(file)).status == 0
+    read, write = os.pipe()
+    with standing(world) as session, os.fdopen(read) as lines:
+        os.set_inheritable(write, True)
+        words = world.argv("exec", session, "--grant", str(file), "--status-fd", str(write), "--", "sh", "-c")
+        with subprocess.Popen(
+            [*words, "echo up; sleep 600"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=world.env(),
+            cwd=world.workspace,
+            pass_fds=(write,),
+        ) as call:
+            os.close(write)
+            assert call.stdout is not None
+            assert call.stdout.readline() == "up\n"
+            assert world.remit("grant", "revoke", str(file)).status == 0
+            _, stderr = call.communicate(timeout=TIMEOUT)
+        assert call.returncode == 125
+        assert "was revoked; the call was ended" in stderr
+        last = [json.loads(line) for line in lines][-1]
+        assert (last["event"], last["code"], last["limit"]) == ("exited", 125, "revoked")
+        result, events = told(world, ["exec", session], ["--grant", str(file), "--", "true"])
+        assert result.status == 2  # nothing was started
+        assert [event["event"] for event in events] == ["failed"]
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_a_status_descriptor_that_cannot_be_used(world: World, verb: str) -> None:
+    """Refused before anything starts where that can be known; else the command's end is no success."""
+    made = world.workspace / "made"
+    with standing(world) as session:
+        words = {"exec": ["exec", session], "run": ["run", "-p", world.profile, "-w", str(world.workspace)]}[verb]
+        rest = ["--", "sh", "-c", "echo x > made; exit 3"]
+        with open("/dev/null") as reading, open("/dev/full", "w") as full:
+            number = str(reading.fileno())
+            refused = world.remit(*words, "--status-fd", number, *rest, pass_fds=(reading.fileno(),))
+            assert refused.status == 2
+            assert f"--status-fd: descriptor {number} is not open for writing" in refused.stderr
+            assert not made.exists()
+            number = str(full.fileno())
+            late = world.remit(*words, "--status-fd", number, *rest, pass_fds=(full.fileno(),))
+            assert late.status == 125
+            assert late.stderr.count("No space left on device") == 1
+            assert made.exists()
+            failed = world.remit(*words, "--status-fd", number, "--", "nonesuch", pass_fds=(full.fileno(),))
+            assert failed.status == 127
+            assert "No space" not in failed.stderr
+        closed = world.remit(*words, "--status-fd", "77", *rest)
+        assert closed.status == 2
+        assert "descriptor 77 is not open" in closed.stderr
