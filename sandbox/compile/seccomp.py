@@ -119,7 +119,7 @@ def _rules(its_rows: Iterable[Row], notify: bool) -> _NumberedRules:
     """(action, conditions) in order; one unconditional rule swallows the others of the same action."""
     rules: _NumberedRules = []
     for row in its_rows:
-        refuses = row.action in (Action.REFUSE, Action.COUNT)
+        refuses = row.action in (Action.REFUSE, Action.COUNT, Action.JUDGE)
         if notify and row.action is not Action.REFUSE:
             rules.append((RET_NOTIFY, row.conditions))
         elif refuses:
@@ -129,7 +129,10 @@ def _rules(its_rows: Iterable[Row], notify: bool) -> _NumberedRules:
 
 
 def _masks_of_one_argument(rules: _NumberedRules) -> bool:
-    return all(len(conditions) <= 1 and all(c.compare is Compare.MASKED for c in conditions) for _, conditions in rules)
+    return all(
+        len(conditions) <= 1 and all(c.compare is Compare.MASKED and not c.high for c in conditions)
+        for _, conditions in rules
+    )
 
 
 def _compile(api: Library, machine: str, body: list[tuple[str, _NumberedRules]]) -> bytes:
@@ -179,7 +182,7 @@ def _rule(action: int, conditions: tuple[Condition, ...]) -> bytes:
     """
     tests: list[tuple[bytes, Condition]] = []
     for condition in conditions:
-        head = _instruction(_LD, _ARGUMENTS + 8 * condition.argument)
+        head = _instruction(_LD, _ARGUMENTS + 8 * condition.argument + 4 * condition.high)
         if condition.compare is Compare.MASKED and condition.mask != 0xFFFFFFFF:
             head += _instruction(_AND, condition.mask)
         tests.append((head, condition))

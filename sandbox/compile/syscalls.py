@@ -5,7 +5,7 @@ The seccomp filter (``compile.seccomp``), the mediator's own refusals (``refused
 namespaces and Landlock, and a list of what is allowed would break programs on every new kernel.
 
 Conditions look at registers only, and at their low 32 bits wherever the kernel does: a filter that compares 64 bits of
-an ``int`` argument is passed by with a bit set above them (CVE-2019-10063).
+an ``int`` argument is passed by with a bit set above them (CVE-2019-10063). A pointer is both halves.
 
 Sources: the manual pages of section 2 named by each call, ``include/uapi/asm-generic/*.h`` of Linux 6.18 for the
 values, Docker's and Flatpak's lists for what programs live without.
@@ -31,6 +31,8 @@ class Action(StrEnum):
     """As ``REFUSE``, but where a mediator listens it gives the answer, and the attempt is counted."""
     MEDIATE = "mediate"
     """With a mediator: it decides and performs the call. Without one the call is allowed."""
+    JUDGE = "judge"
+    """With a mediator: it refuses the call or lets the kernel go on. Without one the call is refused."""
     OBSERVE = "observe"
     """With a mediator: it notes the call and lets the kernel go on. Without one the call is allowed."""
 
@@ -41,9 +43,9 @@ class Compare(StrEnum):
     MASKED = "masked"
     """``argument & mask == value``."""
     NOT = "not"
-    """The low 32 bits differ from ``value``."""
+    """The 32 bits differ from ``value``."""
     ABOVE = "above"
-    """The low 32 bits, unsigned, are greater than ``value``."""
+    """The 32 bits, unsigned, are greater than ``value``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +56,17 @@ class Condition:
     value: int
     mask: int = 0xFFFFFFFF
     compare: Compare = Compare.MASKED
+    high: bool = False
+    """Of the high 32 bits: half of what the kernel takes as a whole, a pointer."""
 
     def holds(self, arguments: tuple[int, ...]) -> bool:
         """The meaning, in Python: what tests compare the compiled filter with."""
-        low = arguments[self.argument] & 0xFFFFFFFF
+        half = arguments[self.argument] >> (32 if self.high else 0) & 0xFFFFFFFF
         if self.compare is Compare.NOT:
-            return low != self.value
+            return half != self.value
         if self.compare is Compare.ABOVE:
-            return low > self.value
-        return low & self.mask == self.value
+            return half > self.value
+        return half & self.mask == self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +249,11 @@ def _rows() -> Iterator[Row]:
     # The session's PID 1 has the command's uid, and that is all that prlimit asks for: with no descriptors left the
     # mediator could only refuse, and with a CPU limit it would die.
     yield Row("prlimit64", Action.COUNT, EPERM, (_is(0, 1),))
+    # So it is with the number of any of its threads, which no filter knows: who changes limits (the pointer is not null, in one
+    # half or the other) changes its own, and only the mediator knows whose number is the caller's.
+    for high in (False, True):
+        given = Condition(2, 0, compare=Compare.NOT, high=high)
+        yield Row("prlimit64", Action.JUDGE, EPERM, (Condition(0, 0, compare=Compare.NOT), given))
 
     yield from _sockets()
     yield from _files()

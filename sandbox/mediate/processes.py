@@ -1,10 +1,12 @@
-"""What a process does to itself and to others: only watched."""
+"""What a process does to itself and to others: watched, and but for limits no more than that."""
 
 from __future__ import annotations
 
-from remit.sandbox.kernel.call import AT_FDCWD
+from errno import EPERM
+
+from remit.sandbox.kernel.call import AT_FDCWD, NR
 from remit.sandbox.mediate.calls import PROCEED, Handlers, exists
-from remit.sandbox.mediate.resolve import signed
+from remit.sandbox.mediate.resolve import own_numbers, signed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,12 +14,13 @@ if TYPE_CHECKING:
 
 
 class Processes(Handlers):
-    """The kernel decides on all of it."""
+    """The kernel decides on all of it, but for ``prlimit64``."""
 
     names: ClassVar[tuple[str, ...]] = (
         "umask",
         "kill",
         "ptrace",
+        "prlimit64",
     )
 
     def umask(self, value: int, *_: int) -> int:
@@ -37,6 +40,20 @@ class Processes(Handlers):
         """``ptrace(2)``, PTRACE_ATTACH and PTRACE_SEIZE: as ``kill``."""
         self._calls.elsewhere(_process(signed(pid)), "trace")
         return PROCEED
+
+    def prlimit64(self, pid: int, *_: int) -> int:
+        """``prlimit(2)``, changing limits of the process with a number: of the caller's own it goes on.
+
+        Any other number may be a thread's of this process by the time that the kernel looks it up: a caller can make it wait
+        there (the kernel reads the new limit first), while a child of that number ends and numbers come round. Its own is its
+        own for as long as it is in the call.
+        """
+        try:
+            if signed(pid) in own_numbers(self._view.pid):
+                return PROCEED
+        except OSError:
+            pass  # not the kernel's to say: it would allow it
+        raise self._calls.denied("call", b"", f"system call {NR['prlimit64']} is refused", EPERM)
 
 
 def _process(pid: int) -> bytes:

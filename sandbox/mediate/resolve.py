@@ -31,6 +31,8 @@ _DIRECTORY = O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC
 _ENTRY = O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _S_IFMT, _S_IFLNK = 0o170000, 0o120000
 _DELETED = b" (deleted)"
+_WHOLE_STATUS = 1 << 20
+"""A user may be in 65,536 groups, which come first."""
 
 
 def signed(value: int) -> int:
@@ -332,13 +334,25 @@ def _same(one: int, other: int) -> bool:
     return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 
 
-def status_of(pid: int) -> bytes:
+def status_of(pid: int, size: int = 2048) -> bytes:
     """The beginning of ``/proc/PID/status``: name, umask, state, thread group."""
     descriptor = posix.open(b"/proc/%d/status" % pid, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        return posix.read(descriptor, 2048)
+        return posix.read(descriptor, size)
     finally:
         posix.close(descriptor)
+
+
+def own_numbers(pid: int) -> tuple[int, int]:
+    """Those of a thread's process and of the thread, as it has them itself, in its own PID namespace."""
+    status = status_of(pid, _WHOLE_STATUS)
+    return _last(status, b"\nNStgid:"), _last(status, b"\nNSpid:")
+
+
+def _last(status: bytes, name: bytes) -> int:
+    """The innermost of the namespaces' numbers comes last."""
+    at = status.index(name) + len(name)
+    return int(status[at : status.index(b"\n", at)].split()[-1])
 
 
 def _field(status: bytes, name: bytes, base: int = 10) -> int:

@@ -163,6 +163,67 @@ def test_pid_1_is_out_of_reach(world: World) -> None:
     assert world.shell("kill -KILL 1; kill -TERM 1; echo alive").stdout == "alive\n"
 
 
+LIMITS = {
+    "own": "limit(0)",
+    "own, a bit above": "limit(1 << 32)",
+    "own by number": "limit(os.getpid())",
+    "own by number, a bit above": "limit(os.getpid() | 1 << 32)",
+    "own by a thread's number": "list(pool.map(lambda _: limit(libc.gettid()), [0]))",
+    "read of a child": "syscall(302, child, 7, None, here)",
+    "child": "limit(child)",
+    "child, a bit above": "limit(child | 1 << 32)",
+    "child, a low half of nothing": "syscall(302, child, 7, ctypes.c_void_p(far), None)",
+}
+"""Ways to change limits."""
+CHANGES = """
+import concurrent.futures, resource
+pool = concurrent.futures.ThreadPoolExecutor(1)
+here = (ctypes.c_ulong * 2)(*resource.getrlimit(resource.RLIMIT_NOFILE))
+def limit(pid):
+    syscall(302, ctypes.c_ulong(pid), 7, ctypes.byref(here), None)
+far = 0x200000000
+libc.mmap.restype = ctypes.c_void_p
+assert libc.mmap(ctypes.c_void_p(far), ctypes.c_size_t(4096), 3, 0x100022, -1, ctypes.c_long(0)) == far
+ctypes.memmove(far, here, 16)
+child = os.fork() or (signal.pause(), os._exit(0))
+"""
+
+
+@pytest.mark.needs(x86_64=True)
+def test_limits_are_changed_by_who_they_are_of(world: World) -> None:
+    """The other arm: the same calls with the layer given up, all of which the kernel lets anybody of the same uid do."""
+    enforced = world.probes(LIMITS, before=CHANGES)
+    degraded = world.probes(LIMITS, "--degrade", "seccomp", "--degrade", "mediation", before=CHANGES)
+
+    others = {name for name in LIMITS if name.startswith("child")}
+    assert enforced == {**dict.fromkeys(LIMITS, "ok"), **dict.fromkeys(others, "EPERM")}
+    assert set(degraded.values()) == {"ok"}, degraded
+
+
+@pytest.mark.needs(x86_64=True)
+def test_the_mediators_limits_are_nobodys_to_change(world: World) -> None:
+    """Its threads have numbers too, and a FIFO that waits for its other end has a thread of its own."""
+    code = """
+    import threading
+    none = (ctypes.c_ulong * 2)(3, 3)
+    os.mkfifo('fifo')
+    before = set(os.listdir('/proc/1/task'))
+    waiting = threading.Thread(target=lambda: os.close(os.open('fifo', os.O_WRONLY)))
+    waiting.start()
+    while set(os.listdir('/proc/1/task')) <= before:
+        pass
+    threads = [int(name) for name in os.listdir('/proc/1/task')]
+    print(len(threads) > 1, {attempt(lambda: syscall(302, tid, 7, ctypes.byref(none), None)) for tid in threads})
+    reader = os.open('fifo', os.O_RDONLY)
+    waiting.join()
+    print(attempt(lambda: write('after')))
+    """
+
+    result = world.python(code)
+
+    assert result.lines == ["True {'EPERM'}", "ok"], result
+
+
 def test_ptrace_of_an_own_child_works(world: World) -> None:
     code = """
     import signal

@@ -383,6 +383,22 @@ def test_nothing_outside_the_call_can_be_touched(session: Session) -> None:
     assert numbers == "[] ESRCH"
 
 
+@pytest.mark.needs(x86_64=True)
+def test_a_calls_process_changes_its_own_limits_by_number_and_no_others(session: Session) -> None:
+    """A number is its own in the call's namespace, and another one's in the mediator's."""
+    limits = "limits = (ctypes.c_ulong * 2)(64, 64)\n"
+    tries = {
+        "own": "syscall(302, os.getpid(), 7, ctypes.byref(limits), None)",
+        "a child's": "syscall(302, pid, 7, ctypes.byref(limits), None)",
+        "PID 1's": "syscall(302, 1, 7, ctypes.byref(limits), None)",
+    }
+    assert probes(session, tries, before=limits + PID_IS_A_CHILD) == {
+        "own": "ok",
+        "a child's": "EPERM",
+        "PID 1's": "EPERM",
+    }
+
+
 def test_a_call_leaves_its_session_and_others_alive_whatever_it_tries(session: Session) -> None:
     with session.popen(["sh", "-c", "echo ready; read line; echo lived"], stdin=PIPE) as other:
         assert other.stdout is not None

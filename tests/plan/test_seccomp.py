@@ -108,6 +108,13 @@ CASES: list[tuple[str, tuple[int, ...], str, str]] = [
     ("ioctl", (3, 0xC020660B), "allow", "allow"),  # FIEMAP
     ("ioctl", (3, 0x541B), "allow", "allow"),  # FIONREAD
     ("ioctl", (3, 0x5421), "allow", "allow"),  # FIONBIO
+    ("prlimit64", (0, 7, 0x1000, 0), "allow", "allow"),  # the caller's own
+    ("prlimit64", (HIGH, 7, 0x1000, 0), "allow", "allow"),  # the kernel sees 0
+    ("prlimit64", (5, 7, 0, 0x1000), "allow", "allow"),  # reads
+    ("prlimit64", (5, 7, 0x1000, 0), "errno 1", "notify"),
+    ("prlimit64", (5 | HIGH, 7, 0x1000, 0), "errno 1", "notify"),
+    ("prlimit64", (5, 7, HIGH, 0), "errno 1", "notify"),  # a pointer with nothing in its low half
+    ("prlimit64", (1, 7, 0, 0x1000), "errno 1", "notify"),
     ("personality", (0,), "allow", "allow"),
     ("personality", (0xFFFFFFFF,), "allow", "allow"),
     ("personality", (0xFFFFFFFFFFFFFFFF,), "allow", "allow"),
