@@ -67,6 +67,11 @@ _USAGE = Struct("=5q")
 """``struct rusage``: the two times, in seconds and microseconds, and ru_maxrss."""
 
 _CLOCK_MONOTONIC = 1
+_IOPRIO_WHO_PROCESS = 1
+_ATTRIBUTES = 56
+"""``struct sched_attr`` (Linux 5.3)."""
+_PROCESSORS = 1024
+"""Bytes of a set of processors: no kernel is made for more."""
 
 
 def clone3(flags: int, *, pidfd: Buffer | None = None) -> int:
@@ -232,6 +237,16 @@ def hard_limit(resource: int) -> int:
     limits = Buffer(16)
     call(NR["prlimit64"], 0, resource, None, limits.address)
     return int.from_bytes(limits.view[8:], "little")
+
+
+def scheduling(pid: int) -> bytes:
+    """How a process is scheduled (``sched_getattr(2)``, ``sched_getaffinity(2)``, ``ioprio_get(2)``), to be compared. Raises
+    OSError."""
+    filled = Buffer(_ATTRIBUTES + _PROCESSORS)
+    call(NR["sched_getattr"], pid, filled.address, _ATTRIBUTES, 0)
+    call(NR["sched_getaffinity"], pid, _PROCESSORS, filled.address + _ATTRIBUTES)
+    priority = call(NR["ioprio_get"], _IOPRIO_WHO_PROCESS, pid)
+    return bytes(filled.view) + priority.to_bytes(4, "little")
 
 
 def block_signals(signals: tuple[int, ...]) -> bytes:

@@ -9,6 +9,7 @@ comes back.
 from __future__ import annotations
 
 import posix
+from errno import ENOENT
 
 from remit.sandbox.kernel import files, mount, process
 from remit.sandbox.launch import loopback as lo
@@ -26,13 +27,14 @@ _READ = posix.O_RDONLY | posix.O_CLOEXEC
 _DIRECTORY = files.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC
 _JOINED = (("mnt", process.CLONE_NEWNS), ("net", process.CLONE_NEWNET), ("ipc", process.CLONE_NEWIPC))
 _SHM = "/dev/shm"
+_SETTINGS = (b"oom_score_adj", b"coredump_filter", b"autogroup")
 _ALWAYS = ("/proc", "/dev/pts")
 
 
 class Cell:
     """Descriptors of one cell. ``close`` gives up all but ``life``, whose closing ends everything in the cell."""
 
-    __slots__ = ("fresh", "init", "life", "namespaces", "number", "own", "sockets")
+    __slots__ = ("fresh", "init", "life", "namespaces", "number", "own", "settings", "sockets")
 
     def __init__(
         self, namespaces: list[tuple[int, int]], own: list[tuple[int, int]], life: int, init: int, number: int
@@ -50,6 +52,8 @@ class Cell:
         """Of a network of its own with a way out: for the gateway."""
         self.fresh: Fresh | None = None
         """Of a private one: what it was like when it was made."""
+        self.settings: tuple[bytes, ...] = ()
+        """Its PID 1's when it was made: a call's processes have its uid, and may change them."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -86,6 +90,7 @@ class Cell:
         namespaces = list(zip(given[count : count + len(kinds)], kinds, strict=True))
         life, *queues = given[count + len(kinds) :]
         made = Cell(namespaces, own, life, self.init, self.number)
+        made.settings = self.settings
         if self.fresh is not None:
             made.fresh = Fresh.again(self.fresh, *queues)
         return made
@@ -100,6 +105,13 @@ class Cell:
         if self.sockets is not None:
             self.sockets.close()
             self.sockets = None
+
+    def undisturbed(self, opened: Sequence[int]) -> bool:
+        """Its PID 1 is as it was, which whoever comes next can see. ``opened``: its files (``open_settings``), or nothing."""
+        try:
+            return _settings(self.init, opened) == self.settings[: 1 + len(opened)]
+        except OSError:
+            return False
 
     def cut(self) -> None:
         """End everything in it."""
@@ -119,6 +131,25 @@ def _namespaces(*, private: bool) -> list[tuple[str, int]]:
     """What a cell has of its own, in the order in which it is joined."""
     kinds = [one for one in _JOINED if private or one[1] == process.CLONE_NEWNS]
     return [*kinds, ("pid_for_children", process.CLONE_NEWPID)]
+
+
+def open_settings(directory: bytes) -> tuple[int, ...]:
+    """What a process's owner may write of it, in its directory in /proc. Raises OSError."""
+    found: list[int] = []
+    for name in _SETTINGS:
+        try:
+            found.append(posix.open(directory + name, _READ))
+        except OSError as error:
+            # The kernel may be made without one; the order is the same whoever asks.
+            if error.errno != ENOENT:
+                for descriptor in found:
+                    posix.close(descriptor)
+                raise
+    return tuple(found)
+
+
+def _settings(pid: int, opened: Sequence[int]) -> tuple[bytes, ...]:
+    return process.scheduling(pid), *[posix.pread(descriptor, 256, 0) for descriptor in opened]
 
 
 class Maker:
@@ -185,6 +216,12 @@ class Maker:
                 namespaces.append((self._namespace(name), kind))
             number = posix.fstat(namespaces[-1][0]).st_ino
             own.append((posix.open("/proc", _DIRECTORY), 0))
+            files_of_it = open_settings(b"/proc/1/")  # the cell's: this thread is in its mounts
+            try:
+                settings = _settings(init, files_of_it)
+            finally:
+                for descriptor in files_of_it:
+                    posix.close(descriptor)
             pipes.remove(life)
         except OSError:
             for descriptor, _ in (*namespaces, *own):
@@ -205,7 +242,7 @@ class Maker:
                 if flags & kind:
                     process.setns(descriptor, kind)
         cell = Cell(namespaces, own, life, init, number)
-        cell.sockets, cell.fresh = way, fresh
+        cell.sockets, cell.fresh, cell.settings = way, fresh, settings
         return cell
 
     def _make_scratch(self, made: list[tuple[int, int]]) -> None:

@@ -8,7 +8,7 @@ something behind that no process holds. Most leave nothing; their cell serves ag
 from __future__ import annotations
 
 import posix
-from errno import ENODEV
+from errno import ENODEV, ENOENT
 
 from remit.sandbox.kernel import mount
 from remit.sandbox.kernel.call import NR, Buffer, call
@@ -22,6 +22,13 @@ _SHM_INFO, _MSG_INFO, _SEM_INFO = 14, 12, 19
 _USED_SHM, _USED_MSG, _USED_SEM = 0, 0, 28
 """Where that stands: ``shm_info.used_ids``, ``msginfo.msgpool``, ``seminfo.semusz``."""
 _INFO_SIZE = 64
+_CYCLE = 64
+"""So many objects of a kind are numbered one after the other before the sequence in the upper bits goes on (ipc/util.c)."""
+_INDEX_BITS = 15
+_IPC_RMID = 0
+_COUNTS = ("snmp", "snmp6", "ip6_flowlabel")
+"""Of the network: what was tried without a packet being sent, and labels that outlive their socket (``ipv6(7)``)."""
+_COUNTS_SIZE = 16384
 _NO_QUEUE = 40
 """Bytes of the root of ``mqueue`` as it is made. Each queue adds some (ipc/mqueue.c, DIRENT_SIZE)."""
 
@@ -29,7 +36,7 @@ _NO_QUEUE = 40
 class Fresh:
     """What a private cell was like when it was made, by whoever made it; and whether it still is, for who is in it."""
 
-    __slots__ = ("_looks", "_loopback", "directories", "queues")
+    __slots__ = ("_counters", "_counts", "_looks", "_loopback", "_numbers", "directories", "queues")
 
     def __init__(self, directories: Sequence[str]) -> None:
         """For the thread that is in the new cell, with the capability to mount. Raises OSError."""
@@ -38,18 +45,33 @@ class Fresh:
         self.queues = _message_queues()
         """The root of a file system of its message queues, which is mounted nowhere; -1: this kernel has none."""
         self._loopback = -1
+        self._counters: tuple[int, ...] = ()
+        """Open, from the first look on; -1: this kernel has none such."""
+        counters = _open_counters(b"/proc/thread-self/net/")
+        try:
+            self._counts = _counted(counters)
+            self._numbers = _numbers()
+        except OSError:
+            if self.queues >= 0:
+                posix.close(self.queues)
+            raise
+        finally:
+            for descriptor in counters:
+                if descriptor >= 0:
+                    posix.close(descriptor)
 
     @classmethod
     def again(cls, of: Fresh, queues: int = -1) -> Fresh:
         """That of a cell which was left, for whoever has it now; ``queues``: its own descriptor."""
         made = object.__new__(cls)
         made.directories, made._looks, made.queues, made._loopback = of.directories, of._looks, queues, -1
+        made._counters, made._counts, made._numbers = (), of._counts, of._numbers
         return made
 
     def still(self) -> bool:
         """For a thread in the cell, whose /proc is the cell's: no trace of a call is left."""
         try:
-            return self._no_files() and self._no_objects() and self._no_packets()
+            return self._no_files() and self._no_packets() and self._no_objects()
         except OSError:
             return False
 
@@ -69,17 +91,53 @@ class Fresh:
             call(NR[name], *arguments, info.address)
             if any(info.view[at : at + 4]):
                 return False
-        return True
+        before, self._numbers = self._numbers, _numbers()
+        # Nobody tells the number of the next object but the object: it goes on by one from look to look, as processes' do.
+        return self._numbers == tuple([_after(number) for number in before])
 
     def _no_packets(self) -> bool:
         """Nothing was ever sent in the network: no connection can linger, nor what was learned from one."""
         if self._loopback < 0:
             self._loopback = posix.open("/proc/1/net/dev", posix.O_RDONLY | posix.O_CLOEXEC)
+            self._counters = _open_counters(b"/proc/1/net/")
         for line in posix.pread(self._loopback, 4096, 0).splitlines():
             name, _, counts = line.strip().partition(b":")
             if name == b"lo":
-                return not any([int(count) for count in counts.split()])
+                return not any([int(count) for count in counts.split()]) and _counted(self._counters) == self._counts
         return False
+
+
+def _open_counters(directory: bytes) -> tuple[int, ...]:
+    found: list[int] = []
+    for name in _COUNTS:
+        try:
+            found.append(posix.open(directory + name.encode(), posix.O_RDONLY | posix.O_CLOEXEC))
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
+            found.append(-1)
+    return tuple(found)
+
+
+def _counted(counters: Sequence[int]) -> tuple[bytes, ...]:
+    return tuple([posix.pread(one, _COUNTS_SIZE, 0) if one >= 0 else b"" for one in counters])
+
+
+def _numbers() -> tuple[int, ...]:
+    """The numbers of three System V objects that are made for it, and are gone again."""
+    shm = call(NR["shmget"], 0, 1, 0o600)
+    call(NR["shmctl"], shm, _IPC_RMID, None)
+    msg = call(NR["msgget"], 0, 0o600)
+    call(NR["msgctl"], msg, _IPC_RMID, None)
+    sem = call(NR["semget"], 0, 1, 0o600)
+    call(NR["semctl"], sem, 0, _IPC_RMID, None)
+    return shm, msg, sem
+
+
+def _after(number: int) -> int:
+    """The next object's number, where none is left. (Counted otherwise, every 64th look ends a cell.)"""
+    index = number & ((1 << _INDEX_BITS) - 1)
+    return number + 1 if index + 1 < _CYCLE else ((number >> _INDEX_BITS) + 1) << _INDEX_BITS
 
 
 def _look(path: str) -> tuple[object, ...]:

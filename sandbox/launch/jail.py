@@ -18,6 +18,7 @@ from remit.sandbox.kernel.exemption import Exemption
 from remit.sandbox.kernel.files import O_PATH
 from remit.sandbox.kernel.netlink import SOCK_DIAG
 from remit.sandbox.launch import envelope
+from remit.sandbox.launch.cell import open_settings
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.ground import HINT, Refused, told
 from remit.sandbox.launch.policy import REQUEST_DESCRIPTORS
@@ -48,6 +49,7 @@ class Jail(Source):
         "_keeps",
         "_mail",
         "_own",
+        "_settings",
         "_spoiled",
         "arms",
         "busy",
@@ -119,6 +121,8 @@ class Jail(Source):
         """A list in the cell's /proc, open from its first use to the thread's end."""
         self._commands = -1
         """This thread's own children."""
+        self._settings: tuple[int, ...] = ()
+        """Files of the cell's PID 1, likewise."""
         self.woken, self.wake = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         """The thread reads the first, the mediator's thread writes the second: a line with a reason and a call."""
 
@@ -273,13 +277,17 @@ class Jail(Source):
             posix.close(opened)
 
     def _untouched(self) -> bool:
-        """Nothing is left in a cell that nobody is in: no terminal that somebody outside of it holds, and of a private one, it is
-        as it was made."""
+        """Nothing is left in a cell that nobody is in: no terminal that somebody outside of it holds, its PID 1 as it was, and of
+        a private one, all of it as it was made."""
         if not self.policy.exempts:
             # Every open asks the mediator, and nobody can promise that it has time to answer.
+            if not self.cell.undisturbed(()):
+                return False
             return not self.policy.private and not (self.running is not None and self.running.terminal)
         try:
-            if posix.listdir("/dev/pts") != ["ptmx"]:
+            if not self._settings:
+                self._settings = open_settings(b"/proc/1/")
+            if not self.cell.undisturbed(self._settings) or posix.listdir("/dev/pts") != ["ptmx"]:
                 return False
         except OSError:
             return False
