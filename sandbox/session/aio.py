@@ -602,6 +602,9 @@ class AsyncPopen(Handle):
             ours if end is None else end.descriptor for ours, end in zip(self._streams.ours, self._ends, strict=True)
         ]
 
+    def _kept(self) -> list[int]:
+        return [*super()._kept(), *(end.descriptor for end in self._ends if end is not None and end.descriptor >= 0)]
+
     def _close_stdin(self) -> None:
         if self._ends[0] is not None:
             self._ends[0].close()

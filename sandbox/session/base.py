@@ -35,6 +35,7 @@ PAUSE = 0.002
 _links: dict[int, Link] = {}
 _links_lock = threading.Lock()
 _sessions: weakref.WeakSet[Base] = weakref.WeakSet()
+_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 HandleType = TypeVar("HandleType", bound=Handle)
 
 
@@ -59,6 +60,8 @@ def _after_fork() -> None:
     _links.clear()
     for session in list(_sessions):
         session.abandon()
+    for handle in list(_handles):
+        handle.abandon()
 
 
 def _at_exit() -> None:
@@ -202,12 +205,7 @@ class Base:
     def abandon(self) -> None:
         """In a forked child: it is the parent's."""
         self._door.abandon()
-        shared = self._core.shared
-        # Whoever held it when the process was forked is not in this one.
-        shared.lock = threading.Lock()
-        shared.closed = "it belongs to the process that this one was forked from"
-        for armed in (*shared.policies.values(), *shared.given_up):
-            armed.requests.close()
+        self._core.shared.abandon()
 
     @property
     def id(self) -> str:
@@ -302,7 +300,9 @@ class Base:
         decode: Decode,
     ) -> HandleType:
         conversation = Conversation(self._core, self._door, ticket, ours)
-        return kind(conversation, streams, background=background, decode=decode)
+        made = kind(conversation, streams, background=background, decode=decode)
+        _handles.add(made)
+        return made
 
     def _forget_given_up(self) -> None:
         """Blocks. Best when a request is on its way: what ends in the session then would take the processor time that its call

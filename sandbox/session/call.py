@@ -100,8 +100,8 @@ class Popen(Handle):
     def wait_started(self) -> None:
         """With ``pty``: until there is a terminal, or the call has ended."""
         watch = select.poll()
-        watch.register(self._conversation.connection.fileno(), select.POLLIN)
         while self.terminal < 0 and not self._conversation.settled():
+            watch.register(self._conversation.connection.fileno(), select.POLLIN)
             watch.poll()
             self._conversation.hear()
 
@@ -169,6 +169,10 @@ class Popen(Handle):
             ours if file is None else -1 if file.closed else file.fileno()
             for ours, file in zip(self._streams.ours, files, strict=True)
         ]
+
+    def _kept(self) -> list[int]:
+        files = (self.stdin, self.stdout, self.stderr)
+        return [*super()._kept(), *(file.fileno() for file in files if file is not None and not file.closed)]
 
     def _close_stdin(self) -> None:
         if self.stdin is not None:

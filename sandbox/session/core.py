@@ -125,6 +125,14 @@ class Shared:
     revoked: set[str] = field(default_factory=set[str])
     closed: str = ""
 
+    def abandon(self) -> None:
+        """In a forked child: it is the parent's. Twice is once."""
+        # Whoever held it when the process was forked is not in this one.
+        self.lock = threading.Lock()
+        self.closed = "it belongs to the process that this one was forked from"
+        for armed in (*self.policies.values(), *self.given_up):
+            armed.requests.close()
+
 
 def ids(asked: Asked | None) -> tuple[str, ...]:
     """Of the grants out of files that a call under ``asked`` holds: with any of them, it ends."""

@@ -48,6 +48,7 @@ class Conversation:
         self._door = door
         self._hearing = threading.Lock()
         self._held = True
+        self._abandoned = False
 
     def say(self, message: bytes) -> None:
         """A message to the thread that runs the call."""
@@ -64,6 +65,7 @@ class Conversation:
         with self._hearing:
             if self.answer is not None:
                 return
+            self.check_ours()
             try:
                 data = self._look()
             except BlockingIOError:
@@ -93,6 +95,7 @@ class Conversation:
             if self.frozen:
                 self.core.raise_ended(self.ticket, self.frozen, "the call is stopped where it stood (kill() ends it)")
             if self.connection.fileno() < 0:
+                self.check_ours()
                 raise ValueError("the call was let go of")
             return False
         if self.answer[0] != "exited":
@@ -115,11 +118,36 @@ class Conversation:
 
     def close(self) -> None:
         """The thread that runs the call sees that, and ends what is left of it."""
+        self._hang_up()
+        self._let_go()
+        self._release()
+
+    def abandon(self) -> None:
+        """In a forked child: it is the parent's, which a copy here would keep from ending it."""
+        self._abandoned = True
+        self._held = False
+        self._hearing = threading.Lock()
+        self._door.abandon()
+        self.core.shared.abandon()
+        self._let_go()
+
+    def _hang_up(self) -> None:
+        """Whoever else has a copy of the connection, such as a child that another thread has just forked."""
+        try:
+            self.connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it was closed, or is at the other end
+
+    def _let_go(self) -> None:
         if self.terminal >= 0:
             os.close(self.terminal)
             self.terminal = -1
         self.connection.close()
-        self._release()
+
+    def check_ours(self) -> None:
+        """Raises SessionClosed in a forked child."""
+        if self._abandoned:
+            self.core.check((), self.core.grant)
 
     def _failure(self) -> Exception:
         return self.core.failure(self.ticket, self.answer if self.answer and self.answer[0] == "failed" else None)
@@ -147,8 +175,8 @@ class Exchange:
             os.set_blocking(self._writer, False)
 
     def begin(self, watch: Watch) -> None:
-        """Say what to wait for."""
-        if self._conversation.answer is None:
+        """Say what to wait for. Raises what made the call impossible."""
+        if not self._conversation.settled():
             watch.register(self._conversation.connection.fileno(), select.POLLIN)
         for descriptor in self._open:
             watch.register(descriptor, select.POLLIN)
@@ -230,9 +258,23 @@ class Handle:
 
     def poll(self) -> int | None:
         """The exit status, or None while it runs."""
-        if self._conversation.answer is None and self._conversation.connection.fileno() >= 0:
-            self._conversation.hear()
+        if self._conversation.answer is None:
+            self._conversation.check_ours()
+            if self._conversation.connection.fileno() >= 0:
+                self._conversation.hear()
         return self.returncode
+
+    def abandon(self) -> None:
+        """In a forked child: the call is the parent's, and so are its streams. What stands in their buffers here goes nowhere."""
+        self._conversation.abandon()
+        nowhere = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for descriptor in self._kept():
+            os.dup2(nowhere, descriptor, inheritable=False)
+        os.close(nowhere)
+
+    def _kept(self) -> list[int]:
+        """The descriptors of its streams that are open."""
+        return [descriptor for descriptor in self._streams.ours if descriptor >= 0]
 
     def send_signal(self, signal: int) -> None:
         """A signal for the command."""

@@ -489,6 +489,101 @@ def test_a_forked_child_shares_nothing_with_its_parent(world: World) -> None:
     assert output.splitlines() == ["closed"] * 3 + ["b'own\\n'", "0", "b'alive' b'parent\\n'"]
 
 
+def test_a_forked_child_ends_no_call_of_its_parents_and_waits_for_none(world: World) -> None:
+    code = """
+    s = Session("offline", ".")
+    heard, told = os.pipe()
+    handles = [s.popen(["cat"], stdin=PIPE), s.popen(["cat"], stdin=PIPE, background=True), s.popen(["cat"], pty=True)]
+    handles[2].wait_started()
+    handles[0].stdin.write(b"buffered ")
+    child = os.fork()
+    if child == 0:
+        for call in handles:
+            for name, action in {
+                "wait": call.wait, "timeout": lambda: call.wait(timeout=1), "result": call.result, "poll": call.poll,
+                "communicate": call.communicate, "started": lambda: (call.wait_started(), call.result()),
+            }.items():
+                try:
+                    print(name, action(), flush=True)
+                except SessionClosed as error:
+                    assert "forked" in str(error), error
+            call.terminate()
+            call.kill()
+        try:
+            with handles[0]:
+                pass
+        except SessionClosed:
+            print("left", flush=True)
+        with handles[0], handles[1], handles[2]:
+            sys.exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), [call.poll() for call in handles], flush=True)
+    print(handles[0].communicate(b"alive")[0], handles[1].communicate(b"alive")[0], flush=True)
+    os.write(handles[2].terminal, b"alive\\n\\4")
+    print(handles[2].wait(), s.run(["echo", "parent"]).stdout, flush=True)
+    for call in handles:
+        call.close()
+    s.close()
+    """
+    with client(code, world) as process:
+        output, errors = process.communicate(timeout=TIMEOUT)
+    assert errors == ""
+    assert output.splitlines() == [
+        "left",
+        "7 [None, None, None]",
+        "b'buffered alive' b'alive'",
+        "0 b'parent\\n'",
+    ]
+
+
+@pytest.mark.parametrize("way", ["background", "stdin", "terminal", "killed"])
+def test_a_forked_child_that_is_merely_there_keeps_nothing_of_its_parents_calls(world: World, way: str) -> None:
+    marker = f"{FOREVER}.210"
+    start = {
+        "background": "s.popen(['sh', '-c', f'sleep {marker} & echo up'], background=True)",
+        "stdin": "s.popen(['sh', '-c', f'echo up; read line; exec 3<&0; : {marker}'], stdin=PIPE)",
+        "terminal": "s.popen(['sh', '-c', f'read line; read line; : {marker}'], pty=True)",
+        "killed": "s.popen(['sh', '-c', f'echo up; exec sleep {marker}'])",
+    }[way]
+    code = f"""
+    marker = os.environ["MARKER"]  # not among this program's arguments
+    s = Session("offline", ".")
+    call = {start}
+    if call.stdout is not None:
+        call.stdout.readline()
+    else:
+        call.wait_started()
+    heard, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(told)
+        os.read(heard, 1)
+        os._exit(0)
+    os.close(heard)
+    print("forked", flush=True)
+    sys.stdin.readline()
+    if "{way}" == "stdin":
+        call.stdin.close()
+        call.wait(timeout={TIMEOUT})
+    else:
+        call.close()
+    print("ended", flush=True)
+    sys.stdin.readline()
+    """
+    with client(code, world, environ={"MARKER": marker}) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "forked\n"
+        inside = watched(marker)
+        assert inside
+        if way == "killed":
+            process.kill()
+        else:
+            print("go on", file=process.stdin, flush=True)
+            assert process.stdout.readline() == "ended\n"
+        assert gone(inside)
+        process.kill()
+
+
 def test_many_threads_at_once(session: Session) -> None:
     """Every answer is its own call's, under every grant."""
     grants = [None, Grant(), Grant(read=["."]), Grant(write=["."], limits={"files": 99})]
