@@ -386,6 +386,10 @@ class PipeReceiver(anyio.abc.ByteReceiveStream):
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
 
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)  # nobody waits for it, or it would not be dropped
+
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
         """The next bytes. Raises anyio.EndOfStream, anyio.ClosedResourceError."""
         while True:
@@ -418,6 +422,10 @@ class PipeSender(anyio.abc.ByteSendStream):
     def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)  # nobody waits for it, or it would not be dropped
 
     async def send(self, item: bytes) -> None:
         """Write all of it. Raises anyio.BrokenResourceError: nobody reads; anyio.ClosedResourceError."""

@@ -12,7 +12,7 @@ import posix
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from errno import EACCES
@@ -116,6 +116,9 @@ class Shared:
     policies: OrderedDict[str, Armed] = field(default_factory=OrderedDict[str, Armed])
     given_up: list[Armed] = field(default_factory=list[Armed])
     """Nobody asks for them any more; the session's first process is still to be told."""
+    dropped: deque[Armed] = field(default_factory=deque["Armed"])
+    """Of handles that were dropped: to be released by whoever has the lock next. Dropping takes none, as it happens on any
+    thread, in the middle of anything."""
     numbers: count[int] = field(default_factory=lambda: count(1))
     prefix: str = field(default_factory=lambda: secrets.token_hex(3))
     refused: dict[int, tuple[str, str, str, int]] = field(default_factory=dict[int, tuple[str, str, str, int]])
@@ -324,6 +327,8 @@ class Core:
             made = Armed(identifier, plan, ours, held=1)
             refused = policies.pop(key, None)
             policies[key] = made
+            while self.shared.dropped:
+                self.shared.dropped.popleft().held -= 1
             # A request that waits under an authority which is given up would be lost, and look like a dead session.
             idle = [one for one, armed in policies.items() if not armed.held]
             self.shared.given_up += [policies.pop(one) for one in idle[: max(0, len(policies) - POLICIES)]]
@@ -351,6 +356,8 @@ class Core:
         """A call has answered, or will not be sent: once for each time that ``armed`` or ``ready`` gave it."""
         with self.shared.lock:
             armed.held -= 1
+            while self.shared.dropped:
+                self.shared.dropped.popleft().held -= 1
 
     def ticket(
         self,

@@ -131,6 +131,15 @@ class Conversation:
         self.core.shared.abandon()
         self._let_go()
 
+    def __del__(self) -> None:
+        """Whoever has dropped the handle wants nothing more of the call."""
+        if self._held:
+            self._held = False
+            self.core.shared.dropped.append(self.ticket.armed)
+        self._hang_up()  # closing it is its own end's, with a warning to whoever asked for such
+        if self.terminal >= 0:
+            os.close(self.terminal)
+
     def _hang_up(self) -> None:
         """Whoever else has a copy of the connection, such as a child that another thread has just forked."""
         try:

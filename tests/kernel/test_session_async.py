@@ -26,6 +26,7 @@ import remit
 from remit import AsyncSession, Grant, Session
 from remit.sandbox.session import aio
 from remit.sandbox.session.base import Opened, begin
+from remit.sandbox.session.core import POLICIES
 from remit.sandbox.session.door import Door
 from tests.kernel.run_harness import World
 from tests.kernel.session_harness import first_processes, stopped
@@ -584,6 +585,25 @@ def test_fifty_calls_at_once(backend: str, workspace: Path) -> None:
             for number in range(50):
                 tasks.start_soon(one, number)
         assert said == {number: b"%d\n" % number for number in range(50)}
+
+    in_session(backend, body)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_handles_that_are_dropped_hold_no_authority_and_no_descriptor(backend: str, workspace: Path) -> None:
+    async def body(session: AsyncSession) -> None:
+        await session.run(["true"])
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(POLICIES + 8):
+            (workspace / f"q{number}").mkdir()
+            call = await session.popen(["true"], stdin=remit.PIPE, grant=Grant(read=[f"q{number}"]))
+            del call
+        await session.run(["true"], grant=Grant(read=["."]))
+        policies = session._core.shared.policies
+        assert len(policies) <= POLICIES
+        assert [armed.held for armed in policies.values()] == [0] * len(policies)
+        # What is armed has a socket.
+        assert len(os.listdir("/proc/self/fd")) <= before + len(policies)
 
     in_session(backend, body)
 

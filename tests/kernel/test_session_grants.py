@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from remit import PIPE, Grant, GrantError, GrantExpired, GrantRevoked, LaunchError, Session, SessionClosed
-from remit.sandbox.session.core import Core
+from remit.sandbox.session.core import POLICIES, Core
 from remit.sandbox.session.door import Door
 from tests.kernel.run_harness import World
 from tests.kernel.session_harness import gone, named, opened, probe, probes, python, said, until, watched
@@ -886,3 +886,30 @@ def test_a_session_takes_any_number_of_grants_in_turn(world: World) -> None:
     with opened(world) as session:
         for number in range(400):
             assert session.run(["/bin/true"], grant=Grant(read=[f"d{number}"]), timeout=60).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("let_go", ["wait", "nothing"])
+def test_handles_that_are_dropped_hold_no_authority(world: World, let_go: str) -> None:
+    with opened(world) as session:
+        shared = session._core.shared
+        for number in range(POLICIES + 8):
+            (world.workspace / f"q{number}").mkdir()
+            call = session.popen(["true"], grant=Grant(read=[f"q{number}"]), pty=number % 2 == 0)
+            if let_go == "wait":
+                call.wait()
+            del call
+        session.run(["true"], grant=Grant(read=["."]))
+        assert len(shared.policies) <= POLICIES
+        assert [armed.held for armed in shared.policies.values()] == [0] * len(shared.policies)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_handle_is_dropped_by_whoever_happens_to_whatever_he_holds(world: World) -> None:
+    with opened(world) as session:
+        shared = session._core.shared
+        call = session.popen(["sleep", "1000"], background=True)
+        with shared.lock:  # where a garbage collection may set in
+            del call
+        session.run(["true"])
+        assert [armed.held for armed in shared.policies.values()] == [0]
