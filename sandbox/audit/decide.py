@@ -298,6 +298,7 @@ def _http(plan: Mapping[str, Any]) -> tuple[HttpRule, ...]:
 
 
 def group_of(call: str) -> str:
-    """The group that allows a system call again; empty where some way to be refused is in none."""
-    groups = {row.group for row in TABLE if row.call == call and row.action is Action.COUNT}
+    """The group that allows a system call again; empty where there is none. (Of clone's flags, one is in none, which no library
+    uses: what was refused is told by its name alone, and was one of the others.)"""
+    groups = {row.group for row in TABLE if row.call == call and row.action is Action.COUNT and row.group}
     return groups.pop() if len(groups) == 1 else ""
