@@ -141,6 +141,9 @@ class GrantCommand(OptionCommand):
 def _usage(verb: str, error: str) -> UsageError:
     unknown = error.removeprefix("no such option: ")
     if unknown != error:
+        others = next((option.commands for option in options.TABLE if f"--{option.name}" == unknown), ())
+        if others:
+            return UsageError(error, hint=f"it is an option of remit {', remit '.join(others)}")
         near = get_close_matches(unknown, [f"--{option.name}" for option in options.taken(verb)], n=1)
         hint = f"did you mean {near[0]}?" if near else f"remit {verb} --help lists the options"
         return UsageError(error, hint=hint)

@@ -26,11 +26,12 @@ def lines(error: RemitError) -> list[str]:
         # A profile's problems already name their own hints.
         return [f"error: {problem}" for problem in problems]
     found = [f"error: {error}"]
-    if isinstance(error, Unenforceable):
+    if isinstance(error, Unenforceable) and len(error.reasons) > 1:
         for what, fix in error.reasons:
             found.append(f"  - {what}")
             if fix:
                 found.append(f"    fix: {fix}")
+        return found
     if error.hint:
         found.append(f"hint: {error.hint}")
     return found

@@ -132,6 +132,10 @@ def _read(name: str) -> dict[str, Any]:
         raise UsageError("this is no result of remit bench speed", where=name) from None
     if schema != f"remit.{SCHEMA}/1":
         raise UsageError(f"{schema!r} is not remit.{SCHEMA}/1", where=name)
+    try:
+        report.markdown(result)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"a result that is not whole: {error!r}", where=name, hint="measure again") from None
     return result
 
 

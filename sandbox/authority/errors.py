@@ -53,3 +53,10 @@ class LaunchError(RemitError):
     """Remit failed before the command ran."""
 
     phase = "launch"
+
+
+def no_program() -> LaunchError:
+    """Where the name of the program is empty: what a shell says of it."""
+    error = LaunchError("'': not found", hint="the first word of the command is empty")
+    error.phase, error.exit_status = "exec", 127
+    return error

@@ -20,7 +20,7 @@ from remit.profiles.expand import Context, Expanded, expand
 from remit.profiles.suggest import NAME as SUGGESTION
 from remit.profiles.suggest import Suggestion, read_suggestion
 from remit.sandbox.authority import codec
-from remit.sandbox.authority.errors import RemitError
+from remit.sandbox.authority.errors import RemitError, UsageError
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.lattice import join, normal
 from remit.sandbox.authority.model import Authority, Endpoint, PathPattern
@@ -32,6 +32,7 @@ from remit.sandbox.compile.plan import Environment, Web
 from remit.sandbox.compile.web import BUNDLE, LISTS
 from remit.sandbox.kernel.probe import APPARMOR_RESTRICTION, DEBIAN_USERNS, USERNS_MAXIMUM, probe
 from remit.sandbox.resolve import search
+from remit.sandbox.resolve.binding import Kind
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.resolve.toolchains import toolchains
 from remit.sandbox.session import place
@@ -275,6 +276,7 @@ def assemble(
     places = (asked.workspace, asked.home, asked.directory, *secret, *code, *(LISTS if rules else ()))
     also = tuple(dict.fromkeys(path for path in places if path))
     names = resolve(authority, uid=asked.uid, also=also)
+    _check_sockets(explicit, names)
     matches = search.matches(authority, asked.expanded.floor, names, uid=asked.uid)
     compiled = compile_session(
         authority,
@@ -340,6 +342,18 @@ def assemble(
             withheld=tuple(sorted(rules.variables | rules.secret_variables)),
         ),
     )
+
+
+def _check_sockets(explicit: Authority, names: Mapping[str, Named]) -> None:
+    """What an option names has to be there, a socket as a file: a UsageError, as for ``--read``."""
+    errors: list[RemitError] = []
+    for path in explicit.unix:
+        if names[path].kind is not Kind.SOCKET:
+            why = "no such socket now" if names[path].kind is Kind.ABSENT else "not a socket"
+            hint = "start its server first, and name the socket itself"
+            errors.append(UsageError(f"unix {path}: {why}", hint=hint))
+    if errors:
+        raise errors[0] if len(errors) == 1 else Several(errors)
 
 
 def prepare(request: Request) -> tuple[Prepared, tuple[str, ...]]:

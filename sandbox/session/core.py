@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 from remit.sandbox.audit.context import Context, event_of
 from remit.sandbox.audit.record import state_directory
-from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError
+from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError, no_program
 from remit.sandbox.authority.grant import Grant
 from remit.sandbox.authority.model import Authority
 from remit.sandbox.compile import network, web
@@ -372,8 +372,10 @@ class Core:
     ) -> Ticket:
         """A call that may start now, counted as a use of its grant. Raises RemitError."""
         words = [os.fsencode(word) for word in args]
-        if not words or any(b"\0" in word for word in words) or not words[0]:
+        if not words or any(b"\0" in word for word in words):
             raise LaunchError(f"no command: {args!r}", hint="a list: a program and its arguments")
+        if not words[0]:
+            raise no_program()
         directory = os.fsencode(os.path.join(self.ceiling.workspace, cwd)) if cwd else self._directory
         # Not the armed thread's: two grants that differ in variables alone share their threads.
         _, _, authority, environment = self.plan(asked)

@@ -13,7 +13,7 @@ import time
 import remit
 from remit.sandbox.audit.record import Record, home_directory, keep_plan, state_directory
 from remit.sandbox.audit.text import dumps
-from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError
+from remit.sandbox.authority.errors import LaunchError, RemitError, UsageError, no_program
 from remit.sandbox.kernel import files, landlock
 from remit.sandbox.launch import assume, start
 from remit.sandbox.session.cache import Cache, key
@@ -115,6 +115,8 @@ def run(invocation: Invocation, libraries: Callable[[], None]) -> int:
 def _run(invocation: Invocation, libraries: Callable[[], None], status: Status) -> int:
     if not invocation.command:
         raise UsageError("no command", hint="remit run [OPTIONS] -- CMD [ARG...]")
+    if not invocation.command[0]:
+        raise no_program()
     prepared = _prepare(invocation, libraries, fresh=False)
     try:
         return _attempt(invocation, prepared, status)

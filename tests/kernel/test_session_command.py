@@ -497,3 +497,11 @@ def test_a_status_descriptor_that_cannot_be_used(world: World, verb: str) -> Non
         closed = world.remit(*words, "--status-fd", "77", *rest)
         assert closed.status == 2
         assert "descriptor 77 is not open" in closed.stderr
+
+
+def test_an_empty_name_is_no_program(world: World) -> None:
+    with standing(world) as session:
+        ways = (["exec", session], ["run", "-p", world.profile, "-w", str(world.workspace)])
+        results = [world.remit(*words, "--", "") for words in ways]
+    assert [one.status for one in results] == [127, 127]
+    assert [one.stderr.splitlines()[0] for one in results] == ["remit: error: '': not found"] * 2

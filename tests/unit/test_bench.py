@@ -329,6 +329,18 @@ def test_another_document_is_no_result(text: str, tmp_path: Path, capsys: pytest
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "text", ['{"schema": "remit.bench/1"}', '{"schema": "remit.bench/1", "host": {}, "rows": [3]}']
+)
+def test_a_result_that_is_not_whole_is_an_error(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(text)
+    assert main.run(["bench", "speed", "--from-json", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert f"{file}: a result that is not whole" in told
+    assert "internal" not in told
+
+
 def test_an_earlier_result_becomes_tables_a_page_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

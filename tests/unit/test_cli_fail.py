@@ -57,6 +57,29 @@ def test_reasons_come_with_their_fixes(capsys: pytest.CaptureFixture[str]) -> No
     assert "remit:     fix: boot with lsm=" in lines
 
 
+def test_one_reason_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    fail.report(Unenforceable("no Landlock", reasons=(("no Landlock", "boot with lsm="),), hint="boot with lsm="))
+    assert capsys.readouterr().err == "remit: error: no Landlock\nremit: hint: boot with lsm=\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (
+            ["exec", "x", "--degrade", "x", "--", "true"],
+            "it is an option of remit run, remit explain, remit session start",
+        ),
+        (["explain", "--denials", "text"], "it is an option of remit run, remit exec"),
+        (["exec", "x", "--raed", "x", "--", "true"], "did you mean --read?"),
+    ],
+)
+def test_an_option_of_another_command_is_said_to_be_one(
+    argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(argv) == 2
+    assert f"hint: {hint}\n" in capsys.readouterr().err
+
+
 def test_a_name_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     fail.report(UsageError("bad \x1b[2J\r\x07 \udcff"))
     printed = capsys.readouterr().err
