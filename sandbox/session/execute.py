@@ -205,7 +205,7 @@ def socketpair() -> tuple[socket.socket, socket.socket]:
 def _stdin() -> int:
     try:
         if not is_place(0):
-            copied = copy_of_regular(0)
+            copied = copy_of_regular(0, "pass it through a pipe: cat FILE | remit exec ...")
             return 0 if copied < 0 else copied
     except OSError:
         pass  # closed

@@ -133,23 +133,23 @@ def _open(wanted: Any, name: str) -> int:
     return descriptor
 
 
-def copy_of_regular(descriptor: int) -> int:
+def copy_of_regular(descriptor: int, hint: str = "pass it through a pipe (stdin=PIPE)") -> int:
     """What is left to read of a regular file, in memory and sealed; -1 for anything else.
 
-    A regular file's descriptor is a door: ``/proc/self/fd/0`` opens it again, for writing too.
+    A regular file's descriptor is a door: ``/proc/self/fd/0`` opens it again, for writing too. Its offset stays where it is, as
+    for ``remit run``: whoever has the file open, such as a shell's ``while read``, goes on where it was.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         return -1
     copy = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    left = _STDIN_COPY
-    while left > 0 and (data := os.read(descriptor, min(CHUNK, left))):
+    begin = os.lseek(descriptor, 0, os.SEEK_CUR)
+    size = 0
+    while data := os.pread(descriptor, CHUNK, begin + size):
+        size += len(data)
+        if size > _STDIN_COPY:
+            os.close(copy)
+            raise LaunchError(f"stdin is a file of more than {_STDIN_COPY >> 20} MiB", hint=hint)
         os.write(copy, data)
-        left -= len(data)
-    if left <= 0 and os.read(descriptor, 1):
-        os.close(copy)
-        raise LaunchError(
-            f"stdin is a file of more than {_STDIN_COPY >> 20} MiB", hint="pass it through a pipe (stdin=PIPE)"
-        )
     os.lseek(copy, 0, os.SEEK_SET)
     seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     fcntl.fcntl(copy, fcntl.F_ADD_SEALS, seals)

@@ -505,3 +505,37 @@ def test_an_empty_name_is_no_program(world: World) -> None:
         results = [world.remit(*words, "--", "") for words in ways]
     assert [one.status for one in results] == [127, 127]
     assert [one.stderr.splitlines()[0] for one in results] == ["remit: error: '': not found"] * 2
+
+
+def shell(world: World, script: str, *words: str) -> Result:
+    """A script in the workspace; its parameters are the words."""
+    command = ["sh", "-c", script, "sh", *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=world.env(), cwd=world.workspace, check=False, timeout=TIMEOUT
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_a_command_does_not_take_the_input_of_the_loop_that_it_is_in(world: World, verb: str) -> None:
+    """A file is given as a copy of what is left of it: it is read from there on, and whoever has it open goes on."""
+    (world.workspace / "list").write_text("one\ntwo\nthree\n")
+    with standing(world) as session:
+        words = world.argv(*{"exec": ["exec", session], "run": ["run", "-p", world.profile]}[verb])
+        looped = shell(world, 'while read x; do "$@" -- true; echo $x; done < list', *words)
+        assert looped.stdout == "one\ntwo\nthree\n", looped
+        rest = shell(world, '{ read x; "$@" -- cat; } < list', *words)
+        assert rest.stdout == "two\nthree\n", rest
+
+
+def test_a_file_that_is_too_large_for_a_copy_is_to_be_piped(world: World) -> None:
+    with open(world.workspace / "large", "wb") as file:
+        file.truncate((64 << 20) + 1)
+    with standing(world) as session:
+        words = world.argv("exec", session, "--", "wc", "-c")
+        refused = shell(world, '"$@" < large', *words)
+        assert refused.status == 125
+        assert "hint: pass it through a pipe: cat FILE | remit exec ..." in refused.stderr
+        assert shell(world, 'cat large | "$@"', *words).stdout.strip() == str((64 << 20) + 1)
+        os.truncate(world.workspace / "large", 64 << 20)
+        assert shell(world, '"$@" < large', *words).stdout.strip() == str(64 << 20)
