@@ -51,17 +51,16 @@ def parameters(verb: str) -> list[click.Parameter]:
     """The click options of ``verb``, from the table."""
     found: list[click.Parameter] = []
     for option in options.taken(verb):
+        shown = options.help_of(option, verb)
         names = [f"--{option.name}", option.name.replace("-", "_")]
         if option.short:
             names.append(f"-{option.short}")
         if option.metavar:
             found.append(
-                click.Option(
-                    names, type=Value(option), metavar=option.metavar, multiple=option.repeatable, help=option.help
-                )
+                click.Option(names, type=Value(option), metavar=option.metavar, multiple=option.repeatable, help=shown)
             )
         else:
-            found.append(click.Option(names, is_flag=True, help=option.help))
+            found.append(click.Option(names, is_flag=True, help=shown))
     return found
 
 

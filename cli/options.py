@@ -48,6 +48,9 @@ SESSION: tuple[Option, ...] = (
     ),
 )
 
+_LIMITS = "memory, pids, cpu, cpu-time, time, files, file-size, tmp, connections, connection-time or traffic."
+_CALL_LIMITS = "memory, pids, cpu-time, time, files or file-size: a session's call has no others of its own."
+
 GRANT: tuple[Option, ...] = (
     Option("read", "", "PATH", True, _GIVE, "Let it read PATH: a file, or a directory with all below it."),
     Option(
@@ -75,7 +78,7 @@ GRANT: tuple[Option, ...] = (
     ),
     Option("unix", "", "PATH", True, _GIVE, "Let it connect to the Unix socket PATH."),
     Option("env", "", "NAME[=VALUE]", True, _GIVE, "Pass the caller's variable NAME, or set it to VALUE."),
-    Option("limit", "", "NAME=VALUE", True, _GIVE, "memory, pids, cpu, cpu-time, time, files, file-size or tmp."),
+    Option("limit", "", "NAME=VALUE", True, _GIVE, _LIMITS),
     Option(
         "allow-syscalls", "", "GROUP", True, _GIVE, "Let it use a group of system calls that is refused by default."
     ),
@@ -118,6 +121,11 @@ DEFAULT_PROFILE = "coding"
 def taken(command: str) -> list[Option]:
     """The options that ``command`` takes, in the order that help shows them."""
     return [option for option in TABLE if command in option.commands]
+
+
+def help_of(option: Option, command: str) -> str:
+    """What ``command``'s help says of ``option``."""
+    return _CALL_LIMITS if (option.name, command) == ("limit", "exec") else option.help
 
 
 class Invocation:

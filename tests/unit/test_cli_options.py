@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remit.cli import fast, options
+from remit.cli import fast, main, options
 from remit.cli.command import GrantCommand
+from remit.sandbox.authority.model import LIMIT_NAMES
 
 VALUED = [option for option in options.taken("run") if option.metavar]
 WORDS = st.sampled_from(
@@ -132,3 +133,13 @@ def test_the_cache_key_has_everything_but_what_cannot_change_the_plan() -> None:
     assert other is not None
     assert one.key() == two.key() != other.key()
     assert one != two
+
+
+def test_help_names_the_limits_that_the_command_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("run", "explain"):
+        assert main.run([command, "--help"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert [name for name in LIMIT_NAMES if name not in shown.partition("--limit")[2]] == []
+    assert main.run(["exec", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "NAME=VALUE memory, pids, cpu-time, time, files or file-size:" in shown
