@@ -142,4 +142,4 @@ def test_help_names_the_limits_that_the_command_takes(capsys: pytest.CaptureFixt
         assert [name for name in LIMIT_NAMES if name not in shown.partition("--limit")[2]] == []
     assert main.run(["exec", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "NAME=VALUE memory, pids, cpu-time, time, files or file-size:" in shown
+    assert "NAME=VALUE memory, pids, cpu-time, time, files or file- size:" in shown
