@@ -599,7 +599,7 @@ def test_handles_that_are_dropped_hold_no_authority_and_no_descriptor(backend: s
             call = await session.popen(["true"], stdin=remit.PIPE, grant=Grant(read=[f"q{number}"]))
             del call
         await session.run(["true"], grant=Grant(read=["."]))
-        policies = session._core.shared.policies
+        policies = session._core.shared.policies  # pyright: ignore[reportPrivateUsage]
         assert len(policies) <= POLICIES
         assert [armed.held for armed in policies.values()] == [0] * len(policies)
         # What is armed has a socket.

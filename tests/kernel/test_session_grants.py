@@ -892,7 +892,7 @@ def test_a_session_takes_any_number_of_grants_in_turn(world: World) -> None:
 @pytest.mark.parametrize("let_go", ["wait", "nothing"])
 def test_handles_that_are_dropped_hold_no_authority(world: World, let_go: str) -> None:
     with opened(world) as session:
-        shared = session._core.shared
+        shared = session._core.shared  # pyright: ignore[reportPrivateUsage]
         for number in range(POLICIES + 8):
             (world.workspace / f"q{number}").mkdir()
             call = session.popen(["true"], grant=Grant(read=[f"q{number}"]), pty=number % 2 == 0)
@@ -907,7 +907,7 @@ def test_handles_that_are_dropped_hold_no_authority(world: World, let_go: str) -
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_handle_is_dropped_by_whoever_happens_to_whatever_he_holds(world: World) -> None:
     with opened(world) as session:
-        shared = session._core.shared
+        shared = session._core.shared  # pyright: ignore[reportPrivateUsage]
         call = session.popen(["sleep", "1000"], background=True)
         with shared.lock:  # where a garbage collection may set in
             del call
