@@ -47,8 +47,9 @@ class Fresh:
         self._loopback = -1
         self._counters: tuple[int, ...] = ()
         """Open, from the first look on; -1: this kernel has none such."""
-        counters = _open_counters(b"/proc/thread-self/net/")
+        counters: tuple[int, ...] = ()
         try:
+            counters = _open_counters(b"/proc/thread-self/net/")
             self._counts = _counted(counters)
             self._numbers = _numbers()
         except OSError:
@@ -114,6 +115,9 @@ def _open_counters(directory: bytes) -> tuple[int, ...]:
             found.append(posix.open(directory + name.encode(), posix.O_RDONLY | posix.O_CLOEXEC))
         except OSError as error:
             if error.errno != ENOENT:
+                for descriptor in found:
+                    if descriptor >= 0:
+                        posix.close(descriptor)
                 raise
             found.append(-1)
     return tuple(found)
