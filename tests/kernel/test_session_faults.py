@@ -541,7 +541,7 @@ def test_a_forked_child_that_is_merely_there_keeps_nothing_of_its_parents_calls(
     start = {
         "background": "s.popen(['sh', '-c', f'sleep {marker} & echo up'], background=True)",
         "stdin": "s.popen(['sh', '-c', f'echo up; read line; exec 3<&0; : {marker}'], stdin=PIPE)",
-        "terminal": "s.popen(['sh', '-c', f'read line; read line; : {marker}'], pty=True)",
+        "terminal": "s.popen(['sh', '-c', f'echo up; read line; read line; : {marker}'], pty=True)",
         "killed": "s.popen(['sh', '-c', f'echo up; exec sleep {marker}'])",
     }[way]
     code = f"""
@@ -551,7 +551,8 @@ def test_a_forked_child_that_is_merely_there_keeps_nothing_of_its_parents_calls(
     if call.stdout is not None:
         call.stdout.readline()
     else:
-        call.wait_started()
+        call.wait_started()  # which its terminal is before its command
+        os.read(call.terminal, 1)
     heard, told = os.pipe()
     child = os.fork()
     if child == 0:
