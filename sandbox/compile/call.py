@@ -27,7 +27,7 @@ from remit.sandbox.compile.landlock import Rule
 from remit.sandbox.compile.lowering import Layers, Report
 from remit.sandbox.compile.mounts import Granted
 from remit.sandbox.compile.objects import own as sessions_own
-from remit.sandbox.compile.paths import below, outermost
+from remit.sandbox.compile.paths import below, outermost, parents
 from remit.sandbox.compile.plan import Egress, Landlock, Limit, Tmpfs, canonical_json
 from remit.sandbox.compile.syscalls import refused
 from remit.sandbox.kernel.facts import HostFacts
@@ -61,10 +61,13 @@ class Standing:
 
     layers: Layers
     grants: tuple[Granted, ...]
-    floor: frozenset[PathRule]
+    floor: frozenset[tuple[str, frozenset[Right]]]
     covered: tuple[str, ...]
     tree: mounts.Tree
     roots: tuple[str, ...]
+
+
+_Held: TypeAlias = dict[Right, dict[str, list[tuple[Named, bool]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ class Ceiling:
     root: Authority | None = None
     _standing: list[Standing] = field(init=False, default_factory=list["Standing"], compare=False, repr=False)
     _above: list[Bound] = field(init=False, default_factory=list[Bound], compare=False, repr=False)
+    _held: list[_Held] = field(init=False, default_factory=list["_Held"], compare=False, repr=False)
 
     @property
     def session(self) -> Authority:
@@ -113,9 +117,8 @@ class Ceiling:
             denied, protected = job.taken_away(grants)
             grants = job.left(grants, denied, protected)
             tree = job.tree(grants, denied, protected)
-            self._standing.append(
-                Standing(layers, grants, frozenset(self.floor.paths), tuple(denied), tree, _roots(grants))
-            )
+            floor = frozenset([(rule.path, rule.rights | {Right.READ}) for rule in self.floor.paths])
+            self._standing.append(Standing(layers, grants, floor, tuple(denied), tree, _roots(grants)))
         return self._standing[0]
 
     def above(self) -> Bound:
@@ -123,6 +126,36 @@ class Ceiling:
         if not self._above:
             self._above.append(Bound(canonical(self.authority, self.names)))
         return self._above[0]
+
+    def held(self) -> _Held:
+        """What it grants, by right and canonical path, as the objects that they were when it was made."""
+        if not self._held:
+            floor = {rule.path: rule.rights | {Right.READ} for rule in self.floor.paths}
+            made: _Held = {right: {} for right in Right}
+            for rule in self.authority.paths:
+                named = self.names.get(rule.path) or Named(rule.path, rule.path, Kind.ABSENT)
+                always, own = floor.get(rule.path, frozenset()), sessions_own(named.canonical)
+                for right in rule.rights | {Right.READ}:
+                    made[right].setdefault(named.canonical, []).append((named, own or right in always))
+            self._held.append(made)
+        return self._held[0]
+
+    def lost(self, named: Named, right: Right) -> str:
+        """Empty where an object of this authority's holds ``named`` (which was followed just now) with the right; else the
+        name that would, had its object not gone.
+
+        The floor's every call has, by its name; and what the session has one of its own of is no object outside.
+        """
+        held, lost = self.held()[right], ""
+        for depth, above in enumerate(("/", *parents(named.canonical), named.canonical)):
+            for one, fixed in held.get(above, ()):
+                if fixed:
+                    return ""
+                last = depth + 1 == len(named.way)
+                if depth < len(named.way) and one.identity == named.way[depth] and (last or one.kind is Kind.DIRECTORY):
+                    return ""
+                lost = one.path
+        return lost
 
     def job(self, authority: Authority, names: Mapping[str, Named]) -> Job:
         """A compilation of ``authority`` on this session's host."""
@@ -224,11 +257,35 @@ def outside(grant: Authority, ceiling: Ceiling, names: Mapping[str, Named]) -> t
     accumulates); a grant of a denied name is not.
     """
     above = ceiling.above()
-    own, held = canonical(grant, names), above.authority
+    return beyond_objects(_with_limits(canonical(grant, names), above.authority), above)
+
+
+def beyond_objects(own: Authority, above: Bound) -> tuple[Violation, ...]:
+    """Every object of ``own`` that ``above`` does not hold, both by the objects' own names (``canonical``)."""
     found: list[Violation] = []
     for rule in own.paths:
-        found += _taken(rule, held)
-    return (*found, *violations(_with_limits(own, held), above, carries=True))
+        found += _taken(rule, above.authority)
+    return (*found, *violations(own, above, carries=True))
+
+
+def replaced(grant: Authority, ceiling: Ceiling, names: Mapping[str, Named]) -> tuple[Violation, ...]:
+    """What of ``grant`` is inside the session (``outside``) by its name alone: what was granted there is another object, or
+    has another name now.
+
+    Who may rename around a directory would otherwise decide what is granted below its name. What lies between it and the
+    name that is asked for is inside the grant, whatever it is now.
+    """
+    found: list[Violation] = []
+    for rule in grant.paths:
+        named = names[rule.path]
+        if named.kind is Kind.ABSENT:
+            continue
+        for right in sorted(rule.rights):
+            lost = ceiling.lost(named, right)
+            if lost:
+                what = f"{lost} is not what was granted: there is another object, or none, under that name now"
+                found.append(Violation("exec" if right is Right.EXEC else "filesystem", rule.path, right, what))
+    return tuple(found)
 
 
 def _taken(rule: PathRule, held: Authority) -> list[Violation]:
@@ -301,7 +358,7 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     objects = tuple(
         (named.canonical, (named.device, named.inode))
         for rule in authority.paths
-        if rule not in session.floor
+        if (rule.path, rule.rights) not in session.floor
         and (named := job.name(rule.path)).kind not in (Kind.ABSENT, Kind.DEVICE)
         and not sessions_own(named.canonical)
     )

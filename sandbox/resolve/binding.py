@@ -5,7 +5,7 @@ Bindings are made anew at every start, never serialised, never cached.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -37,3 +37,11 @@ class Named:
     mode: int = 0
     parent_writable: bool = False
     """The directory that holds a file can be written by this user: a grant on the file binds its inode, and says so."""
+    way: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
+    """(device, inode) of every directory that was gone through from the root down, and of the object itself: one for each
+    component of ``canonical``, and the root's. It tells of the moment of the walk, and is not kept with a session."""
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """What tells the object from every other one that there is; None for what is absent."""
+        return None if self.kind is Kind.ABSENT else (self.device, self.inode)

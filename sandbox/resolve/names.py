@@ -56,16 +56,17 @@ class _Walk:
     def __init__(self, path: str) -> None:
         self.path = path
         self.pending = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-        self.opened: list[tuple[str, int]] = [("", os.open("/", _LOOK | os.O_DIRECTORY))]
+        root = os.open("/", _LOOK | os.O_DIRECTORY)
+        self.opened: list[tuple[str, int, os.stat_result]] = [("", root, os.fstat(root))]
         self.links: list[tuple[str, str]] = []
         self.proc = _device("/proc")
 
     def close(self) -> None:
-        for _, descriptor in self.opened:
+        for _, descriptor, _ in self.opened:
             os.close(descriptor)
 
     def here(self, *more: str) -> str:
-        return "/" + "/".join((*(name for name, _ in self.opened[1:]), *more))
+        return "/" + "/".join((*(name for name, _, _ in self.opened[1:]), *more))
 
     def run(self, uid: int) -> Named:
         while self.pending:
@@ -87,7 +88,7 @@ class _Walk:
                 finally:
                     os.close(descriptor)
                 continue
-            self.opened.append((name, descriptor))
+            self.opened.append((name, descriptor, found))
         return self.present(uid)
 
     def follow(self, name: str, descriptor: int, found: os.stat_result) -> None:
@@ -108,8 +109,8 @@ class _Walk:
         return Named(self.path, canonical, Kind.ABSENT, tuple(self.links))
 
     def present(self, uid: int) -> Named:
-        found = os.fstat(self.opened[-1][1])
-        parent = os.fstat(self.opened[-2][1]) if len(self.opened) > 1 else found
+        found = self.opened[-1][2]
+        parent = self.opened[-2][2] if len(self.opened) > 1 else found
         return Named(
             self.path,
             self.here(),
@@ -120,6 +121,7 @@ class _Walk:
             found.st_uid,
             found.st_mode,
             _can_replace(parent, found, uid),
+            tuple([(status.st_dev, status.st_ino) for _, _, status in self.opened]),
         )
 
 
@@ -185,9 +187,9 @@ def resolve(authority: Authority, *, uid: int, also: Iterable[str] = ()) -> dict
 
     for pattern in (*authority.deny, *authority.protect):
         for path in (pattern.anchor, str(pattern)) if not pattern.any_depth else (pattern.anchor,):
-            names.setdefault(path, _lenient(path, uid))
+            names.setdefault(path, look(path, uid=uid))
     for path in (*map(device_path, authority.devices), *authority.unix, *also):
-        names.setdefault(path, _lenient(path, uid))
+        names.setdefault(path, look(path, uid=uid))
     return names
 
 
@@ -196,7 +198,7 @@ def literal(pattern: PathPattern) -> str | None:
     return None if pattern.any_depth else str(pattern)
 
 
-def _lenient(path: str, uid: int) -> Named:
+def look(path: str, *, uid: int) -> Named:
     """As ``resolve_name``; what this user may not look at counts as absent (inside, nobody can look at it either)."""
     try:
         return resolve_name(path, uid=uid)

@@ -86,7 +86,7 @@ def read(text: str, session: str) -> tuple[Ceiling, Grant, tuple[str, ...], dict
 
 
 def _named(named: Named) -> list[Any]:
-    return [getattr(named, field.name) for field in dataclasses.fields(named)]
+    return [getattr(named, field.name) for field in dataclasses.fields(named) if field.name != "way"]
 
 
 def _from(values: list[Any]) -> Named:

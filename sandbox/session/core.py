@@ -25,11 +25,12 @@ from remit.sandbox.audit.context import Context, event_of
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError, no_program
 from remit.sandbox.authority.grant import Grant
-from remit.sandbox.authority.model import Authority
+from remit.sandbox.authority.model import Authority, PathRule
 from remit.sandbox.compile import network, web
-from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside
+from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside, replaced
 from remit.sandbox.launch.envelope import LARGEST
-from remit.sandbox.resolve.names import resolve
+from remit.sandbox.resolve.binding import Kind
+from remit.sandbox.resolve.names import look, resolve
 from remit.sandbox.session.asked import Grant as Asked
 from remit.sandbox.session.asked import Identity
 from remit.sandbox.session.grantfile import plain
@@ -211,7 +212,7 @@ class Core:
         """The whole authority of a grant (floor and what is taken away included), which is inside this session's."""
         wanted = asked.authority(self.ceiling.workspace)
         names = self._resolve(wanted)
-        beyond = outside(wanted, self.ceiling, names)
+        beyond = outside(wanted, self.ceiling, names) or replaced(wanted, self.ceiling, names)
         if beyond:
             raise GrantError(
                 "beyond the session's authority: " + "; ".join(map(str, beyond)),
@@ -223,11 +224,27 @@ class Core:
     def _resolve(self, wanted: Authority) -> dict[str, Named]:
         """This session's names as they were resolved when it began (a narrower one's: when it was made), and what is new in
         ``wanted`` as it is now. A name that led elsewhere since would let what is outside pass for what is inside; and
-        what the ceiling takes away is to be found by its names, which ``wanted`` does not mention."""
+        what the ceiling takes away is to be found by its names, which ``wanted`` does not mention.
+
+        Of each granted name, how its object is come to now (``Named.way``), which ``replaced`` decides on."""
         known = self.ceiling.names
         fresh = tuple(rule for rule in wanted.paths if rule.path not in known)
-        patterns = replace(wanted, paths=fresh)
-        return {**resolve(patterns, uid=self.uid), **known}
+        names = {**resolve(replace(wanted, paths=fresh), uid=self.uid), **known}
+        for rule in wanted.paths:
+            if rule.path in known:
+                names[rule.path] = self._again(rule, known[rule.path])
+        return names
+
+    def _again(self, rule: PathRule, named: Named) -> Named:
+        """A name that this session knows: the object that it led to then, and how that is come to now."""
+        if named.kind is not Kind.ABSENT:
+            now = look(named.canonical, uid=self.uid)
+            same = (now.canonical, now.identity) == (named.canonical, named.identity)
+            return replace(named, way=now.way if same else ())
+        # Nothing was granted under this name. What is there by now is granted where it lies in a tree that was.
+        now = look(rule.path, uid=self.uid)
+        found = now.kind is not Kind.ABSENT and not any(self.ceiling.lost(now, right) for right in rule.rights)
+        return now if found else named
 
     def _uses(self, asked: Asked) -> Uses:
         with self.shared.lock:
