@@ -65,6 +65,8 @@ class Standing:
     covered: tuple[str, ...]
     tree: mounts.Tree
     roots: tuple[str, ...]
+    taken: frozenset[PathPattern]
+    """What every call of the session is denied, or has protected: no call can make it."""
 
 
 _Held: TypeAlias = dict[Right, dict[str, list[tuple[Named, bool]]]]
@@ -118,7 +120,8 @@ class Ceiling:
             grants = job.left(grants, denied, protected)
             tree = job.tree(grants, denied, protected)
             floor = frozenset([(rule.path, rule.rights | {Right.READ}) for rule in self.floor.paths])
-            self._standing.append(Standing(layers, grants, floor, tuple(denied), tree, _roots(grants)))
+            taken = frozenset((*self.session.deny, *self.session.protect))
+            self._standing.append(Standing(layers, grants, floor, tuple(denied), tree, _roots(grants), taken))
         return self._standing[0]
 
     def above(self) -> Bound:
@@ -333,7 +336,13 @@ def compile_call(authority: Authority, ceiling: Ceiling, names: Mapping[str, Nam
     scratch = tuple(path for path in _OWN_PLACES if isinstance(tree.entries.get(path), Tmpfs))
     roots = landlock.mediated(_roots(grants), scratch)
     uncovered = [path for path in denied if not any(below(path, cover) for cover in session.covered)]
-    brokered = job.unheld_reads(grants, denied, layers, uncovered)
+    missing = [
+        named.canonical
+        for pattern in authority.deny
+        if not pattern.any_depth and pattern not in session.taken
+        if (named := job.name(str(pattern))).kind is Kind.ABSENT
+    ]
+    brokered = job.unheld_reads(grants, denied, layers, uncovered, missing)
     private = _narrower_network(authority, ceiling)
     whole = normal(authority) == normal(ceiling.session)
     if whole:

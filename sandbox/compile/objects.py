@@ -158,10 +158,12 @@ class Objects:
         denied: Mapping[str, Kind],
         layers: Layers,
         uncovered: Iterable[str] = (),
+        missing: Iterable[str] = (),
     ) -> tuple[str, ...]:
         """Roots in which the mediator has to open files for reading: denied names can lie anywhere in them.
 
-        ``uncovered``: denied objects that no mount covers, though there are mounts.
+        ``uncovered``: denied objects that no mount covers, though there are mounts. ``missing``: denied names that are not
+        there yet, and that somebody else may make: below what may be executed, whoever has them denied must not start then.
         """
         brokered: set[str] = set()
         for pattern in (pattern for pattern in self.authority.deny if pattern.any_depth):
@@ -187,6 +189,11 @@ class Objects:
                 # All of the grant: Landlock's rule on it cannot leave one name out.
                 if grant.directory and strictly_below(path, grant.path):
                     self.broker(brokered, grant.path, path, grants, layers)
+        for path in missing:
+            for grant in grants:
+                held = grant.directory and strictly_below(path, grant.path)
+                if held and layers.mediation and not _executable(grant.path, grants):
+                    brokered.add(grant.path)
         roots = outermost(brokered)
         if roots:
             self.says.note(
@@ -195,11 +202,7 @@ class Objects:
         return roots
 
     def broker(self, brokered: set[str], root: str, text: str, grants: tuple[Granted, ...], layers: Layers) -> None:
-        # Executing a file needs the right to read it, and nobody can execute on behalf of another.
-        executable = Right.EXEC in mounts.effective(root, grants) or any(
-            below(grant.path, root) and Right.EXEC in grant.rights for grant in grants
-        )
-        if layers.mediation and not executable:
+        if layers.mediation and not _executable(root, grants):
             brokered.add(root)
             return
         note = "denied names below what may be executed can still be read"
@@ -229,6 +232,13 @@ class Objects:
             elif short not in chosen:
                 self.says.deficit.append(Line("devices", path, "use", "no such device on this host"))
         return tuple(chosen)
+
+
+def _executable(root: str, grants: tuple[Granted, ...]) -> bool:
+    """Whether something there may be executed. That needs the right to read it, and nobody can execute for another."""
+    return Right.EXEC in mounts.effective(root, grants) or any(
+        below(grant.path, root) and Right.EXEC in grant.rights for grant in grants
+    )
 
 
 def _matched(path: str, patterns: Iterable[tuple[str, tuple[str, ...]]]) -> bool:

@@ -18,14 +18,15 @@ from dataclasses import dataclass, field, replace
 from errno import EACCES
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from remit.sandbox.audit.context import Context, event_of
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError, no_program
 from remit.sandbox.authority.grant import Grant
-from remit.sandbox.authority.model import Authority, PathRule
+from remit.sandbox.authority.lattice import normal
+from remit.sandbox.authority.model import Authority, PathPattern, PathRule
 from remit.sandbox.compile import network, web
 from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside, replaced
 from remit.sandbox.launch.envelope import LARGEST
@@ -72,6 +73,34 @@ class Armed:
     requests: Any
     held: int = 0
     """Calls that were sent there, or are about to be, and have not answered: it is not given up under them."""
+
+
+Planned: TypeAlias = tuple[str, CallPlan, Authority, tuple[bytes, ...]]
+Seen: TypeAlias = tuple[tuple[str, tuple[int, int] | None], ...]
+"""Names, each with the (device, inode) that it led to, or None for nothing."""
+
+
+@dataclass(slots=True)
+class Known:
+    """A grant that was looked up before: what it came to, and what that depends on."""
+
+    planned: Planned
+    seen: Seen
+    """Names that it takes away and that its session does not: who may make one, or put another object in its place, makes
+    the plan one of another moment."""
+
+    def holds(self) -> bool:
+        """Whether those names lead where they led when the plan was made."""
+        for path, was in self.seen:
+            try:
+                status = os.stat(path)
+            except OSError:
+                now = None
+            else:
+                now = (status.st_dev, status.st_ino)
+            if now != was:
+                return False
+        return True
 
 
 @dataclass(slots=True)
@@ -172,7 +201,7 @@ class Core:
         self._record = f"{state_directory(dict(environ))}/sessions/{shared.session}"
         self._gateway = bool(network.variables(ceiling.authority, ceiling.degrade))
         self._surroundings: tuple[Mapping[str, str], tuple[str, ...], frozenset[str]] | None = None
-        self._plans: OrderedDict[object, tuple[str, CallPlan, Authority, tuple[bytes, ...]]] = OrderedDict()
+        self._plans: OrderedDict[object, Known] = OrderedDict()
 
     # --- grants --------------------------------------------------------------------------------------------------------
 
@@ -185,7 +214,7 @@ class Core:
                 hint=f"at most {MAX_DEPTH}: give the work to a session nearer to the root",
             )
         self.check(self.chain, self.grant)
-        authority, names = self._inside(asked)
+        authority, names, _ = self._inside(asked)
         held = self._holding(asked)
         with self.shared.lock:
             self._check_uses(held)
@@ -208,7 +237,7 @@ class Core:
             held=held,
         )
 
-    def _inside(self, asked: Asked) -> tuple[Authority, dict[str, Named]]:
+    def _inside(self, asked: Asked) -> tuple[Authority, dict[str, Named], Seen]:
         """The whole authority of a grant (floor and what is taken away included), which is inside this session's."""
         wanted = asked.authority(self.ceiling.workspace)
         names = self._resolve(wanted)
@@ -219,7 +248,32 @@ class Core:
                 where="grant",
                 hint="ask for less, or open a session that was granted more",
             )
-        return authority_of(wanted, self.ceiling), names
+        return self._taken_away(authority_of(wanted, self.ceiling), names)
+
+    def _taken_away(self, authority: Authority, names: Mapping[str, Named]) -> tuple[Authority, dict[str, Named], Seen]:
+        """The authority with what its denied and protected names are *now*: looking anew can only take more away. A name that
+        led elsewhere then keeps what it led to out of reach, too.
+
+        Not the session's own: those no call can make or move (``Standing.taken``)."""
+        found, seen = dict(names), dict[str, tuple[int, int] | None]()
+        session = self.ceiling.standing().taken
+        added: dict[str, list[PathPattern]] = {"deny": [], "protect": []}
+        for kind, more in added.items():
+            for pattern in getattr(authority, kind):
+                if pattern.any_depth or pattern in session:
+                    continue
+                path = str(pattern)
+                then, now = names.get(path), look(path, uid=self.uid)
+                found[path], found[pattern.anchor] = now, look(pattern.anchor, uid=self.uid)
+                seen[path] = now.identity
+                if then is not None and then.canonical != now.canonical:
+                    anchor, _, name = then.canonical.rpartition("/")
+                    more.append(PathPattern(anchor or "/", (name,), False, pattern.source))
+                    found[then.canonical] = replace(then, path=then.canonical, links=())
+        if added["deny"] or added["protect"]:
+            deny, protect = (*authority.deny, *added["deny"]), (*authority.protect, *added["protect"])
+            authority = normal(replace(authority, deny=deny, protect=protect))
+        return authority, found, tuple(seen.items())
 
     def _resolve(self, wanted: Authority) -> dict[str, Named]:
         """This session's names as they were resolved when it began (a narrower one's: when it was made), and what is new in
@@ -307,22 +361,23 @@ class Core:
 
     # --- calls ---------------------------------------------------------------------------------------------------------
 
-    def plan(self, asked: Asked | None) -> tuple[str, CallPlan, Authority, tuple[bytes, ...]]:
+    def plan(self, asked: Asked | None) -> Planned:
         """Of calls under ``asked`` (None: everything that this session has): what they have in common with others that
         can be armed alike, by its key; and what is theirs alone, their authority and environment."""
         meant = None if asked is None else asked.meant
-        found = self._plans.get(meant)
-        if found is not None:
-            return found
+        known = self._plans.get(meant)
+        if known is not None and known.holds():
+            return known.planned
         if asked is None:
-            authority, names = self.ceiling.authority, dict(self.ceiling.names)
+            authority, names, seen = self._taken_away(self.ceiling.authority, self.ceiling.names)
         else:
-            authority, names = self._inside(asked)
+            authority, names, seen = self._inside(asked)
         plan = compile_call(authority, self.ceiling, names)
         found = (plan.digest, plan, authority, self._environment(authority, None))
         with self.shared.lock:
-            # A grant that is used again means the objects that it meant the first time.
-            self._plans[meant] = found
+            # A grant that is used again means the objects that it meant the first time, unless what it takes away is
+            # another thing by now: then all of it is looked up anew, inside the same session.
+            self._plans[meant] = Known(found, seen)
             while len(self._plans) > PLANS:
                 self._plans.popitem(last=False)
         return found
@@ -356,10 +411,10 @@ class Core:
     def ready(self, asked: Asked | None) -> Armed | None:
         """Where to send a request under ``asked``, if that is known already: nothing is resolved or compiled."""
         found = self._plans.get(None if asked is None else asked.meant)
-        if found is None:
+        if found is None or not found.holds():
             return None
         with self.shared.lock:
-            return self._hold(found[0])
+            return self._hold(found.planned[0])
 
     def _hold(self, key: str) -> Armed | None:
         known = self.shared.policies.get(key)
@@ -395,7 +450,8 @@ class Core:
             raise no_program()
         directory = os.fsencode(os.path.join(self.ceiling.workspace, cwd)) if cwd else self._directory
         # Not the armed thread's: two grants that differ in variables alone share their threads.
-        _, _, authority, environment = self.plan(asked)
+        known = self._plans.get(None if asked is None else asked.meant)
+        _, _, authority, environment = self.plan(asked) if known is None else known.planned
         if env is not None:
             environment = self._environment(authority, env)
         deadline = 0.0

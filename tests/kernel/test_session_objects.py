@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from remit import Grant, GrantError, Session
+from remit import PIPE, Grant, GrantError, Session, Unenforceable
 from tests.kernel.run_harness import World
-from tests.kernel.session_harness import opened, probe, said
+from tests.kernel.session_harness import opened, probe, probes, python, said
 from tests.kernel.test_session_grants import tree
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
@@ -89,3 +91,87 @@ def test_a_name_that_was_missing_is_granted_as_what_it_is_where_it_lies_in_the_t
         assert said(session.run(["cat", "later"], grant=Grant(read=["later"]))) == "here"
         (world.home / "later").write_text("outside")
         assert probe(session, f"read({str(world.home / 'later')!r})", Grant(read=[world.home / "later"])) != "ok"
+
+
+# --- a denied name that is there later ----------------------------------------------------------------------------------------
+
+MAKES = {"file": "echo L > later", "directory": "mkdir later && echo L > later/x", "moved": "mv other later"}
+READS = {"file": "read('later')", "directory": "read('later/x')", "moved": "read('later')"}
+
+
+@pytest.mark.parametrize("how", MAKES)
+@pytest.mark.parametrize("warm", [False, True], ids=["first call", "warm"])
+def test_a_denied_name_that_another_call_makes_is_denied(world: World, how: str, warm: bool) -> None:
+    tree(world, "other")
+    taken = Grant(read=["."], deny=["later"])
+    with opened(world) as session:
+        part = session.narrow(taken)
+        below = part.narrow(Grant(read=["."]))
+        inside = ((part, None), (part, Grant(read=["."])), (below, None), (below, Grant(read=["."])), (session, taken))
+        if warm:
+            before = "ENOENT" if how == "directory" else "EACCES"
+            assert [probe(one, READS[how], grant) for one, grant in inside] == [before] * len(inside)
+        shell(session, MAKES[how])
+        assert [probe(one, READS[how], grant) for one, grant in inside] == ["EACCES"] * len(inside)
+        assert probe(session, READS[how], Grant(read=["."])) == "ok"
+        shell(session, "rm -r later")
+        assert probe(part, "os.stat('later')") == "ENOENT"
+
+
+def test_a_running_call_does_not_read_a_denied_name_that_is_made_meanwhile(world: World) -> None:
+    waits = python("print('up', flush=True); sys.stdin.readline(); print(attempt(lambda: read('later')), flush=True)")
+    with opened(world) as session:
+        for deny, end in ((["later"], "EACCES"), ([], "ok")):
+            with session.popen(waits, stdin=PIPE, grant=Grant(read=["."], deny=deny), text=True) as call:
+                assert call.stdout is not None
+                assert call.stdin is not None
+                assert call.stdout.readline() == "up\n"
+                shell(session, "echo L > later")
+                call.stdin.write("\n")
+                call.stdin.flush()
+                assert call.stdout.readline() == f"{end}\n"
+            shell(session, "rm later")
+
+
+def test_where_files_may_be_executed_no_call_starts_once_the_denied_name_is_there(world: World) -> None:
+    """Nobody can open a file for a command that may execute it: that was refused before, for names that are there."""
+    with opened(world) as session:
+        part = session.narrow(Grant(write=["."], exec=["."], deny=["later"]))
+        grants = (None, Grant(read=["."], exec=["."]))
+        assert [part.run(["true"], grant=grant).returncode for grant in grants] == [0, 0]
+        assert probe(part, "write('later')") == "EACCES"
+        shell(session, "echo L > later")
+        for grant in grants:
+            with pytest.raises(Unenforceable, match="later"):
+                part.run(["cat", "later"], grant=grant)
+        assert probe(part, "read('later')", Grant(read=["."])) == "EACCES"
+        shell(session, "rm later")
+        assert [part.run(["true"], grant=grant).returncode for grant in grants] == [0, 0]
+
+
+@pytest.mark.parametrize("what", ["deny", "protect"])
+def test_a_link_in_the_place_of_a_name_takes_what_it_leads_to_away_too(world: World, what: str) -> None:
+    tree(world, "one", "two", "pd/", "pd/s", "link -> one", "el/", "el/s")
+    action = "read({!r})" if what == "deny" else "write({!r}, flags=0)"
+    tries = {name: action.format(name) for name in ("one", "two", "link", "pd/s", "el/s")}
+    taken: dict[str, Any] = {"write": ["."], what: ["link", "pd/s"]}
+    with opened(world) as session:
+        part = session.narrow(Grant(**taken))
+        before = {"one": "EACCES", "two": "ok", "link": "EACCES", "pd/s": "EACCES", "el/s": "ok"}
+        assert probes(part, tries) == before
+        assert probes(part, tries, Grant(write=["."])) == before
+        shell(session, "ln -sf two link && mv pd gone && ln -s el pd")
+        for grant in (None, Grant(write=["."])):
+            assert set(probes(part, tries, grant).values()) == {"EACCES"}
+        assert set(probes(session, tries).values()) == {"ok"}
+
+
+def test_a_denied_file_that_is_saved_anew_stays_denied(world: World) -> None:
+    tree(world, "key")
+    with opened(world) as session:
+        part = session.narrow(Grant(write=["."], deny=["key"]))
+        assert probe(part, "read('key')") == "EACCES"
+        shell(session, "echo new > .key.tmp && mv .key.tmp key")
+        assert probe(part, "read('key')") == "EACCES"
+        assert probe(part, "os.rename('key', 'other')") == "EACCES"
+        assert probe(session, "read('key')") == "ok"
