@@ -64,6 +64,10 @@ _ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
 _HAS = {"expired": "has expired", "revoked": "was revoked"}
 
 
+def _boot() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(slots=True)
 class Armed:
     """An authority for which the session's first process keeps threads armed, and our end of their socket."""
@@ -156,6 +160,8 @@ class Shared:
     """Something large was not received, and whoever sent it has not heard yet."""
     uses: WeakKeyDictionary[Identity, Uses] = field(default_factory=WeakKeyDictionary["Identity", "Uses"])
     revoked: set[str] = field(default_factory=set[str])
+    clock: float = field(default_factory=lambda: time.time() - _boot())
+    """What the wall clock was ahead of CLOCK_BOOTTIME: the times of the session's grants are by the clock that it began under."""
     closed: str = ""
 
     def abandon(self) -> None:
@@ -186,6 +192,7 @@ class Core:
         depth: int = 0,
         chain: tuple[str, ...] = (),
         held: tuple[Asked, ...] = (),
+        ends: float | None = None,
     ) -> None:
         self.ceiling = ceiling
         self.grant = grant
@@ -194,6 +201,10 @@ class Core:
         self.depth = depth
         self.chain = (*chain, grant.id)
         """The ids of the grants that this one came out of (the session's files' first, then the session's), and its own."""
+        if ends is None and grant.expires is not None:
+            ends = _boot() + grant.expires - time.time()
+        self._ends = ends
+        """When the grant ends, by the clock that nobody sets (CLOCK_BOOTTIME): what has begun goes by no other."""
         self._held = held
         """What this session was narrowed by: each of its calls is a use of all of them."""
         self._environ = environ
@@ -218,7 +229,8 @@ class Core:
         held = self._holding(asked)
         with self.shared.lock:
             self._check_uses(held)
-        grant = self._derive(asked, authority, os.urandom(16).hex(), self._expires(asked, self._uses(asked)))
+        uses = self._uses(asked)
+        grant = self._derive(asked, authority, os.urandom(16).hex(), self._expires(asked, uses))
         grant = replace(
             grant,
             principal=principal or grant.principal,
@@ -235,6 +247,7 @@ class Core:
             depth=self.depth + 1,
             chain=(*self.chain, *ids(asked)),
             held=held,
+            ends=self._ending(asked, uses),
         )
 
     def _inside(self, asked: Asked) -> tuple[Authority, dict[str, Named], Seen]:
@@ -304,7 +317,8 @@ class Core:
         with self.shared.lock:
             found = self.shared.uses.get(asked.identity)
             if found is None:
-                found = self.shared.uses[asked.identity] = Uses(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
+                boot = _boot()
+                found = self.shared.uses[asked.identity] = Uses(boot + self.shared.clock, boot)
             return found
 
     def _holding(self, asked: Asked | None) -> tuple[Asked, ...]:
@@ -356,8 +370,8 @@ class Core:
         revoked = self.shared.revoked.intersection(chain)
         if revoked:
             raise GrantRevoked(f"grant {min(revoked)} was revoked", hint="ask the grantor for a new one")
-        if not grant.active(time.time()):
-            raise GrantExpired(f"grant {grant.id} is not in force now", hint="ask the grantor for a new one")
+        if self._ends is not None and _boot() >= self._ends:
+            raise GrantExpired(f"grant {grant.id} has expired", hint="ask the grantor for a new one")
 
     # --- calls ---------------------------------------------------------------------------------------------------------
 
@@ -454,8 +468,7 @@ class Core:
         _, _, authority, environment = self.plan(asked) if known is None else known.planned
         if env is not None:
             environment = self._environment(authority, env)
-        deadline = 0.0
-        expires = self.grant.expires
+        ends, expires = self._ends, self.grant.expires
         if asked is None:
             identifier, chain = self.grant.id, self.chain
         else:
@@ -466,16 +479,11 @@ class Core:
             self._use(self._holding(asked))
         if asked is not None and asked.expires is not None:
             uses = self._uses(asked)
-            deadline = uses.boot + asked.expires
-            expires = self._expires(asked, uses)
-        if expires is not None:
-            left = expires - time.time()
-            if left <= 0:
-                raise GrantExpired(f"grant {identifier} has expired", hint="ask the grantor for a new one")
-            ends = time.clock_gettime(time.CLOCK_BOOTTIME) + left
-            deadline = min(deadline, ends) if deadline else ends
+            ends, expires = self._ending(asked, uses), self._expires(asked, uses)
+        if ends is not None and _boot() >= ends:
+            raise GrantExpired(f"grant {identifier} has expired", hint="ask the grantor for a new one")
         call = f"{self.shared.prefix}-{next(self.shared.numbers)}"
-        request = (call, chain, words, list(environment), directory, terminal, background, deadline)
+        request = (call, chain, words, list(environment), directory, terminal, background, ends or 0.0)
         data = marshal.dumps(request)
         if len(data) > LARGEST:
             raise LaunchError(
@@ -495,12 +503,19 @@ class Core:
             return 0  # whoever reads it will hear why
 
     def _expires(self, asked: Asked, uses: Uses) -> float | None:
-        """When a call's grant ends (Unix seconds), which is counted from its first use."""
+        """When a call's grant ends (Unix seconds), which is counted from its first use: for the record. See ``_ending``."""
         most = self.grant.expires
         if asked.expires is None:
             return most
         own = uses.first + asked.expires
         return own if most is None else min(own, most)
+
+    def _ending(self, asked: Asked, uses: Uses) -> float | None:
+        """The same by CLOCK_BOOTTIME, which decides."""
+        if asked.expires is None:
+            return self._ends
+        own = uses.boot + asked.expires
+        return own if self._ends is None else min(own, self._ends)
 
     def _derive(self, asked: Asked, authority: Authority, identifier: str, expires: float | None) -> Grant:
         parent = self.grant

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from remit import PIPE, Grant, GrantError, Session, Unenforceable
+from remit import PIPE, Grant, GrantError, GrantExpired, Session, Unenforceable
 from tests.kernel.run_harness import World
 from tests.kernel.session_harness import opened, probe, probes, python, said
 from tests.kernel.test_session_grants import tree
@@ -175,3 +177,29 @@ def test_a_denied_file_that_is_saved_anew_stays_denied(world: World) -> None:
         assert probe(part, "read('key')") == "EACCES"
         assert probe(part, "os.rename('key', 'other')") == "EACCES"
         assert probe(session, "read('key')") == "ok"
+
+
+# --- the clock ----------------------------------------------------------------------------------------------------------------
+
+
+def test_setting_the_clock_back_revives_no_narrowed_session(world: World) -> None:
+    with opened(world) as session:
+        part = session.narrow(Grant(read=["."], expires=0.2))
+        below = part.narrow(Grant(read=["."]))
+        kept = session.narrow(Grant(read=["."], expires="1h"))
+        with pytest.raises(GrantExpired):
+            part.run(["sleep", "1000"])
+        begun = session.grant.not_before
+        assert begun is not None
+        with patch.object(time, "time", lambda: begun + 0.001):
+            for one in (part, below):
+                for grant in (None, Grant(expires="1h"), Grant(read=["."])):
+                    with pytest.raises(GrantExpired):
+                        one.run(["true"], grant=grant)
+                with pytest.raises(GrantExpired):
+                    one.narrow(Grant(read=["."]))
+        # What has begun goes on, whatever the clock says, until its time is over.
+        for moment in (begun - 1_000_000, begun + 1_000_000):
+            with patch.object(time, "time", lambda moment=moment: moment):
+                assert kept.run(["true"]).returncode == 0
+                assert session.run(["true"], grant=Grant(expires="1h")).returncode == 0
