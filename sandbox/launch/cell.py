@@ -114,14 +114,14 @@ class Cell:
             return False
 
     def cut(self) -> None:
-        """End everything in it."""
-        posix.close(self.life)
-        self.life = -1
+        """Its life: the kernel ends everything in it at once, and PID 1 last."""
+        if self.life >= 0:
+            posix.close(self.life)
+            self.life = -1
 
     def end(self) -> None:
         """End everything in it, and wait until it has ended. On the thread whose children are in it, if there are any."""
-        if self.life >= 0:
-            self.cut()
+        self.cut()
         # PID 1 ends last, and not before somebody has reaped whatever has its parent outside (``pid_namespaces(7)``).
         process.reap_children()
         posix.waitpid(self.init, 0)

@@ -115,6 +115,8 @@ class Jail(Source):
         self.ending = _thread.allocate_lock()
         """Held from before a call is answered until its end is told. Whoever ends the session takes it first."""
         self.exemption: Exemption | None = None
+        self._ended = False
+        """The cell."""
         self._own = -1
         """This thread's directory in the session's /proc: in the cell's it has none."""
         self._children = -1
@@ -240,17 +242,12 @@ class Jail(Source):
         except OSError:
             return False
 
-    def cut_cell(self) -> None:
-        """End everything in it, and wait for nothing."""
-        if self.cell.life >= 0:
-            self.cell.cut()
-
     def end_cell(self) -> None:
         """With everything in it."""
         if self._ended:
             return
         self._ended = True
-        self.cut_cell()
+        self.cell.cut()
         # The cell's PID 1 ends last, and not before the command's process is reaped (``pid_namespaces(7)``).
         if self.running is not None:
             self.running.reap()

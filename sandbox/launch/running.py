@@ -44,6 +44,7 @@ class Running:
         "_directory",
         "_environment",
         "_expires",
+        "_frozen",
         "_jail",
         "_overdue",
         "_reaped",
@@ -55,6 +56,7 @@ class Running:
         "call",
         "chain",
         "limit",
+        "over",
         "pid",
         "terminal",
     )
@@ -67,6 +69,8 @@ class Running:
         self.pid = 0
         self.limit = ""
         """What ended the command, where it was not its own doing: the name of a limit, ``expired``, ``revoked``, ``killed``."""
+        self.over = False
+        """It holds no authority any more: whatever is left of it ends with its command, and nothing of it lingers."""
         self.terminal = False
         """The call was given one, which its client may hold for longer than it lasts."""
         self._argv: list[bytes] = argv
@@ -75,6 +79,8 @@ class Running:
         self._window = window
         self._background: bool = background
         self._expires: float = expires
+        self._frozen = False
+        """It stands where it stood when its authority ended."""
         self._jail = jail
         self._overdue = 0.0
         """When the command, which was killed or is over, is waited for no longer; on the monotonic clock. 0: it runs."""
@@ -211,8 +217,10 @@ class Running:
         jail, background = self._jail, self._background
         status, cpu, memory = self._wait()
         clean = jail.alone(self.pid)
+        # Not one whose authority ended under its command: what it left behind has none either.
+        lingers = background and not clean and not self.over and jail.cell.life >= 0
         with jail.ending:
-            if not clean and (not background or jail.cell.life < 0):
+            if not clean and not lingers:
                 jail.end_cell()
                 self._answer(status, cpu, memory)
             else:
@@ -222,7 +230,7 @@ class Running:
             began = self._beginning()
             denials = jail.denials + jail.looked_for
             jail.tell_end(began, self.call, status, self.limit, cpu, memory, denials)
-        if background and not clean and jail.cell.life >= 0:
+        if lingers:
             self._linger()
         return clean
 
@@ -276,8 +284,7 @@ class Running:
                     elif descriptor == jail.policy.requests:
                         self._want_another(poll, events)
                     elif events & (select.POLLHUP | select.POLLERR) and not events & select.POLLIN:
-                        self.limit = self.limit or "abandoned"
-                        self._kill()
+                        self._end("abandoned")
                         poll.unregister(descriptor)
                     elif not self._obey():
                         poll.unregister(descriptor)
@@ -290,7 +297,7 @@ class Running:
                 if self._untold:
                     jail.tell_template("began", *self._beginning())
                 if self._overdue and time.monotonic() >= self._overdue:
-                    jail.cut_cell()
+                    jail.cell.cut()
                     self._overdue = 0.0
                     pause = pause or 1
                 if limit and time.monotonic() - self._started >= limit:
@@ -386,13 +393,24 @@ class Running:
 
     def _stop(self, why: str) -> None:
         """The authority is gone: end everything of this call's, or, for a policy that says so, stop it where it stands."""
-        self.limit = self.limit or why
+        self.over = True
         if why not in _ENDS or not self._jail.policy.freeze:
-            self._kill()
+            self._end(why)
         else:
+            self.limit = self.limit or why
+            self._frozen = True
             # Only the mediator sees the session's numbers of the cell's processes.
             self._jail.tell_main("freeze")
             answer(self._reply, "frozen", why)
+
+    def _end(self, why: str) -> None:
+        """End the command; of a call that stands frozen, everything at once: by the end of its command alone the kernel would
+        wake others (SIGCONT for a process group that is orphaned, ``_exit(2)``)."""
+        self.limit = self.limit or why
+        if self._frozen:
+            self._jail.cell.cut()
+        else:
+            self._kill()
 
     def _obey(self) -> bool:
         """One message of the client's: a signal for the command. False: the client is gone, and the call with it."""
@@ -403,13 +421,13 @@ class Running:
                 return True
             data = b""
         if not data:
-            self.limit = self.limit or "abandoned"
-            self._kill()
+            self._end("abandoned")
             return False
         kind, number = data[:1], int.from_bytes(data[1:5], "little")
-        if kind == b"k":
-            self.limit = self.limit or "killed"
-            self._kill()
+        if kind == b"k" or (self._frozen and number == _SIGKILL):
+            self._end("killed")
+        elif self._frozen:
+            pass  # nobody can let it go on
         elif kind == b"g":
             self.kill(number, group=True)
         elif kind == b"s":

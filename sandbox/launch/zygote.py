@@ -204,7 +204,7 @@ class Zygote:
             self._end("memory")
         for jail in [*self._listeners.values()]:
             limit, running = jail.policy.memory_limit, jail.running
-            if not limit or running is None or not running.pid or running.limit:
+            if not limit or running is None or not running.pid or running.over:
                 continue
             if usage.memory_exceeds(limit, processes(jail.cell)):
                 _tell_jail(jail, "memory", running.call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from remit import PIPE, Grant, GrantError, GrantExpired, GrantRevoked, LaunchErr
 from remit.sandbox.session.core import POLICIES, Core
 from remit.sandbox.session.door import Door
 from tests.kernel.run_harness import World
-from tests.kernel.session_harness import gone, named, opened, probe, probes, python, said, until, watched
+from tests.kernel.session_harness import gone, handles, named, opened, probe, probes, python, said, until, watched
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
 
@@ -569,6 +570,106 @@ def test_what_a_background_call_left_behind_ends_with_its_authority(world: World
         call.close()
         kept.close()
         assert gone(left)
+
+
+SLEEP = "time.sleep(1000)"
+HELD_BACK = """
+if os.fork() == 0:
+    {first}
+    print('ready', flush=True)
+    {then}
+{goes_on}
+"""
+"""A command that goes on, and its child, which does something more."""
+
+
+@pytest.mark.parametrize("end", ["expiry", "revocation", "closing", "time", "memory", "memory after kill"])
+def test_a_background_call_whose_command_still_runs_ends_with_its_authority(world: World, end: str) -> None:
+    """Its children as well as its command. Another one's go on, and so does the child where the command alone was killed."""
+    marker = f"{FOREVER}.207"
+    limits = {"time": "900ms"} if end == "time" else {"memory": "200MiB"} if end.startswith("memory") else None
+    grant = Grant(read=["."], expires=0.9 if end == "expiry" else None, limits=limits)
+    grows = "os.read(0, 1); x = bytearray(300 << 20); x[::4096] = b'1' * len(x[::4096]); time.sleep(1000)"
+    code = python(HELD_BACK.format(first="pass", then=grows if limits else SLEEP, goes_on=SLEEP))
+    with opened(world) as session:
+        part = session.narrow(Grant(read=["."])) if end == "closing" else session
+        kept = session.popen(
+            [*python(HELD_BACK.format(first="pass", then=SLEEP, goes_on=SLEEP)), f"{marker}9"], background=True
+        )
+        call = part.popen([*code, marker], grant=grant, stdin=PIPE, background=True)
+        for one in (kept, call):
+            assert one.stdout is not None
+            assert one.stdout.readline() == b"ready\n"
+        if end not in ("expiry", "time"):
+            assert len(named(marker)) == 4
+        kept.kill()
+        assert kept.wait() == -9
+        survivor = named(f"{marker}9")
+        left = [pid for pid in named(marker) if pid not in survivor]
+        ended = handles(left)
+        if end == "memory after kill":
+            call.kill()
+            assert call.wait() == -9
+            assert len(named(marker)) == 2
+        if end.startswith("memory"):
+            assert call.stdin is not None
+            call.stdin.write(b"x")
+            call.stdin.flush()
+        elif end == "revocation":
+            assert session.revoke(call) == [call.call]
+        elif end == "closing":
+            part.close()
+        if end in ("expiry", "revocation", "closing"):
+            with pytest.raises(GrantExpired if end == "expiry" else GrantRevoked):
+                call.wait()
+        elif end != "memory after kill":
+            assert call.result().limit == end
+        if end != "memory after kill":
+            assert [pid for pid in named(marker) if pid not in survivor] == []  # before its answer
+        assert gone(ended)
+        assert named(f"{marker}9") == survivor
+        assert len(survivor) == 1
+        assert session.run(["true"]).returncode == 0
+        call.close()
+        kept.close()
+
+
+@pytest.mark.parametrize("how", ["kill", "signal 9", "close"])
+def test_a_call_that_stands_frozen_ends_as_a_whole(world: World, how: str) -> None:
+    """Also what the kernel wakes when the leader of its process group ends: nothing of it goes on for a moment more."""
+    marker = f"{FOREVER}.208"
+    ticks = "exec(\"while True: open('ticks', 'a').write('x'); time.sleep(0.001)\")"
+    code = python(
+        HELD_BACK.format(
+            first="signal.signal(signal.SIGHUP, signal.SIG_IGN); os.setpgid(0, 0)", then=ticks, goes_on=ticks
+        )
+    )
+    with opened(world, freezing(world)) as session:
+        call = session.popen([*code, marker], grant=Grant(write=["."]), background=True)
+        assert call.stdout is not None
+        assert call.stdout.readline() == b"ready\n"
+        made = world.workspace / "ticks"
+        until(lambda: made.exists() and made.stat().st_size > 3)
+        processes = watched(marker)
+        assert len(processes) == 2
+        assert session.revoke(call) == [call.call]
+        with pytest.raises(GrantRevoked):
+            call.wait()
+        until(lambda: {state(pid) for pid in named(marker)} == {"T"})
+        count = made.stat().st_size
+        # What would wake it, does not.
+        call.send_signal(signal.SIGCONT)
+        assert session.run(["true"]).returncode == 0
+        if how == "kill":
+            call.kill()
+        elif how == "signal 9":
+            call.send_signal(signal.SIGKILL)
+        else:
+            call.close()
+        assert gone(processes)
+        assert made.stat().st_size == count
+        assert session.run(["true"]).returncode == 0
+        call.close()
 
 
 def test_nothing_starts_under_a_grant_that_was_taken_back_meanwhile(world: World) -> None:
