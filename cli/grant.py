@@ -19,6 +19,7 @@ from remit.sandbox.authority.lattice import join, normal
 from remit.sandbox.authority.model import AutoExec
 from remit.sandbox.authority.parse import ParseError
 from remit.sandbox.session import grantfile, keys, place
+from remit.sandbox.session.chained import check_objects
 from remit.sandbox.session.errors import Several
 from remit.sandbox.session.granted import absolute, granted
 from remit.sandbox.session.ledger import Ledger
@@ -53,6 +54,7 @@ def _new(**values: Any) -> int:
     own = keys.own(os.environ, _home())
     chain = own.add(made, asked.parent)
     proof.verify(chain, _trusting(own.public), at=made.not_before or asked.now)
+    check_objects(chain, {}, uid=os.geteuid())
     path = _write(asked.output, proof.dump(chain))
     if values["json"]:
         render.document("grant-new", {"path": path, **_link(chain.links[-1])})
@@ -238,7 +240,8 @@ def show(file: str, as_json: bool) -> int:
 def verify(file: str, at: str | None, session: str | None, key: str | None, as_json: bool) -> int:
     """Verify every link of the grant in FILE, offline: signatures, narrowing, period. Exit 0, 1 if it does not hold.
 
-    Also whether this user's ledger has it revoked, and, unless --at asks about another time, spent.
+    Also whether this user's ledger has it revoked, and, unless --at asks about another time, spent. Grants are compared by
+    their names: what those lead to on a host (a symbolic link may have been put there since) is looked at where it is used.
     """
     try:
         moment_asked = time.time() if at is None else moment(at)
@@ -260,6 +263,8 @@ def verify(file: str, at: str | None, session: str | None, key: str | None, as_j
         leaf = chain.leaf
         render.text(f"{file}: grant {leaf.id} holds; given to {leaf.principal} by {leaf.grantor}")
         render.listing([f"signed by key {one.key}" for one in chain.links[:1]])
+        if len(chain.links) > 1:
+            render.text("compared by their names; what those lead to is looked at where the grant is used")
     return 1 if found else 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import marshal
 import posix
 from _stat import S_IFREG  # stat would be a file to load
-from errno import EAGAIN, EMFILE, ENFILE, ENOENT, ENOTDIR
+from errno import EAGAIN, ELOOP, EMFILE, ENFILE, ENOENT, ENOTDIR
 
 from remit.sandbox.kernel import files, landlock, memory, mount, process, sockets
 from remit.sandbox.launch import loopback, stdio
@@ -69,8 +69,8 @@ def _told(error: BaseException) -> Failure:
         return ("launch", f"no more descriptors: {error.strerror}", "raise 'ulimit -n', or run fewer at a time", 125)
     if isinstance(error, OSError):
         what = f"{error.filename}: " if error.filename else ""
-        # A name of the plan that is not there: the plan is older than the host's tree.
-        phase = "changed" if error.filename and error.errno in NOT_HERE else "launch"
+        # A name of the plan that is not there, or that a link is on the way of: the plan is older than the host's tree.
+        phase = "changed" if error.filename and error.errno in (*NOT_HERE, ELOOP) else "launch"
         return (phase, f"{what}{error.strerror}", HINT, 125)
     return ("launch", f"internal error: {type(error).__name__}: {error}", "please report this", 125)
 

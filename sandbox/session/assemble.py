@@ -36,6 +36,7 @@ from remit.sandbox.resolve.binding import Kind
 from remit.sandbox.resolve.names import resolve
 from remit.sandbox.resolve.toolchains import toolchains
 from remit.sandbox.session import place
+from remit.sandbox.session.chained import check_objects
 from remit.sandbox.session.errors import Several
 from remit.sandbox.session.granted import Granted, granted
 from remit.sandbox.session.oneshot import Prepared
@@ -277,6 +278,8 @@ def assemble(
     also = tuple(dict.fromkeys(path for path in places if path))
     names = resolve(authority, uid=asked.uid, also=also)
     _check_sockets(explicit, names)
+    for chain in asked.options.chains:
+        check_objects(chain, names, uid=asked.uid)
     matches = search.matches(authority, asked.expanded.floor, names, uid=asked.uid)
     compiled = compile_session(
         authority,

@@ -34,6 +34,7 @@ from remit.sandbox.resolve.binding import Kind
 from remit.sandbox.resolve.names import look, resolve
 from remit.sandbox.session.asked import Grant as Asked
 from remit.sandbox.session.asked import Identity
+from remit.sandbox.session.chained import check_objects
 from remit.sandbox.session.grantfile import plain
 from remit.sandbox.session.ledger import Ledger
 from remit.sandbox.session.result import (
@@ -261,6 +262,8 @@ class Core:
                 where="grant",
                 hint="ask for less, or open a session that was granted more",
             )
+        for chain in asked.proofs:
+            check_objects(chain, names, uid=self.uid)
         return self._taken_away(authority_of(wanted, self.ceiling), names)
 
     def _taken_away(self, authority: Authority, names: Mapping[str, Named]) -> tuple[Authority, dict[str, Named], Seen]:

@@ -255,3 +255,89 @@ def test_starts_at_once_share_the_uses(world: World, data: Path) -> None:
         found = sorted((process.communicate()[0], process.returncode) for process in (one, two, three))
     assert found == [("", 2), ("granted\n", 0), ("granted\n", 0)]
     assert os.path.exists(world.state / "ledger/log")
+
+
+# --- a grant that was taken out of another one is inside it as what its names lead to ---------------------------------------
+
+
+@pytest.fixture
+def given(world: World) -> Path:
+    """A directory of the user's to be granted, with ``sub`` in it; beside it, ``private``, which nobody grants."""
+    for name in ("given", "given/sub", "private"):
+        (world.home / name).mkdir()
+    (world.home / "private/s").write_text("SECRET")
+    return world.home / "given"
+
+
+def planted(world: World, given: Path, parent: Path) -> None:
+    """Whoever has the parent puts a link in the place of ``sub``."""
+    script = f"cd {given} && mv sub old && ln -s ../private sub"
+    done = world.run("sh", "-c", script, options=["--grant", str(parent)])
+    assert done.status == 0, done.stderr
+
+
+def test_a_grant_out_of_another_does_not_leave_it_through_a_link(world: World, given: Path) -> None:
+    """Neither one that was made before the link was, and used, nor one that is made after it."""
+    parent = make(world, "--write", str(given), "--principal", "agent", file="p.json")
+    child = make(world, "--from", str(parent), "--write", f"{given}/sub", "--principal", "w", file="w.json")
+    owned = ["sh", "-c", f"echo OWNED > {given}/sub/s"]
+    # The other arm: what lies in the directory that was given is written under both, and the plan is in the cache.
+    for grant in (parent, child, child):
+        assert world.run(*owned, options=["--grant", str(grant)]).status == 0
+    planted(world, given, parent)
+    for _ in range(2):
+        for command in (owned, ["sh", "-c", f"echo OWNED > {world.home}/private/s"]):
+            result = world.run(*command, options=["--grant", str(child)])
+            assert result.status == 2
+            assert f"{given}/sub leads to {world.home}/private" in result.stderr
+    assert (world.home / "private/s").read_text() == "SECRET"
+    late = world.remit("grant", "new", "--from", str(parent), "--write", f"{given}/sub", "-o", f"{world.home}/l.json")
+    assert late.status == 2
+    assert f"{given}/sub leads to {world.home}/private" in late.stderr
+    assert not (world.home / "l.json").exists()
+    # Offline, names are all that there is; and it says so.
+    verified = world.remit("grant", "verify", str(child))
+    assert verified.status == 0
+    assert "names" in verified.stdout
+    # With the directory back in its place it is good again. A link to what the parent has, too, is inside.
+    (given / "sub").unlink()
+    (given / "sub").symlink_to("old")
+    assert world.run(*owned, options=["--grant", str(child)]).status == 0
+    assert (given / "old/s").read_text() == "OWNED\n"
+
+
+def test_no_grant_in_the_middle_of_a_chain_may_leave_the_one_above(world: World, given: Path) -> None:
+    (given / "sub/leaf").mkdir()
+    (world.home / "private/leaf").mkdir()
+    parent = make(world, "--write", str(given), "--principal", "agent", file="p.json")
+    middle = make(world, "--from", str(parent), "--write", f"{given}/sub", "--principal", "m", file="m.json")
+    leaf = make(world, "--from", str(middle), "--read", f"{given}/sub/leaf", "--principal", "l", file="l.json")
+    look = ["ls", f"{given}/sub/leaf"]
+    assert world.run(*look, options=["--grant", str(leaf)]).status == 0
+    planted(world, given, parent)
+    result = world.run(*look, options=["--grant", str(leaf)])
+    assert result.status == 2
+    assert "leads to" in result.stderr
+
+
+def test_a_session_and_a_call_refuse_it_too(world: World, given: Path) -> None:
+    parent = make(world, "--write", str(given), "--principal", "agent", file="p.json")
+    child = make(world, "--from", str(parent), "--read", f"{given}/sub", "--principal", "w", file="w.json")
+    start = ["session", "start", "-p", world.profile, "-w", str(world.workspace)]
+    session = world.remit(*start, "--read", str(world.home / "given"), "--read", str(world.home / "private"))
+    assert session.status == 0, session.stderr
+    name = session.stdout.split()[0]
+    try:
+        call = ["exec", name, "--grant", str(child), "--", "ls", f"{given}/sub"]
+        assert world.remit(*call).status == 0
+        planted(world, given, parent)
+        refused = world.remit(*call)
+        assert refused.status == 2
+        assert f"{given}/sub leads to" in refused.stderr
+        refused = world.remit(*start, "--grant", str(child))
+        assert refused.status == 2
+        assert f"{given}/sub leads to" in refused.stderr
+        # The session has both directories: it is the parent that has not.
+        assert world.remit("exec", name, "--read", f"{world.home}/private", "--", "ls", f"{given}/sub/").status == 0
+    finally:
+        assert world.remit("session", "stop", name).status == 0

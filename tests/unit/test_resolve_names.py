@@ -175,3 +175,17 @@ def test_a_granted_name_that_is_absent_is_an_error_with_a_hint(root: Path, sourc
 
 def test_nearest(root: Path) -> None:
     assert nearest(f"{root}/a/b/c", uid=UID) == str(root)
+
+
+def test_the_way_is_every_directory_down_to_the_object(tmp_path: Path) -> None:
+    place = os.path.realpath(tmp_path)
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/f").write_text("x")
+    (tmp_path / "link").symlink_to("a/b")
+    direct, linked = (resolve_name(f"{place}/{name}", uid=1000) for name in ("a/b/f", "link/f"))
+    above = [direct.canonical, *map(str, Path(direct.canonical).parents)][::-1]
+    assert [*direct.way] == [(status.st_dev, status.st_ino) for status in map(os.stat, above)]
+    assert linked.way == direct.way
+    assert direct.way[-1] == direct.identity
+    absent = resolve_name(f"{place}/a/none", uid=1000)
+    assert (absent.way, absent.identity) == ((), None)
