@@ -7,8 +7,9 @@ nobody can connect, it ends its sessions and itself.
 
 Messages are ``marshal``led tuples in packets (``unix(7)`` SOCK_SEQPACKET). From a client: ``open`` (token, plan, about,
 state directory; with the descriptor of the gateway's secrets, where it has any), ``attach`` (token, session), ``stop``
-(session). To a client: ``door`` (token, session, with the descriptor of a socket to the session's first process), ``opened``
-(token, session, enforcement), ``failed`` (token, phase, message, hint, status), ``closed`` (session, why).
+(session), ``keep`` (session: it stands by itself from now on). To a client: ``door`` (token, session, with the descriptor of
+a socket to the session's first process), ``opened`` (token, session, enforcement), ``failed`` (token, phase, message, hint,
+status), ``closed`` (session, why).
 
 It also looks into the user's ledger, as long as anything runs under a grant out of a file: what is revoked there is taken
 back here.
@@ -71,7 +72,19 @@ def _become_zygote(request: Request) -> None:
 class Running:
     """A session that runs, or is about to."""
 
-    __slots__ = ("calls", "child", "client", "closing", "held", "ledger", "on_full", "opened", "record", "token")
+    __slots__ = (
+        "calls",
+        "child",
+        "client",
+        "closing",
+        "held",
+        "kept",
+        "ledger",
+        "on_full",
+        "opened",
+        "record",
+        "token",
+    )
 
     def __init__(self, record: Record, child: Child, client: int, token: int, ledger: Ledger) -> None:
         self.record = record
@@ -79,6 +92,8 @@ class Running:
         self.client = client
         self.token = token
         self.opened = False
+        self.kept = False
+        """Its starter has given it a name that others find it by. Until then, nobody could stop it."""
         self.closing = ""
         self.on_full = ""
         self.ledger = ledger
@@ -191,6 +206,10 @@ class Template:
             self._open(client, came, *values)
         elif kind == "attach":
             self._attach(client, *values)
+        elif kind == "keep" and client == self._owner:
+            running = self._find(values[0])
+            if running is not None:
+                running.kept = True
         elif kind == "stop":
             running = self._find(values[0])
             if running is not None:
@@ -202,10 +221,11 @@ class Template:
         self._clients.discard(client)
         self._poll.unregister(client)
         posix.close(client)
-        if client == self._owner and self._listener < 0:
-            for running in [*self._sessions.values()]:
+        if client == self._owner:
+            for running in [one for one in self._sessions.values() if self._listener < 0 or not one.kept]:
                 self._close(running, "the client has gone")
-            process.leave(0)
+            if self._listener < 0:
+                process.leave(0)
 
     def _say(self, client: int, *message: Any, descriptors: tuple[int, ...] = ()) -> None:
         if client not in self._clients:

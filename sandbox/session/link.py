@@ -132,6 +132,11 @@ class Link:
             self._send(("attach", token, session))
             return self._door(token, time.monotonic() + self.PATIENCE)[1]
 
+    def keep(self, session: str) -> None:
+        """The session stands by itself from now on: until this is said, it ends with this connection. Raises SessionClosed."""
+        with self._lock:
+            self._send(("keep", session))
+
     def alive(self) -> bool:
         """The template is there."""
         # Its sessions may hold the other end of the socket for a moment longer than it did.

@@ -48,7 +48,7 @@ def start(wanted: Wanted, environ: Mapping[str, str]) -> Started:
     """Start a session. Raises RemitError: bad options or profile, Unenforceable, LaunchError."""
     place = _own_directory(directory(environ))
     try:
-        listener, temporary = _listen(place)
+        listener, name = _listen(place)
         with listener:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
@@ -65,9 +65,12 @@ def start(wanted: Wanted, environ: Mapping[str, str]) -> Started:
             session = core.shared.session
             text = context.write(core.ceiling, core.grant, core.chain[:-1], core.shared.placeholders)
             _keep_context(environ, session, text)
-            os.rename(temporary, f"{session}{_SUFFIX}", src_dir_fd=place, dst_dir_fd=place)
+            os.rename(name, f"{session}{_SUFFIX}", src_dir_fd=place, dst_dir_fd=place)
+            name = f"{session}{_SUFFIX}"
+            link.keep(session)
         except BaseException:
-            os.unlink(temporary, dir_fd=place)
+            with contextlib.suppress(FileNotFoundError):  # whoever lists sessions may have been first
+                os.unlink(name, dir_fd=place)
             raise
         finally:
             link.close()
@@ -77,7 +80,8 @@ def start(wanted: Wanted, environ: Mapping[str, str]) -> Started:
 
 
 def live(environ: Mapping[str, str]) -> list[str]:
-    """The sessions that stand now, oldest first. A socket that nobody listens on any more is taken away."""
+    """The sessions that stand now, oldest first. A socket that nobody listens on any more is taken away, and so is one of a start
+    that was interrupted; not one whose maker is only about to listen."""
     try:
         place = os.open(directory(environ), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -85,7 +89,8 @@ def live(environ: Mapping[str, str]) -> list[str]:
     found: list[str] = []
     try:
         for name in sorted(os.listdir(place)):
-            if not name.endswith(_SUFFIX) or name.startswith("."):
+            starting = name.startswith(".")
+            if _is_alive(name[1:].partition("-")[0]) if starting else not name.endswith(_SUFFIX):
                 continue
             try:
                 _dial(place, name).close()
@@ -95,7 +100,8 @@ def live(environ: Mapping[str, str]) -> list[str]:
             except OSError:
                 continue
             else:
-                found.append(name.removesuffix(_SUFFIX))
+                if not starting:
+                    found.append(name.removesuffix(_SUFFIX))
     finally:
         os.close(place)
     return found
@@ -177,6 +183,11 @@ def _listen(place: int) -> tuple[socket.socket, str]:
         listener.close()
         raise LaunchError(f"no socket for the session: {error.strerror}", hint="set XDG_RUNTIME_DIR") from None
     return listener, name
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether there is such a process, or the number is none that a start has put into a name (``_listen``)."""
+    return not pid.isdecimal() or os.path.exists(f"/proc/{pid}")
 
 
 def _dial(place: int, name: str) -> socket.socket:

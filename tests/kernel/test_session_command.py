@@ -14,7 +14,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.kernel.run_harness import TIMEOUT, Result, Terminal, World
+from tests.kernel.run_harness import TIMEOUT, Result, Terminal, World, descendants
+from tests.kernel.session_harness import client, gone, handles
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(landlock=6, userns=True)]
 
@@ -235,6 +236,75 @@ def cwd_of(pid: int) -> Path | None:
         return Path(os.readlink(f"/proc/{pid}/cwd"))
     except OSError:
         return None
+
+
+STARTER = """
+from unittest.mock import patch
+import signal, threading
+from remit.sandbox.session import standing
+from remit.sandbox.session.opening import Wanted
+def halted(*_, **__):
+    print("halted", flush=True)
+    threading.Event().wait()
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+with patch(WHERE, halted):
+    standing.start(Wanted(profile="offline", workspace="."), os.environ)
+"""
+
+
+@contextmanager
+def halted(world: World, where: str) -> Generator[subprocess.Popen[str]]:
+    """A start that stands still where it calls this."""
+    with client(STARTER.replace("WHERE", repr(f"remit.sandbox.session.{where}")), world) as starter:
+        try:
+            assert starter.stdout is not None
+            assert starter.stdout.readline() == "halted\n"
+            yield starter
+        finally:
+            starter.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("where", ["standing.open_session", "standing._keep_context", "standing.os.rename"])
+def test_an_interrupted_start_leaves_nothing(world: World, where: str, number: signal.Signals) -> None:
+    """Wherever it is: nobody could find the session, and nobody stop it. What its starter left in a directory goes too."""
+    with standing(world) as other:
+        with halted(world, where) as starter:
+            left = handles(descendants(starter.pid))
+            assert len(left) >= (1 if where.endswith("open_session") else 2)
+            starter.send_signal(number)
+        assert gone(left)
+        listed = json.loads(world.remit("session", "list", "--json").stdout)
+        assert [one["id"] for one in listed["sessions"]] == [other]
+        assert sockets(world) == [f"{other}.sock"]
+
+
+def test_a_start_that_was_interrupted_after_it_had_a_name_leaves_nothing(world: World) -> None:
+    """The name is there, and its session was not confirmed."""
+    with halted(world, "link.Link.keep") as starter:
+        (session,) = [name.removesuffix(".sock") for name in sockets(world)]
+        assert world.remit("exec", session, "--", "echo", "on").stdout == "on\n"
+        left = handles(descendants(starter.pid))
+        assert len(left) >= 2
+        starter.kill()
+    assert gone(left)
+    assert world.remit("session", "list").stdout == ""
+    assert sockets(world) == []
+
+
+def test_a_start_that_goes_on_keeps_its_socket(world: World) -> None:
+    """The list takes away what nobody will listen on any more, and not what somebody is only about to."""
+    directory = world.base / "runtime" / "remit"
+    with halted(world, "standing.spawn") as starter:
+        (directory / ".1-deadbeef").touch()
+        names = sockets(world)
+        assert len(names) == 2
+        assert world.remit("session", "list").stdout == ""
+        assert sockets(world) == names  # the second is no socket of a process that has gone
+        starter.kill()
+    (directory / ".1-deadbeef").unlink()
+    assert world.remit("session", "list").stdout == ""
+    assert sockets(world) == []
 
 
 def test_without_its_template_a_session_ends(world: World) -> None:
