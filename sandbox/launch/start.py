@@ -276,9 +276,10 @@ class Session:
         try:
             while self._outcome is None:
                 relay = self._relay
-                if relay is not None:
-                    poll.register(relay.master, select.POLLIN | (select.POLLOUT if relay.blocked else 0))
-                for descriptor, events in poll.poll(None if revoked is None else _LOOK * 1000):
+                moment = relay.watch(poll) if relay is not None else None
+                if revoked is not None:
+                    moment = min(moment or _LOOK * 1000, _LOOK * 1000)
+                for descriptor, events in poll.poll(moment):
                     if descriptor == self._control:
                         self._report(poll)
                     elif descriptor == self._signals:
@@ -332,12 +333,7 @@ class Session:
     def _close_relay(self, poll: select.poll) -> None:
         relay = self._relay
         if relay is not None:
-            if relay.source >= 0:
-                try:
-                    poll.unregister(relay.source)
-                except KeyError:
-                    pass
-            relay.suspend()
+            relay.leave(poll)
             self._relay = None
 
     def _report(self, poll: select.poll) -> None:
@@ -356,8 +352,6 @@ class Session:
             from remit.sandbox.launch.terminal import Relay
 
             self._relay = Relay(self._terminal, came[0])
-            if self._relay.source >= 0:
-                poll.register(self._relay.source, select.POLLIN)
             return
         kind, *values = marshal.loads(data)
         if kind == "sockets":
@@ -389,6 +383,8 @@ class Session:
                 if self._relay is not None:
                     self._relay.resize()
                 continue
+            if number == SIGCONT and self._relay is not None:
+                self._relay.resume()  # whoever stopped this process has not asked it to give the terminal back
             # SIGTSTP too: the launcher stops when it hears that the command has, which may catch the signal.
             self._signal(number)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import posix
+import select
 from errno import EAGAIN, EIO
 from fcntl import F_GETFL, F_SETFL, fcntl, ioctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from remit.sandbox.launch.request import Terminal
 
 _TIOCGWINSZ = 0x5413
 _TIOCSWINSZ = 0x5414
 _CHUNK = 65536
+_LOOK_MS = 200
+"""Between two looks whether this process has come to the foreground: a shell that brings it there need not say so."""
 _IFLAG, _OFLAG, _CFLAG, _LFLAG, _CC = 0, 1, 2, 3, 6
 
 
@@ -31,7 +36,8 @@ def wanted() -> Terminal | None:
 
 
 class Relay:
-    """Carries bytes between the caller's terminal and the session's. Puts the caller's in raw mode while it runs."""
+    """Carries bytes between the caller's terminal and the session's. Puts the caller's in raw mode while it runs, and reads it,
+    in the foreground: in the background both would stop this process (``setpgid(2)``, SIGTTOU and SIGTTIN)."""
 
     def __init__(self, terminal: Terminal, master: int) -> None:
         self.master = master
@@ -43,17 +49,62 @@ class Relay:
         )
         self._saved = terminal.attributes
         self._pending = b""
+        self._raw = self._hung = False
+        self._early = False
+        """It began in the background: what the caller's terminal was like then was for a shell that reads a line there."""
         flags = fcntl(master, F_GETFL)
         fcntl(master, F_SETFL, flags | posix.O_NONBLOCK)
+        self._early = not self._in_foreground()
         self.resume()
 
-    def resume(self) -> None:
-        """Raw mode: keys reach the session's terminal as they are, and its line discipline makes the signals of them."""
-        import termios
+    def watch(self, poll: select.poll) -> float | None:
+        """Let ``poll`` wait for what is to be carried: to be called before each wait. How many milliseconds that may last."""
+        poll.register(self.master, select.POLLIN | (select.POLLOUT if self.blocked else 0))
+        if self.source < 0 or self._hung:
+            return None
+        if not self._raw:
+            self.resume()
+        if self._raw:
+            poll.register(self.source, select.POLLIN)
+            return None
+        self._ignore(poll)
+        return _LOOK_MS
 
+    def leave(self, poll: select.poll) -> None:
+        """Carry no more keys, and give the caller's terminal back."""
+        self._ignore(poll)
+        self.suspend()
+
+    def _ignore(self, poll: select.poll) -> None:
+        if self.source >= 0:
+            try:
+                poll.unregister(self.source)
+            except KeyError:
+                pass
+
+    def _in_foreground(self) -> bool:
+        try:
+            return posix.tcgetpgrp(self.source) == posix.getpgrp()
+        except OSError:
+            return True  # it controls nobody's jobs here
+
+    def resume(self) -> None:
+        """Raw mode: keys reach the session's terminal as they are, and its line discipline makes the signals of them. In the
+        background, nothing: it is for who is in the foreground to say what the terminal is like."""
         if self.source < 0 or self._saved is None:
             return
-        raw = list(self._saved)
+        self._raw = self._in_foreground()
+        if self._raw:
+            _unless_hung_up(self._make_raw)
+
+    def _make_raw(self) -> None:
+        import termios
+
+        if self._early:
+            self._early = False
+            self._saved = list(termios.tcgetattr(self.source))
+            termios.tcsetattr(self.master, termios.TCSANOW, self._saved)  # type: ignore[arg-type]  # what tcgetattr gave
+        raw = list(self._saved or ())
         raw[_IFLAG] &= ~(  # type: ignore[operator]  # termios has no types for its list
             termios.BRKINT
             | termios.ICRNL
@@ -71,15 +122,15 @@ class Relay:
         termios.tcsetattr(self.source, termios.TCSADRAIN, raw)  # type: ignore[arg-type]
 
     def suspend(self) -> None:
-        """Give the caller's terminal back as it was."""
+        """Give the caller's terminal back as it was, if it is this process's to give."""
+        was, self._raw = self._raw, False
+        if was and self._in_foreground():
+            _unless_hung_up(self._give_back)
+
+    def _give_back(self) -> None:
         import termios
 
-        if self.source >= 0 and self._saved is not None:
-            try:
-                termios.tcsetattr(self.source, termios.TCSADRAIN, self._saved)  # type: ignore[arg-type]
-            except termios.error as error:
-                if error.args[0] != EIO:  # it hung up: there is nobody to give it back to
-                    raise
+        termios.tcsetattr(self.source, termios.TCSADRAIN, self._saved or [])  # type: ignore[arg-type]
 
     def resize(self) -> None:
         """The caller's window size becomes the session's; the kernel tells its foreground group (SIGWINCH)."""
@@ -90,10 +141,11 @@ class Relay:
         try:
             data = posix.read(self.source, _CHUNK)
         except OSError as error:
-            if error.errno == EIO:
-                return False
-            raise
+            if error.errno != EIO:
+                raise
+            data = b""
         if not data:
+            self._hung = True
             return False
         self._pending += data
         self.flush()
@@ -131,3 +183,14 @@ class Relay:
             if error.errno != EIO:  # it hung up: what is left to say, nobody hears
                 raise
         return True
+
+
+def _unless_hung_up(change: Callable[[], None]) -> None:
+    """Change a terminal that may have gone, and with it whoever would see the change."""
+    import termios
+
+    try:
+        change()
+    except termios.error as error:
+        if error.args[0] != EIO:
+            raise

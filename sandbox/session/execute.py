@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.kernel import process
 from remit.sandbox.launch import terminal
-from remit.sandbox.launch.signals import FORWARDED, SIGWINCH
+from remit.sandbox.launch.signals import FORWARDED, SIGCONT, SIGWINCH
 from remit.sandbox.launch.stdio import is_place
 from remit.sandbox.session import standing
 from remit.sandbox.session.door import Door
@@ -113,9 +113,7 @@ class _Running:
         try:
             while self._answer is None:
                 relay = self._relay
-                if relay is not None:
-                    watch.register(relay.master, select.POLLIN | (select.POLLOUT if relay.blocked else 0))
-                for descriptor, events in watch.poll():
+                for descriptor, events in watch.poll(relay.watch(watch) if relay is not None else None):
                     if descriptor == self._reply.fileno():
                         self._listen(watch)
                     elif descriptor == self._signals:
@@ -152,8 +150,6 @@ class _Running:
                 import termios
 
                 termios.tcsetattr(master, termios.TCSANOW, self._terminal.attributes)  # type: ignore[arg-type]
-            if self._relay.source >= 0:
-                watch.register(self._relay.source, select.POLLIN)
         elif message is not None and message[0] == "exited":
             self._answer = message
         elif message is not None and message[0] == "frozen":
@@ -169,12 +165,7 @@ class _Running:
     def _end_relay(self, watch: select.poll) -> None:
         relay = self._relay
         if relay is not None:
-            if relay.source >= 0:
-                try:
-                    watch.unregister(relay.source)
-                except KeyError:
-                    pass
-            relay.suspend()
+            relay.leave(watch)
             self._relay = None
 
     def _forward(self) -> None:
@@ -188,6 +179,8 @@ class _Running:
                 if self._relay is not None:
                     self._relay.resize()
                 continue
+            if number == SIGCONT and self._relay is not None:
+                self._relay.resume()
             kind = b"g" if number in _GROUP else b"s"
             try:
                 self._reply.send(kind + number.to_bytes(4, "little"))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.kernel.run_harness import Terminal, World, terminal
+from tests.kernel.session_harness import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=2)]
 
@@ -87,6 +90,97 @@ def test_ctrl_z_and_fg(world: World) -> None:
         opened.expect("@@ ")
         opened.send("echo status=$?\r")
         opened.expect(r"status=5\r\n")
+    finally:
+        opened.close()
+
+
+BACKGROUND = "echo rea''dy; while ! [ -e go ]; do sleep 0.01; done; echo do''ne; "
+
+
+def shell_with_job(world: World, *words: str) -> Terminal:
+    """An interactive shell outside, with a command in its background whose output goes to a file; past its next prompt."""
+    opened = Terminal(["bash", "--norc", "--noprofile", "-i"], world.env({"PS1": "@@ "}), world.workspace)
+    opened.expect("@@ ")
+    (world.workspace / "log").touch()
+    opened.send(shlex.join(words) + " > log 2>&1 &\r")
+    opened.expect(r"\[1\] (\d+)")
+    opened.expect("@@ ")
+    return opened
+
+
+def logged(world: World, text: str) -> None:
+    """Wait until it is there."""
+    until(lambda: text in (world.workspace / "log").read_text())
+
+
+@pytest.fixture(params=["run", "exec"])
+def command(request: pytest.FixtureRequest, world: World) -> Iterator[Callable[[str], list[str]]]:
+    """Words that run a script in a session, by either of the commands that have a terminal for it."""
+    if request.param == "run":
+        yield lambda script: world.run_argv(["sh", "-c", script])
+        return
+    started = world.remit("session", "start", "-p", world.profile, "-w", str(world.workspace))
+    assert started.status == 0, started.stderr
+    session = started.stdout.strip()
+    yield lambda script: world.argv("exec", session, "--", "sh", "-c", script)
+    world.remit("session", "stop", session)
+
+
+def test_a_job_in_the_background_goes_on(world: World, command: Callable[[str], list[str]]) -> None:
+    """It neither takes the shell's terminal nor is stopped for trying to."""
+    opened = shell_with_job(world, *command(BACKGROUND))
+    try:
+        logged(world, "ready")
+        opened.send("echo out''side; jobs; stty -a\r")
+        opened.expect("outside\r\n")
+        assert "Running" in opened.expect(r"\[1\]. +(\w+)")[0]
+        shown = opened.expect(r"(?s)speed.*@@ ")[0]
+        assert " -icanon" not in shown
+        (world.workspace / "go").touch()
+        opened.send("wait %1; echo s''tatus=$?\r")
+        opened.expect(r"status=0\r\n")
+        logged(world, "done")
+        opened.send("echo st''ill here\r")
+        opened.expect("still here\r\n")
+    finally:
+        opened.close()
+
+
+def test_a_job_comes_to_the_foreground(world: World, command: Callable[[str], list[str]]) -> None:
+    """Then the keys are its own, on a terminal that is as it was before the shell began to read a line there."""
+    opened = shell_with_job(world, *command(BACKGROUND + "read line; echo got-$line; exit 5"))
+    try:
+        logged(world, "ready")
+        (world.workspace / "go").touch()
+        logged(world, "done")
+        opened.send("fg\r")
+        opened.expect("> log 2>&1")
+        opened.send("keys\r")
+        opened.expect("@@ ")
+        logged(world, "got-keys")
+        opened.send("echo status=$?; stty -a\r")
+        opened.expect(r"status=5\r\n")
+        shown = opened.expect(r"(?s)speed.*@@ ")[0]
+        assert " -icanon" not in shown
+        assert " echo " in shown.replace("\r\n", " ")
+    finally:
+        opened.close()
+
+
+def test_a_job_is_continued_in_the_background(world: World) -> None:
+    (world.workspace / "log").touch()
+    opened = shell_with_session(world, "sh", "-c", BACKGROUND.replace("rea''dy", "rea''dy; exec > log"))
+    try:
+        opened.expect("ready\r\n")
+        opened.send("\x1a")
+        opened.expect("Stopped")
+        opened.expect("@@ ")
+        opened.send("bg\r")
+        opened.expect("@@ ")
+        (world.workspace / "go").touch()
+        opened.send("wait %1; echo s''tatus=$?\r")
+        opened.expect(r"status=0\r\n")
+        logged(world, "done")
     finally:
         opened.close()
 
