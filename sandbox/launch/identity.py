@@ -48,7 +48,12 @@ def _group_of(uid: int) -> int:
 
 
 def _map_tree(path: str) -> int:
-    opened = files.openat2(-100, path.encode(errors="surrogateescape"), _OPEN, 0, _SAFE)
+    try:
+        opened = files.openat2(-100, path.encode(errors="surrogateescape"), _OPEN, 0, _SAFE)
+    except OSError as error:
+        changed = LaunchError(f"{path}: {error.strerror}", hint="grant what is there now")
+        changed.phase = "changed"  # the plan is older than the host's tree, as in ``ground``
+        raise changed from None
     namespace = _user_namespace(NOBODY, NOBODY)
     try:
         tree = mount.clone_tree(opened)

@@ -208,9 +208,11 @@ class Jail(Source):
         failure = told(error)
         if failure[0] == "changed":
             failure = ("launch", failure[1], HINT, 125)
-        answer(reply, "failed", *failure)
-        if self.running is not None:
-            self.running.failed(failure)
+        running = self.running
+        if running is None:
+            answer(reply, "failed", *failure)
+        else:
+            running.failed(running.give_up(failure))
         # Nothing was started; but a terminal may have been opened.
         self._spoiled = self.pid != 0 or not (self.alone() and self._untouched())
 

@@ -6,7 +6,7 @@ import marshal
 import posix
 import select
 import time
-from errno import EINTR, EPIPE
+from errno import ECONNRESET, EINTR, EPIPE
 
 from remit.sandbox.kernel import process, sockets
 from remit.sandbox.kernel.call import Buffer
@@ -19,10 +19,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from remit.sandbox.launch.ground import Failure
     from remit.sandbox.launch.jail import Jail
 
 _REPORTED = 128
 """Denials that a reply names; all of them are counted, and all are in the record."""
+_REPLY = 1 << 16
+"""Bytes of a reply: it names fewer where their names are long. Clients read twice as much, and any socket takes it."""
 _RECORDED = 4096
 _SIGKILL = 9
 _LONGEST_WAIT_MS = 5000
@@ -39,6 +42,7 @@ class Running:
     """From the request's arrival until nothing of the call is left, or the thread is of no use for another."""
 
     __slots__ = (
+        "_answered",
         "_argv",
         "_background",
         "_directory",
@@ -81,10 +85,10 @@ class Running:
         self._expires: float = expires
         self._frozen = False
         """It stands where it stood when its authority ended."""
+        self._answered = self._reaped = False
         self._jail = jail
         self._overdue = 0.0
         """When the command, which was killed or is over, is waited for no longer; on the monotonic clock. 0: it runs."""
-        self._reaped = False
         self._reply = reply
         self._started = 0.0
         self._untold: tuple[Any, ...] = ()
@@ -138,9 +142,20 @@ class Running:
         self._untold = begun, self.call, self.pid, _brief(self._argv), jail.policy.identifier, self.chain
         return self._see_to_its_end()
 
-    def failed(self, failure: tuple[Any, ...]) -> None:
-        """Tell the template of what the client was told."""
+    def give_up(self, failure: Failure) -> Failure:
+        """Something is wrong with it: end what was started of it. What to tell of that."""
+        if not self.pid:
+            return failure
+        phase, message, hint, status = failure
+        self._jail.end_cell()
+        return phase, f"the command had been started, and was ended: {message}", hint, status
+
+    def failed(self, failure: Failure) -> None:
+        """Tell the client, and the template."""
         jail = self._jail
+        if not self._answered:
+            self._answered = True
+            answer(self._reply, "failed", *failure)
         if self._untold:
             jail.tell_template("began", *self._beginning())
         jail.tell_template("refused", self.call, *failure)
@@ -236,8 +251,14 @@ class Running:
 
     def _answer(self, status: int, cpu: float, memory: int) -> None:
         jail = self._jail
-        denials = jail.denials + jail.looked_for
-        answer(self._reply, "exited", status, self.limit, cpu, memory, denials, jail.events[:_REPORTED])
+        how = "exited", status, self.limit, cpu, memory, jail.denials + jail.looked_for
+        events = jail.events[:_REPORTED]
+        data = marshal.dumps((*how, events, True))
+        if len(data) > _REPLY:
+            # What a command names can be as long as it likes.
+            data = marshal.dumps((*how, _fitting(events), False))
+        say(self._reply, data)
+        self._answered = True
 
     def reap(self) -> None:
         """The command's process, once: it has ended, or is ending with the cell."""
@@ -437,11 +458,28 @@ class Running:
 
 def answer(reply: int, *message: Any) -> None:
     """To a call's client, who may be gone. Raises OSError."""
+    say(reply, marshal.dumps(message))
+
+
+def say(reply: int, data: bytes) -> None:
+    """``answer``, of what is marshalled already."""
     try:
-        sockets.say(reply, marshal.dumps(message))
+        sockets.say(reply, data)
     except OSError as error:
-        if error.errno != EPIPE:
+        if error.errno not in (EPIPE, ECONNRESET):
             raise
+
+
+def _fitting(events: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The first of them, as many as a reply has room for."""
+    kept: list[tuple[Any, ...]] = []
+    left = _REPLY
+    for event in events:
+        left -= len(marshal.dumps(event))
+        if left < 0:
+            break
+        kept.append(event)
+    return kept
 
 
 def _brief(argv: list[bytes]) -> list[bytes]:

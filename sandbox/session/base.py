@@ -286,7 +286,7 @@ class Base:
                     error
                 ) from None  # what was to be sent is at fault, such as a descriptor closed meanwhile
             self._door.drain(self._core, ticket.armed.identifier)
-            raise self._core.failure(ticket, None) from None
+            raise self._core.failure(ticket) from None
         return None
 
     def _handle(

@@ -582,10 +582,13 @@ class Core:
 
     # --- answers -------------------------------------------------------------------------------------------------------
 
-    def failure(self, ticket: Ticket, message: tuple[Any, ...] | None) -> RemitError:
-        """What a call that did not run is reported as; None: the connection closed without a word."""
-        if message is not None:
-            _, phase, text, hint, status = message
+    def failure(self, ticket: Ticket, heard: tuple[Any, ...] = ("lost",)) -> RemitError:
+        """What a call is reported as that did not run, or whose end nobody knows; ``lost``: the connection closed without a
+        word."""
+        if heard[0] == "unreadable":
+            return LaunchError("what the session answered cannot be read", hint="its record says how the call ended")
+        if heard[0] != "lost":
+            _, phase, text, hint, status = heard
             if phase == "grant":
                 kind = GrantRevoked if "revoked" in text else GrantExpired
                 return kind(text, hint=hint)
@@ -615,7 +618,7 @@ class Core:
         lost: tuple[int, int] = (0, 0),
     ) -> CompletedCall[Any]:
         """The result of a call that ran. Raises GrantExpired, GrantRevoked where that ended it."""
-        _, status, limit, cpu, memory, denied, events = message
+        _, status, limit, cpu, memory, denied, events, whole = message
         self.raise_ended(ticket, limit)
         context = self._context(ticket) if events or self._gateway else None
         denials = _denials(ticket, events, context) if context is not None else ()
@@ -626,7 +629,7 @@ class Core:
             stderr=stderr,
             answered=denials,
             # The mediator counts without knowing what there is outside: where it told of all, that is looked at.
-            counted=len(denials) if 0 < len(events) < REPORTED else denied,
+            counted=len(denials) if whole and 0 < len(events) < REPORTED else denied,
             network=OfNetwork(self._record, ticket.begin, context) if context is not None and self._gateway else None,
             record=self._record,
             usage=Usage(cpu, time.monotonic() - ticket.started, memory << 10),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from remit.sandbox.session.core import Core
-from remit.sandbox.session.link import Link, descriptors, receive, send
+from remit.sandbox.session.link import Link, descriptors, message, receive, send
 from remit.sandbox.session.result import SessionClosed
 
 _REPLY = 1 << 17
@@ -57,12 +57,12 @@ class Door:
                 self._socket.send(marshal.dumps(("revoke", grant)))
                 watch.register(self._socket, select.POLLIN)
                 while watch.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                    message = self._next(wait=True)
-                    if message is None:
+                    heard = self._next(wait=True)
+                    if heard is None:
                         return []
-                    if message[0] == "revoked" and message[1] == grant:
-                        return list(message[2])
-                    self._kept.append(message)
+                    if heard[0] == "revoked" and heard[1] == grant:
+                        return list(heard[2])
+                    self._kept.append(heard)
             except OSError:
                 return []  # the session has ended, and with it every call
         raise self.give_up(core)
@@ -86,8 +86,8 @@ class Door:
         deadline = time.monotonic() + self.MOMENT
         watch = select.poll()
         with self._lock:
-            for message in self._kept:
-                core.heard(message)
+            for kept in self._kept:
+                core.heard(kept)
             self._kept.clear()
             try:
                 watch.register(self._socket, select.POLLIN)
@@ -105,12 +105,13 @@ class Door:
         data, ancillary = receive(self._socket, _REPLY, flags=0 if wait else socket.MSG_DONTWAIT)
         for descriptor in descriptors(ancillary):
             os.close(descriptor)
-        return marshal.loads(data) if data else None
+        heard = message(data)
+        return None if heard[0] == "lost" else heard
 
-    def _send(self, message: tuple[Any, ...], passed: Sequence[int] = ()) -> None:
+    def _send(self, what: tuple[Any, ...], passed: Sequence[int] = ()) -> None:
         try:
             with self._lock:
-                send(self._socket, marshal.dumps(message), [*passed])
+                send(self._socket, marshal.dumps(what), [*passed])
         except OSError:
             raise SessionClosed("the session has ended", hint="open a new session") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import marshal
 import os
 import posix
 import select
@@ -19,7 +18,7 @@ from remit.sandbox.launch.signals import FORWARDED, SIGCONT, SIGWINCH
 from remit.sandbox.launch.stdio import is_place
 from remit.sandbox.session import standing
 from remit.sandbox.session.door import Door
-from remit.sandbox.session.link import descriptors, receive, send
+from remit.sandbox.session.link import descriptors, message, receive, send
 from remit.sandbox.session.oneshot import REVOKED_STATUS, TIME_LIMIT_STATUS
 from remit.sandbox.session.result import CompletedCall, GrantExpired, GrantRevoked
 from remit.sandbox.session.streams import copy_of_regular, refuse_place
@@ -100,7 +99,7 @@ class _Running:
             send(armed.requests, self._ticket.data, [theirs.fileno(), *streams])
         except OSError:
             door.drain(core, armed.identifier)
-            raise core.failure(self._ticket, None) from None
+            raise core.failure(self._ticket) from None
         finally:
             theirs.close()
         self.call = self._ticket.call
@@ -142,25 +141,25 @@ class _Running:
             data, ancillary = receive(self._reply, _REPLY, 64)
         except OSError:
             data, ancillary = b"", []
-        message: tuple[Any, ...] | None = marshal.loads(data) if data else None
-        if message is not None and message[0] == "terminal" and self._terminal is not None:
+        heard = message(data)
+        if heard[0] == "terminal" and self._terminal is not None:
             master = descriptors(ancillary)[0]
             self._relay = terminal.Relay(self._terminal, master)
             if self._terminal.attributes is not None:
                 import termios
 
                 termios.tcsetattr(master, termios.TCSANOW, self._terminal.attributes)  # type: ignore[arg-type]
-        elif message is not None and message[0] == "exited":
-            self._answer = message
-        elif message is not None and message[0] == "frozen":
+        elif heard[0] == "exited":
+            self._answer = heard
+        elif heard[0] == "frozen":
             try:
-                self._core.raise_ended(self._ticket, message[1], "the call is stopped where it stood")
+                self._core.raise_ended(self._ticket, heard[1], "the call is stopped where it stood")
             except (GrantExpired, GrantRevoked) as error:
                 raise Ended(error, 0) from None
         else:
-            if message is None:
+            if heard[0] == "lost":
                 self._door.drain(self._core, self._ticket.armed.identifier)
-            raise self._core.failure(self._ticket, message)
+            raise self._core.failure(self._ticket, heard)
 
     def _end_relay(self, watch: select.poll) -> None:
         relay = self._relay

@@ -6,7 +6,6 @@ is what both kinds of ``Popen`` offer. ``Popen`` waits in the kernel, ``AsyncPop
 
 from __future__ import annotations
 
-import marshal
 import os
 import select
 import socket
@@ -15,12 +14,12 @@ from typing import Any, Protocol
 
 from remit.sandbox.session.core import Core, Ticket
 from remit.sandbox.session.door import Door
-from remit.sandbox.session.link import descriptors, receive
+from remit.sandbox.session.link import descriptors, message, receive
 from remit.sandbox.session.result import Capture, CompletedCall, SessionClosed, TimeoutExpired
 from remit.sandbox.session.streams import CHUNK, Decode, Streams, decoded
 
 _REPLY = 1 << 17
-_FINAL = ("exited", "failed")
+_FINAL = ("exited", "failed", "lost", "unreadable")
 # As plain numbers: an enumeration's "or" takes as long as the call.
 _NEVER_WAIT = int(socket.MSG_NOSIGNAL) | int(socket.MSG_DONTWAIT)
 _ONLY_LOOK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
@@ -70,19 +69,19 @@ class Conversation:
                 data = self._look()
             except BlockingIOError:
                 return  # another one has heard it
-            message: tuple[Any, ...] = marshal.loads(data) if data else ("lost",)
-            if message[0] not in ("lost", *_FINAL):
+            heard = message(data)
+            if heard[0] not in _FINAL:
                 _, ancillary, _, _ = self.connection.recvmsg(_REPLY, 64, socket.MSG_CMSG_CLOEXEC)
-                if message[0] == "terminal":
+                if heard[0] == "terminal":
                     self.terminal = descriptors(ancillary)[0]
-                elif message[0] == "frozen":
-                    self.frozen = message[1]
+                elif heard[0] == "frozen":
+                    self.frozen = heard[1]
                 return
-            self.answer = message
+            self.answer = heard
         self._release()
-        if message[0] == "lost":
+        if heard[0] == "lost":
             self._door.drain(self.core, self.ticket.armed.identifier)
-        if message[0] != "exited":
+        if heard[0] != "exited":
             raise self._failure()
 
     def _look(self) -> bytes:
@@ -159,7 +158,7 @@ class Conversation:
             self.core.check((), self.core.grant)
 
     def _failure(self) -> Exception:
-        return self.core.failure(self.ticket, self.answer if self.answer and self.answer[0] == "failed" else None)
+        return self.core.failure(self.ticket, self.answer or ("lost",))
 
     def _release(self) -> None:
         if self._held:

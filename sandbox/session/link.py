@@ -238,9 +238,10 @@ class Link:
             data, ancillary = receive(self._socket, envelope.LIMIT, socket.CMSG_SPACE(16))
         except OSError:
             data, ancillary = b"", []
-        if not data:
+        heard = message(data)
+        if heard[0] in ("lost", "unreadable"):
             raise self._dead()
-        return marshal.loads(data), descriptors(ancillary)
+        return heard, descriptors(ancillary)
 
     def _dead(self) -> SessionClosed:
         return SessionClosed("the template process has ended, and every session with it", hint="open a new session")
@@ -260,6 +261,17 @@ def receive(
     except ConnectionResetError:
         data, ancillary, _, _ = source.recvmsg(size, space, flags)
     return data, ancillary
+
+
+def message(data: bytes) -> tuple[Any, ...]:
+    """What was received: ``("lost",)`` where it is nothing, ``("unreadable",)`` where it is no message, or not all of it."""
+    if not data:
+        return ("lost",)
+    try:
+        kind, *values = marshal.loads(data)
+    except (EOFError, ValueError, TypeError):
+        return ("unreadable",)
+    return (kind, *values)
 
 
 def descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

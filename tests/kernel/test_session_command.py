@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 
 from tests.kernel.run_harness import TIMEOUT, Result, Terminal, World, descendants
-from tests.kernel.session_harness import client, gone, handles
+from tests.kernel.session_harness import client, gone, handles, python
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(landlock=6, userns=True)]
 
@@ -147,6 +147,22 @@ def test_a_name_that_is_too_long_for_a_message_fails_its_own_call_only(world: Wo
         assert "not found" in result.stderr
         assert len(result.stderr) < 1000
         assert world.remit("exec", session, "--", "echo", "on").stdout == "on\n"
+
+
+@pytest.mark.parametrize(("depth", "count"), [(7, 20), (7, 80), (15, 300)])
+def test_exec_reads_the_answer_whatever_its_command_was_denied(world: World, depth: int, count: int) -> None:
+    place = Path("deep", *["x" * 250] * depth)
+    (world.workspace / place).mkdir(parents=True)
+    code = f"for n in range({count}): attempt(lambda: os.open('{place}/%04d' % n, os.O_WRONLY | os.O_CREAT))"
+    with standing(world) as session:
+        for _ in range(2):
+            result = world.remit("exec", session, "--read", ".", "--", *python(code + "\nsys.exit(7)"))
+            assert result.status == 7, result
+        missing = world.remit("exec", session, "--", "x" * 120_000)
+        assert (missing.status, len(missing.stderr) < 10_000) == (127, True)
+        missing = world.remit("run", "-p", world.profile, "-w", str(world.workspace), "--", "x" * 120_000)
+        assert (missing.status, len(missing.stderr) < 10_000) == (127, True)
+        assert world.remit("exec", session, "--", "true").status == 0
 
 
 def test_status_fd_tells_remits_own_ends_apart(world: World) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import marshal
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,6 +27,8 @@ from remit import (
     SessionClosed,
     TimeoutExpired,
 )
+from remit.sandbox.session import base, handle
+from remit.sandbox.session import session as session_module
 from remit.sandbox.session.call import Popen
 from remit.sandbox.session.door import Door
 from tests.kernel.run_harness import TIMEOUT, World, all_ended, descendants, ended
@@ -608,6 +612,88 @@ def test_many_threads_at_once(session: Session) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+# --- what cannot be told -------------------------------------------------------------------------------------------------
+
+
+DENIED_MANY = """
+place = '{place}'
+for number in range({count}):
+    attempt(lambda: os.open(f'{{place}}/{{number:04}}', os.O_WRONLY | os.O_CREAT))
+print('done', flush=True)
+"""
+
+
+def denied_many(world: World, depth: int, count: int) -> list[str]:
+    """A program that is denied ``count`` names below a directory ``depth`` names of 250 bytes deep."""
+    place = Path("deep", *["x" * 250] * depth)
+    (world.workspace / place).mkdir(parents=True)
+    return python(DENIED_MANY.format(place=place, count=count))
+
+
+@pytest.mark.parametrize(("depth", "count"), [(7, 20), (7, 60), (7, 80), (15, 300)])
+def test_no_call_makes_its_answer_larger_than_anybody_reads(world: World, depth: int, count: int) -> None:
+    """An answer names what fits, and counts everything; the record has it all."""
+    grant = Grant(read=["."])
+    program = denied_many(world, depth, count)
+    with opened(world) as session:
+        for _ in range(2):
+            result = session.run(program, grant=grant, timeout=TIMEOUT)
+            assert said(result) == "done"
+            assert result.denied == count
+            named_in_it = [one.object for one in result.denials]
+            assert named_in_it == [
+                str(world.workspace / "deep" / Path(*["x" * 250] * depth, f"{number:04}"))
+                for number in range(len(named_in_it))
+            ]
+            assert len(named_in_it) >= min(count, 16)
+            assert len(named_in_it) == count or count > 20
+    (record,) = world.records()
+    lines = (record / "events.jsonl").read_text().splitlines()
+    assert len([line for line in lines if '"denied"' in line and "/deep/" in line]) == 2 * count
+
+
+def test_an_answer_that_cannot_be_sent_ends_that_call_only(world: World) -> None:
+    """Its command is reaped, its cell ended, and its thread's place is another call's."""
+    made = base.reply_pair
+
+    def small() -> tuple[socket.socket, socket.socket]:
+        ours, theirs = made()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        return ours, theirs
+
+    grant = Grant(read=["."])
+    marker = f"{FOREVER}.306"
+    program = [*denied_many(world, 7, 16), marker]
+    with opened(world) as session:
+        first = session.run(program, grant=grant)
+        for script in (program, ["sh", "-c", f'setsid sleep {marker} & exec "$@"', "sh", *program]):
+            with (
+                patch.object(session_module, "reply_pair", small),
+                pytest.raises(LaunchError, match="Message too long"),
+            ):
+                session.run(script, grant=grant, timeout=TIMEOUT)
+            assert gone(watched(marker))
+            again = session.run(program, grant=grant, timeout=TIMEOUT)
+            assert (again.returncode, again.denied) == (0, first.denied)
+
+
+@pytest.mark.parametrize("size", [5_000, 70_000, 150_000, 250_000])
+def test_a_name_that_is_too_long_for_a_program_is_told_in_a_line(session: Session, size: int) -> None:
+    for words, directory in ((["x" * size], None), (["./" + "x/" * (size // 2)], None), (["true"], "x" * size)):
+        with pytest.raises(LaunchError) as raised:
+            session.run(words, cwd=directory, timeout=TIMEOUT)
+        assert len(f"{raised.value} {raised.value.hint}") < 10_000
+        assert session.run(["true"], timeout=TIMEOUT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"(", b"x", marshal.dumps(("exited", 0, "", 0.0, 0, 0, ["x" * 100]))[:-7], marshal.dumps(7)]
+)
+def test_an_answer_that_nobody_can_read_is_a_failure_of_remits(session: Session, data: bytes) -> None:
+    with patch.object(handle, "receive", return_value=(data, [])), pytest.raises((LaunchError, SessionClosed)):
+        session.run(["true"], timeout=TIMEOUT)
 
 
 # --- what cannot be started ----------------------------------------------------------------------------------------------

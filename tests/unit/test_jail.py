@@ -50,6 +50,7 @@ def test_a_call_that_fails_after_its_command_began_is_not_told_as_if_it_had_not(
         said.append(message)
 
     call = running("grant", jail=SimpleNamespace(tell_template=tell))
+    call._answered = True  # nobody is at the other end
     call._untold = (1.0, "a-1", 7, [b"x"], 1, ("grant",)) if began else ()
 
     call.failed(("launch", "no more descriptors", "", 125))
