@@ -46,6 +46,7 @@ class Running:
         "_argv",
         "_background",
         "_directory",
+        "_early",
         "_environment",
         "_expires",
         "_frozen",
@@ -80,6 +81,8 @@ class Running:
         self._argv: list[bytes] = argv
         self._environment: list[bytes] = environment
         self._directory: bytes = directory
+        self._early: list[bytes] = []
+        """What the client said before there was a command to say it to."""
         self._window = window
         self._background: bool = background
         self._expires: float = expires
@@ -104,6 +107,9 @@ class Running:
         if expires and time.clock_gettime(time.CLOCK_BOOTTIME) >= expires:
             raise Refused("grant", "the grant has expired", "ask the grantor for a new one", 125)
         self._refuse_revoked()
+        if self._withdrawn():
+            self._never_start()
+            return True
         jail.ground.bar(tuple(came))
         program.enter(self._directory)
         descriptors = tuple(came)
@@ -140,6 +146,8 @@ class Running:
         if jail.policy.watched:
             jail.tell_main("runs")
         self._untold = begun, self.call, self.pid, _brief(self._argv), jail.policy.identifier, self.chain
+        for message in self._early:
+            self._heed(message)
         return self._see_to_its_end()
 
     def give_up(self, failure: Failure) -> Failure:
@@ -173,6 +181,25 @@ class Running:
     def _refuse_revoked(self) -> None:
         if not self._jail.revoked.isdisjoint(self.chain):
             raise Refused("grant", "the grant was revoked", "ask the grantor for a new one", 125)
+
+    def _withdrawn(self) -> bool:
+        """The client has ended the call, or let go of it, while its request waited for this thread."""
+        poll = select.poll()
+        poll.register(self._reply, select.POLLIN)
+        while ready := poll.poll(0):
+            data = b""
+            if ready[0][1] & select.POLLIN:
+                data, _ = sockets.receive(self._reply, 64)
+            if not data or data[:1] == b"k":
+                return True
+            self._early.append(data)
+        return False
+
+    def _never_start(self) -> None:
+        """As if it had been killed before its first instruction. For the record, it is one that was refused."""
+        self._answered = True
+        answer(self._reply, "exited", _SIGKILL, "killed", 0.0, 0, 0, [], True)
+        self.failed(("launch", "it was withdrawn before it was started", "", 125))
 
     def _start_unasked(self, descriptors: tuple[int, ...]) -> bool:
         """Start the command without the mediator. False: it has to be asked, and nothing is started.
@@ -444,6 +471,10 @@ class Running:
         if not data:
             self._end("abandoned")
             return False
+        self._heed(data)
+        return True
+
+    def _heed(self, data: bytes) -> None:
         kind, number = data[:1], int.from_bytes(data[1:5], "little")
         if kind == b"k" or (self._frozen and number == _SIGKILL):
             self._end("killed")
@@ -453,7 +484,6 @@ class Running:
             self.kill(number, group=True)
         elif kind == b"s":
             self.kill(number)
-        return True
 
 
 def answer(reply: int, *message: Any) -> None:

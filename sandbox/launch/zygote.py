@@ -55,7 +55,7 @@ _FULL = (
     "raise 'ulimit -n' before the session starts, or run fewer calls at a time",
     125,
 )
-_MOST = 32
+MOST = 32
 """Threads of one policy. Beyond that, requests wait for one to come back."""
 _DESCRIPTORS = 16
 """With a message at most: of a private cell that is left."""
@@ -289,6 +289,8 @@ class Zygote:
                 self._drop(policy)
         elif kind == "revoke":
             self._say(door, "revoked", values[0], self._take_back(values[0]))
+        elif kind == "taken":
+            self._say(door, "taken", values[0], self._runs(values[0]))
         elif kind == "watch":
             self._tell("watch", values[0])
 
@@ -349,6 +351,12 @@ class Zygote:
                 _tell_jail(jail, "revoked", running.call)
         return stopped
 
+    def _runs(self, call: str) -> bool:
+        """Whether a thread has a call's request. It can be seen here before that thread looks whether the client, who asks this
+        only then, has withdrawn it (``Running``)."""
+        at_work = [jail.running for jail in [*self._jails.values()]]
+        return any([running is not None and running.call == call for running in at_work])
+
     def _say(self, door: int, *message: Any) -> None:
         try:
             sockets.send(door, marshal.dumps(message), wait=False)
@@ -406,7 +414,7 @@ class Zygote:
 
     def _wanted(self, policy: Policy) -> None:
         """A request waits, and every thread runs a call: another one."""
-        if not policy.idle and not policy.dropped and policy.busy < _MOST:
+        if not policy.idle and not policy.dropped and policy.busy < MOST:
             self._arm(policy)
 
     def _await_use(self, policy: Policy) -> None:

@@ -569,18 +569,32 @@ class AsyncPopen(Handle):
         self.kill()
         if self._background or self._conversation.answer is not None:
             return None
-        with anyio.move_on_after(Door.PATIENCE, shield=True) as patience:
+        if await self._has_ended(Door.SOON):
+            return None
+        try:
+            if await self._shielded(self._conversation.withdraw):
+                return None
+        except SessionClosed as lost:
+            return lost
+        if await self._has_ended(Door.PATIENCE):
+            return None
+        return await self._shielded(self._conversation.give_up)
+
+    async def _has_ended(self, seconds: float) -> bool:
+        """Whether it ends within that time, whoever is cancelled."""
+        with anyio.move_on_after(seconds, shield=True) as patience:
             try:
                 await self._await_end()
             except RemitError:
                 pass  # what ended the wait is being told already
-        if not patience.cancelled_caught:
-            return None
-        lost: list[SessionClosed] = []
+        return not patience.cancelled_caught
+
+    async def _shielded(self, work: Callable[[], Made]) -> Made:
+        """What blocks for a bounded time, on a thread of its own, whoever is cancelled."""
+        made: list[Made] = []
         with anyio.CancelScope(shield=True):
-            work, own = self._conversation.give_up, anyio.CapacityLimiter(1)
-            lost.append(await anyio.to_thread.run_sync(work, limiter=own))
-        return lost[0]
+            made.append(await anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1)))
+        return made[0]
 
     async def complete(
         self, given: bytes | None, timeout: float | None, limit: int, *, kill: bool = True

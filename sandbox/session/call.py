@@ -154,6 +154,8 @@ class Popen(Handle):
     def _end(self) -> None:
         """End the call and wait until it has ended, or else the session. Raises SessionClosed then."""
         self.kill()
+        if self._await_end(Door.SOON) or self._conversation.withdraw():
+            return
         if not self._await_end(Door.PATIENCE):
             raise self._conversation.give_up()
 

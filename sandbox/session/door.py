@@ -23,6 +23,8 @@ class Door:
 
     MOMENT = 1.0
     """Seconds that a reason is waited for."""
+    SOON = 0.1
+    """Seconds after which a call that was told to end, and has not, is asked after: it may never have been taken."""
     PATIENCE = 10.0
     """Seconds until what it would do at once, if it were well, is waited for no longer, and the session ended."""
 
@@ -50,21 +52,32 @@ class Door:
 
         Raises SessionClosed: the session's first process did not answer, and everything in the session was ended.
         """
+        heard = self._ask(core, "revoke", grant, "revoked")
+        return [] if heard is None else list(heard[2])
+
+    def taken(self, core: Core, call: str) -> bool:
+        """Whether the session has begun with a call. Where it has not, and the call was told to end before, it never does.
+
+        Raises SessionClosed, as ``revoke``.
+        """
+        heard = self._ask(core, "taken", call, "taken")
+        return heard is None or bool(heard[2])
+
+    def _ask(self, core: Core, kind: str, about: str, answer: str) -> tuple[Any, ...] | None:
+        """What the session's first process says to that. None: the session has ended, and with it every call."""
         deadline = time.monotonic() + self.PATIENCE
         watch = select.poll()
         with self._lock:
             try:
-                self._socket.send(marshal.dumps(("revoke", grant)))
+                self._socket.send(marshal.dumps((kind, about)))
                 watch.register(self._socket, select.POLLIN)
                 while watch.poll(max(0.0, deadline - time.monotonic()) * 1000):
                     heard = self._next(wait=True)
-                    if heard is None:
-                        return []
-                    if heard[0] == "revoked" and heard[1] == grant:
-                        return list(heard[2])
+                    if heard is None or heard[:2] == (answer, about):
+                        return heard
                     self._kept.append(heard)
-            except OSError:
-                return []  # the session has ended, and with it every call
+            except (OSError, ValueError):
+                return None
         raise self.give_up(core)
 
     def give_up(self, core: Core) -> SessionClosed:

@@ -20,6 +20,7 @@ from remit.sandbox.session.streams import CHUNK, Decode, Streams, decoded
 
 _REPLY = 1 << 17
 _FINAL = ("exited", "failed", "lost", "unreadable")
+_NEVER_STARTED = ("exited", 9, "killed", 0.0, 0, 0, (), True)
 # As plain numbers: an enumeration's "or" takes as long as the call.
 _NEVER_WAIT = int(socket.MSG_NOSIGNAL) | int(socket.MSG_DONTWAIT)
 _ONLY_LOOK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
@@ -110,6 +111,20 @@ class Conversation:
         """The result of a call that has ended. Raises where its grant's end ended it."""
         assert self.answer is not None
         return self.core.completed(self.ticket, self.answer, stdout, stderr, lost)
+
+    def withdraw(self) -> bool:
+        """Of a call that was told to end, and has not: whether that is because it waits for others to end. Then it never starts,
+        and has ended as one that was killed. Blocks, for a bounded time. Raises SessionClosed: nobody answers."""
+        if self._door.taken(self.core, self.ticket.call):
+            return False
+        with self._hearing:
+            self.answer = self.answer or _NEVER_STARTED
+            try:
+                self.connection.shutdown(socket.SHUT_RDWR)  # whoever waits for it looks again
+            except OSError:
+                pass  # it was let go of
+        self._release()
+        return True
 
     def give_up(self) -> SessionClosed:
         """Nobody answers who would end the call: end its session. Blocks, for a bounded time. What to raise."""

@@ -24,6 +24,7 @@ import pytest
 
 import remit
 from remit import AsyncSession, Grant, Session
+from remit.sandbox.launch.zygote import MOST
 from remit.sandbox.session import aio
 from remit.sandbox.session.base import Opened, begin
 from remit.sandbox.session.core import POLICIES
@@ -508,6 +509,32 @@ def test_a_popen_whose_block_is_cancelled_ends(backend: str, workspace: Path, li
         # What leaves the block by an error, too.
         await call.__aexit__(ZeroDivisionError, None, None)
         await lifeline.down()
+
+    in_session(backend, body)
+
+
+@pytest.mark.parametrize("how", ["cancellation", "timeout"])
+def test_a_call_that_waits_for_others_and_is_given_up_never_starts(backend: str, workspace: Path, how: str) -> None:
+    """And nothing happens to the others; one that waits and is not given up has its turn."""
+
+    async def body(session: AsyncSession) -> None:
+        held = [await session.popen("sleep 1000 & exit 0", shell=True, background=True) for _ in range(MOST)]
+        for call in held:
+            assert await call.wait() == 0
+        if how == "timeout":
+            with pytest.raises(remit.TimeoutExpired):
+                await session.run("echo x > made", shell=True, timeout=0.2)
+        else:
+            with anyio.move_on_after(0.2) as scope:
+                await session.run("echo x > made", shell=True)
+            assert scope.cancelled_caught
+        async with await session.popen("echo x > kept", shell=True) as kept:
+            assert (await session.run(["true"], grant=Grant(read=["."]), timeout=LONG)).returncode == 0
+            await held.pop().close()
+            assert await kept.wait(timeout=LONG) == 0
+        for call in held:
+            await call.close()
+        assert [path.name for path in workspace.iterdir()] == ["kept"]
 
     in_session(backend, body)
 

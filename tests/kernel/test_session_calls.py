@@ -8,8 +8,8 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +17,8 @@ from unittest.mock import patch
 import pytest
 
 from remit import DEVNULL, PIPE, STDOUT, CalledProcessError, Grant, GrantError, LaunchError, Session, TimeoutExpired
+from remit.sandbox.launch.zygote import MOST
+from remit.sandbox.session.call import Popen
 from tests.kernel.run_harness import TIMEOUT, World, descendants
 from tests.kernel.session_harness import (
     allowing,
@@ -611,6 +613,68 @@ def test_the_session_ends_its_background_calls(world: World) -> None:
             assert call.poll() is None
     assert gone(left)
     call.close()
+
+
+# --- more calls than run at a time ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def crowded(session: Session, marker: str) -> Generator[list[Popen]]:
+    """As many background calls under the session's own authority as run at a time: a further one waits."""
+    held: list[Popen] = []
+    try:
+        for _ in range(MOST):
+            held.append(session.popen(["sh", "-c", f"sleep {marker} & exit 0"], background=True))
+        for call in held:
+            assert call.wait() == 0
+        yield held
+    finally:
+        for call in held:
+            call.close()
+
+
+@pytest.mark.parametrize("how", ["timeout", "timeout of wait", "kill and close", "close", "kill", "signal and kill"])
+def test_a_call_that_waits_for_others_and_is_given_up_never_starts(session: Session, world: World, how: str) -> None:
+    """And nothing happens to the others; one that waits and is not given up has its turn."""
+    marker = f"{FOREVER}.109"
+    script = ["sh", "-c", 'echo x > "$0"']
+    assert session.run([*script, "before"], timeout=TIMEOUT).returncode == 0
+    with crowded(session, marker) as held:
+        if how == "timeout":
+            with pytest.raises(TimeoutExpired):
+                session.run([*script, "made"], timeout=0.2)
+        killed = None if how == "timeout" else session.popen([*script, "made"])
+        if killed is not None:
+            if how == "timeout of wait":
+                with pytest.raises(TimeoutExpired), killed:
+                    killed.wait(timeout=0.2)
+            if how == "signal and kill":
+                killed.send_signal(signal.SIGUSR1)
+            if "kill" in how:
+                killed.kill()
+            if "close" in how:
+                killed.close()
+        kept = session.popen([*script, "kept"])
+        assert kept.poll() is None
+        # The same under another authority does not wait.
+        assert session.run(["true"], grant=Grant(read=["."]), timeout=TIMEOUT).returncode == 0
+        assert len(named(marker)) == MOST
+        held.pop().close()
+        assert kept.wait(timeout=TIMEOUT) == 0
+        if killed is not None and how in ("kill", "signal and kill"):
+            assert killed.wait(timeout=TIMEOUT) == -9
+            killed.close()
+        kept.close()
+        assert len(named(marker)) == MOST - 1
+    assert session.run([*script, "after"], timeout=TIMEOUT).returncode == 0
+    assert sorted(path.name for path in world.workspace.iterdir()) == ["after", "before", "kept"]
+
+
+def test_what_a_call_is_told_while_it_waits_it_hears_when_it_starts(session: Session) -> None:
+    with crowded(session, f"{FOREVER}.110") as held, session.popen(["sleep", FOREVER]) as call:
+        call.terminate()
+        held.pop().close()
+        assert call.wait(timeout=TIMEOUT) == -15
 
 
 # --- descriptors ---------------------------------------------------------------------------------------------------------
