@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -654,6 +656,18 @@ def test_no_call_makes_its_answer_larger_than_anybody_reads(world: World, depth:
     assert len([line for line in lines if '"denied"' in line and "/deep/" in line]) == 2 * count
 
 
+def all_reaped() -> bool:
+    """Whether no command that has ended waits for whoever started it, which the cell's PID 1 would wait for in turn; waiting for
+    it. Whoever started it is a thread, whose place another call may take."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            below = [Path(f"/proc/{pid}/stat").read_text() for pid in descendants(os.getpid())]
+            if not any("(python" in one and one.rpartition(")")[2].split()[0] == "Z" for one in below):
+                return True
+    return False
+
+
 def test_an_answer_that_cannot_be_sent_ends_that_call_only(world: World) -> None:
     """Its command is reaped, its cell ended, and its thread's place is another call's."""
     made = base.reply_pair
@@ -675,6 +689,7 @@ def test_an_answer_that_cannot_be_sent_ends_that_call_only(world: World) -> None
             ):
                 session.run(script, grant=grant, timeout=TIMEOUT)
             assert gone(watched(marker))
+            assert all_reaped()
             again = session.run(program, grant=grant, timeout=TIMEOUT)
             assert (again.returncode, again.denied) == (0, first.denied)
 
