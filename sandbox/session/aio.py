@@ -28,10 +28,10 @@ from anyio.streams.text import TextReceiveStream, TextSendStream
 from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session.asked import Grant, StrPath
-from remit.sandbox.session.base import Base, Opened, begin, reply_pair, request
+from remit.sandbox.session.base import Base, Opened, a_grant, begin, reply_pair, request
 from remit.sandbox.session.core import Armed
 from remit.sandbox.session.door import Door
-from remit.sandbox.session.handle import Handle, window
+from remit.sandbox.session.handle import Handle, seconds, size, window
 from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed, TimeoutExpired
 from remit.sandbox.session.streams import CHUNK, DEVNULL, PIPE, Decode, Stream, Streams, decoder, encoded
 
@@ -213,6 +213,7 @@ class AsyncSession(Base):
         max_output: int = CAPTURE_LIMIT,
     ) -> CompletedCall[Any]:
         """One call, to its end. See ``Session.run``; where the task is cancelled, so is the call."""
+        timeout, max_output = seconds(timeout), size(max_output)
         decode = decoder(text, encoding, errors)
         call = await self._start(
             args,
@@ -310,7 +311,7 @@ class AsyncSession(Base):
     async def _armed_soon(self, grant: Grant | None) -> Armed:
         core = self._core
         core.check(core.chain, core.grant)
-        armed = core.ready(grant)
+        armed = core.ready(a_grant(grant))
         if armed is None:
             # Fifty tasks with the same new grant: one compiles it.
             async with self._arming:
@@ -521,6 +522,7 @@ class AsyncPopen(Handle):
 
     async def wait(self, timeout: float | None = None) -> int:
         """Wait for the command to end. Raises TimeoutExpired (it goes on running), GrantExpired, GrantRevoked."""
+        timeout = seconds(timeout)
         with anyio.move_on_after(timeout):
             await self._await_end()
         self._conversation.raise_ended()
@@ -535,7 +537,7 @@ class AsyncPopen(Handle):
 
         Raises TimeoutExpired: it goes on running, and another ``communicate`` goes on with it; nothing is lost.
         """
-        result = await self.complete(encoded(input, self._decode), timeout, CAPTURE_LIMIT, kill=False)
+        result = await self.complete(encoded(input, self._decode), seconds(timeout), CAPTURE_LIMIT, kill=False)
         return result.stdout, result.stderr
 
     async def result(self) -> CompletedCall[Any]:

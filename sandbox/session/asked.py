@@ -111,8 +111,11 @@ class Grant:
             )
             for value in values
         ]
-        if uses is not None and uses < 1:
-            raise GrantError(f"uses {uses!r} is less than 1", where=WHERE, hint="leave it out for any number")
+        # Not a NaN or a half either: whatever is compared with those, the answer is a wrong one.
+        if uses is not None and (type(uses) is not int or uses < 1):
+            raise GrantError(
+                f"uses {uses!r} is no whole number from 1 up", where=WHERE, hint="leave it out for any number"
+            )
         expires = keywords.seconds(expires, f"{WHERE}.expires")
         for text, name in ((purpose, "purpose"), (task, "task"), (principal, "principal")):
             codec.a_string(text, f"{WHERE}.{name}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from errno import ECONNREFUSED, ECONNRESET, ENOTCONN, EPIPE
 from typing import Any, TypeVar
 
+from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session import keywords, opening
 from remit.sandbox.session.asked import Grant, StrPath
@@ -143,7 +144,7 @@ def request(
     ends = keywords.duration(expires, f"{_WHERE}.expires")
     return opening.Wanted(
         profile=profile,
-        workspace=os.fspath(workspace),
+        workspace=keywords.paths([workspace], f"{_WHERE}.workspace")[0],
         grants=opening.options(
             {
                 "read": keywords.paths(read, f"{_WHERE}.read"),
@@ -225,7 +226,10 @@ class Base:
     # --- the steps of a call -------------------------------------------------------------------------------------------
 
     def _narrowed(self, grant: Grant, principal: str, task: str, purpose: str) -> Opened:
-        core = self._core.narrow(grant, principal=principal, task=task, purpose=purpose)
+        asked = a_grant(grant)
+        if asked is None:
+            raise TypeError("grant is a remit.Grant, not None")
+        core = self._core.narrow(asked, principal=principal, task=task, purpose=purpose)
         return replace(self._begun(), core=core, owner=False, warnings=())
 
     def _taken_back(self, grant: Held | CompletedCall[Any] | Handle | str | None) -> str:
@@ -235,7 +239,7 @@ class Base:
     def _armed(self, grant: Grant | None) -> Armed:
         """Where to send a request under ``grant``, held for it. Blocks where that is not known yet."""
         core = self._core
-        known = core.ready(grant)
+        known = core.ready(a_grant(grant))
         if known is not None:
             return known  # what makes a call impossible is looked at when it has a ticket
         core.check(core.chain, core.grant)
@@ -263,6 +267,8 @@ class Base:
         background: bool,
     ) -> Ticket:
         words: Sequence[Any] = ["/bin/sh", "-c", args] if shell else [args] if isinstance(args, str) else list(args)
+        if cwd is not None:
+            _check_directory(cwd)
         terminal = (window(*_WINDOW), (True, True, True)) if pty else None
         ticket = self._core.ticket(armed, grant, words, cwd=cwd, env=env, terminal=terminal, background=background)
         files = self._core.files(grant)
@@ -315,6 +321,27 @@ class Base:
                 return  # by now, or by another thread
             self._door.forget(old.identifier)
             old.requests.close()
+
+
+def a_grant(grant: Any) -> Grant | None:
+    """Raises TypeError: it is none. A result's ``grant``, which says what a call ran under, is none to call with either."""
+    if grant is None or isinstance(grant, Grant):
+        return grant
+    raise TypeError(f"grant is a remit.Grant, not {type(grant).__name__}: {grant!r}")
+
+
+def _check_directory(cwd: Any) -> None:
+    """Raises LaunchError; TypeError where it is no path."""
+    if isinstance(cwd, bytes):
+        raise TypeError(f"cwd is a string or a pathlib.Path, not {cwd!r}")
+    try:
+        path = os.fsencode(cwd)
+    except UnicodeEncodeError:
+        path = b"\0"
+    if not path:
+        raise LaunchError("an empty path", where="cwd", hint="leave it out for the workspace, or write '.'")
+    if b"\0" in path:
+        raise LaunchError(f"{cwd!r} cannot be a path", where="cwd", hint="remove the NUL, or the lone surrogate")
 
 
 def reply_pair() -> tuple[socket.socket, socket.socket]:

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.session.door import Door
-from remit.sandbox.session.handle import Exchange, Handle, window
+from remit.sandbox.session.handle import Exchange, Handle, seconds, window
 from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed, TimeoutExpired
 from remit.sandbox.session.streams import encoded
 
@@ -71,6 +71,7 @@ class Popen(Handle):
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the command to end. Raises TimeoutExpired (it goes on running), GrantExpired, GrantRevoked."""
+        timeout = seconds(timeout)
         if not self._await_end(timeout):
             assert timeout is not None
             raise TimeoutExpired(self.args, timeout)
@@ -84,7 +85,7 @@ class Popen(Handle):
 
         Raises TimeoutExpired: it goes on running, and another ``communicate`` goes on with it; nothing is lost.
         """
-        result = self.complete(encoded(input, self._decode), timeout, CAPTURE_LIMIT, kill=False)
+        result = self.complete(encoded(input, self._decode), seconds(timeout), CAPTURE_LIMIT, kill=False)
         return result.stdout, result.stderr
 
     def result(self) -> CompletedCall[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from remit.sandbox.authority import parse
@@ -72,6 +72,8 @@ def absolute(text: str, cwd: str) -> str:
     A leading ``~`` is an error: no shell expands ``--deny=~/.ssh``, and as a name in the current directory it would deny
     nothing that matters.
     """
+    if not text:
+        raise parse.ParseError("empty path", "write . for the whole directory")  # such as of a variable that is not set
     if text.startswith("~"):
         raise parse.ParseError(
             f"the shell did not expand ~ in {text!r}",
@@ -111,6 +113,8 @@ class _Reader:
         self.expires = 0
         self.files: list[str] = []
         self.chains: list[Chain] = []
+        self.limits: tuple[tuple[str, int], ...] = ()
+        """Those of the grant files."""
 
     def read(self, name: str, value: str) -> None:
         """One option. An error is kept, not raised."""
@@ -164,7 +168,10 @@ class _Reader:
         if chain.expires is not None:
             left = max(1, int((chain.expires - self.now) * 1000))
             self.expires = min(self.expires or left, left)
-        self.authority = join(self.authority, chain.leaf.authority)
+        # Of a limit, the least holds: nobody grants what another grant's limit takes.
+        least = chain.leaf.authority.limits + self.limits
+        self.limits = tuple((name, min(most for other, most in least if other == name)) for name in dict(least))
+        self.authority = join(self.authority, replace(chain.leaf.authority, limits=()))
         self.purpose = self.purpose or chain.leaf.purpose
         self.files.append(path)
         self.chains.append(chain)
@@ -172,8 +179,10 @@ class _Reader:
     def result(self) -> Granted:
         opened = tuple(rule.path for rule in self.paths if Right.WRITE in rule.rights and catalogue.opens(rule.path))
         own = Authority(paths=tuple(self.paths), deny=tuple(self.deny), protect=tuple(self.protect), opened=opened)
+        given = dict(self.authority.limits)
+        limits = {**given, **{name: min(most, given.get(name, most)) for name, most in self.limits}}
         return Granted(
-            authority=join(self.authority, own),
+            authority=replace(join(self.authority, own), limits=tuple(sorted(limits.items()))),
             degrade=tuple(dict.fromkeys(self.degrade)),
             purpose=self.purpose,
             expires=self.expires,

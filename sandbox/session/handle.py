@@ -6,10 +6,12 @@ is what both kinds of ``Popen`` offer. ``Popen`` waits in the kernel, ``AsyncPop
 
 from __future__ import annotations
 
+import operator
 import os
 import select
 import socket
 import threading
+from signal import NSIG
 from typing import Any, Protocol
 
 from remit.sandbox.session.core import Core, Ticket
@@ -19,6 +21,8 @@ from remit.sandbox.session.result import Capture, CompletedCall, SessionClosed, 
 from remit.sandbox.session.streams import CHUNK, Decode, Streams, decoded
 
 _REPLY = 1 << 17
+_COUNTABLE = ((1 << 31) - 1) // 1000 - 1
+"""Seconds that poll(2) can wait at the most: 24 days."""
 _FINAL = ("exited", "failed", "lost", "unreadable")
 _NEVER_STARTED = ("exited", 9, "killed", 0.0, 0, 0, (), True)
 # As plain numbers: an enumeration's "or" takes as long as the call.
@@ -300,8 +304,11 @@ class Handle:
         return [descriptor for descriptor in self._streams.ours if descriptor >= 0]
 
     def send_signal(self, signal: int) -> None:
-        """A signal for the command."""
-        self._say(b"s" + int(signal).to_bytes(4, "little"))
+        """A signal for the command. Raises ValueError: there is no such signal."""
+        number = operator.index(signal)
+        if not 0 <= number < NSIG:
+            raise ValueError(f"there is no signal {signal!r}")
+        self._say(b"s" + number.to_bytes(4, "little"))
 
     def terminate(self) -> None:
         """SIGTERM for the command."""
@@ -332,6 +339,29 @@ def _fed(descriptor: int, pending: memoryview, *, gone: bool) -> memoryview:
         return pending[:0]
     except BlockingIOError:
         return pending
+
+
+def seconds(timeout: Any) -> float | None:
+    """A timeout. Less than nothing has passed already, as ``subprocess`` has it; more than poll(2) can count is no timeout.
+
+    Raises TypeError; ValueError: NaN, which no time is ever later than.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not hasattr(timeout, "__float__"):
+        raise TypeError(f"timeout is a number of seconds, not {timeout!r}")
+    if timeout != timeout:
+        raise ValueError("timeout is not a number of seconds but NaN")
+    return None if timeout > _COUNTABLE else timeout
+
+
+def size(most: Any) -> int:
+    """How many bytes of a stream to keep. Raises TypeError, ValueError."""
+    if isinstance(most, bool) or not isinstance(most, int):
+        raise TypeError(f"max_output is a number of bytes, not {most!r}")
+    if most < 0:
+        raise ValueError(f"max_output {most} is less than nothing")
+    return most
 
 
 def window(rows: int, columns: int) -> bytes:

@@ -20,8 +20,14 @@ _FOREVER = 1 << 52
 
 
 def paths(given: Iterable[StrPath], where: str) -> tuple[str, ...]:
-    """Paths as they are written. Raises GrantError."""
-    return tuple(_path(one, where) for one in _every(given, "paths", where))
+    """Paths as they are written. An empty one is refused: as a variable that is not set, it would mean the whole directory.
+
+    Raises GrantError.
+    """
+    found = tuple(_path(one, where) for one in _every(given, "paths", where))
+    if "" in found:
+        raise GrantError("an empty path", where=where, hint="for the whole directory write '.'")
+    return found
 
 
 def words(given: Iterable[str], where: str) -> tuple[str, ...]:

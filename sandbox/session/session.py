@@ -11,7 +11,7 @@ from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session.asked import Grant, StrPath
 from remit.sandbox.session.base import Base, begin, reply_pair, request
 from remit.sandbox.session.call import Popen
-from remit.sandbox.session.handle import Handle
+from remit.sandbox.session.handle import Handle, seconds, size
 from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall
 from remit.sandbox.session.streams import PIPE, Decode, Stream, Streams, decoder, encoded
 
@@ -187,6 +187,7 @@ class Session(Base):
             CalledProcessError: with ``check``, where the command failed.
             SessionClosed, LaunchError: the call could not be started, or its session ended.
         """
+        timeout, max_output = seconds(timeout), size(max_output)
         decode = decoder(text, encoding, errors)
         with self._start(
             args,

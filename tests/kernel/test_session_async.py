@@ -221,6 +221,8 @@ def test_errors_are_the_blocking_session_s(backend: str, workspace: Path) -> Non
         "slow": (remit.TimeoutExpired, {"args": ["sleep", "1000"], "timeout": 0.1}),
         "absent": (remit.LaunchError, {"args": ["no-such-program"]}),
         "empty": (remit.LaunchError, {"args": []}),
+        "directory": (remit.LaunchError, {"args": ["true"], "cwd": "a\0b"}),
+        "nowhere": (remit.LaunchError, {"args": ["true"], "cwd": ""}),
         "large": (remit.LaunchError, {"args": ["true", "x" * (1 << 25)]}),
         "variable": (remit.GrantError, {"args": ["true"], "env": {"SECRET": "x"}}),
         "old": (remit.GrantExpired, {"args": ["sleep", "1000"], "grant": Grant(expires=0.2)}),
@@ -256,6 +258,9 @@ def test_a_descriptor_that_cannot_be_a_stream_is_refused_and_the_session_goes_on
     async def body(session: AsyncSession) -> None:
         run: Any = session.run
         unused = 999  # the lowest one would be used at once
+        for wrong, kind in ({"timeout": float("nan")}, ValueError), ({"grant": "src"}, TypeError):
+            with pytest.raises(kind):
+                await run(["true"], **wrong)
         for name in ("stdin", "stdout", "stderr"):
             with pytest.raises(OSError, match=name):
                 await run(["true"], **{name: unused})

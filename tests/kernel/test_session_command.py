@@ -403,6 +403,27 @@ def test_a_grant_file_is_a_calls_grant_for_as_often_as_it_says(world: World) -> 
         assert "use" in second.stderr
 
 
+def test_of_a_limit_in_several_grant_files_the_least_holds(world: World) -> None:
+    files: list[str] = []
+    for most in ("90", "500"):
+        files.append(str(world.base / "home" / f"{most}.grant"))
+        made = world.remit("grant", "new", "--read", ".", "--limit", f"files={most}", "-o", files[-1])
+        assert made.status == 0, made.stderr
+    given = [["--grant", file] for file in files]
+    for words, most in (
+        ([*given[0], *given[1]], "90"),
+        ([*given[1], *given[0]], "90"),
+        ([*given[0], "--limit", "files=60"], "60"),
+        ([*given[0], "--limit", "files=300"], "90"),
+        (given[1], "500"),
+    ):
+        command = ["--", "sh", "-c", "ulimit -n"]
+        once = world.remit("run", "-p", world.profile, "-w", str(world.workspace), *words, *command)
+        assert once.stdout == f"{most}\n", once.stderr
+        with standing(world) as session:
+            assert world.remit("exec", session, *words, *command).stdout == f"{most}\n"
+
+
 def test_a_grant_file_that_is_revoked_ends_what_runs_under_it(world: World) -> None:
     """A call under it, with all its children; then a whole session's calls. What is not under it goes on."""
     files = [world.base / "home" / f"{name}.grant" for name in ("call", "session")]

@@ -758,6 +758,41 @@ def test_a_descriptor_that_is_closed_before_it_is_sent_ends_no_session(session: 
     assert session.run(["true"]).returncode == 0
 
 
+def test_arguments_that_make_no_call_are_told_as_what_they_are(session: Session) -> None:
+    run: Any = session.run
+    for keywords, kind in (
+        ({"cwd": "a\0b"}, LaunchError),
+        ({"cwd": ""}, LaunchError),
+        ({"cwd": b"src"}, TypeError),
+        ({"grant": "src"}, TypeError),
+        ({"grant": session.grant}, TypeError),
+        ({"timeout": float("nan")}, ValueError),
+        ({"timeout": "5"}, TypeError),
+        ({"max_output": -1}, ValueError),
+    ):
+        with pytest.raises(kind, match=next(iter(keywords)) if kind is not LaunchError else "path"):
+            run(["true"], **keywords)
+    narrow: Any = session.narrow
+    for grant in (None, "src"):
+        with pytest.raises(TypeError, match="grant"):
+            narrow(grant)
+    for timeout in (0, -1):  # as subprocess has it
+        with pytest.raises(TimeoutExpired):
+            session.run(["sleep", FOREVER], timeout=timeout)
+    assert session.run(["true"], timeout=float("inf")).returncode == 0
+    with session.popen(["sleep", FOREVER]) as call:
+        send: Any = call.send_signal
+        for number, wrong in ((-1, ValueError), (1 << 40, ValueError), ("9", TypeError)):
+            with pytest.raises(wrong):
+                send(number)
+        with pytest.raises(ValueError, match="NaN"):
+            call.wait(float("nan"))
+        with pytest.raises(ValueError, match="NaN"):
+            call.communicate(timeout=float("nan"))
+        call.send_signal(signal.SIGTERM)
+    assert call.returncode == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("words", [[], [""], ["true", "a\0b"], ["tr\0ue"]])
 def test_words_that_no_program_can_have(session: Session, words: list[str]) -> None:
     with pytest.raises(Error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ READ = frozenset({Right.READ})
 CWD = "/home/u/project"
 
 BAD = [
+    ("read", "", "empty path"),
+    ("write", "", "empty path"),
+    ("deny", "", "empty path"),
+    ("unix", "", "empty path"),
     ("read", "a/../b", "'..'"),
     ("read", "/a/../b", "'..'"),
     ("deny", "~/.ssh", "did not expand"),
@@ -203,6 +208,25 @@ def test_a_grant_file_adds_what_it_grants(private: Path) -> None:
     assert (result.purpose, result.expires, result.files) == ("given", 60_000, (str(private / "g.json"),))
     assert result.chains == (made,)
     assert Ledger(grantfile.state({}, str(private))).used(made.leaf.id) == 0
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_of_a_limit_the_least_holds(private: Path, order: tuple[str, str]) -> None:
+    """Whatever the order of the files, and of the options beside them."""
+    write_grant(private / "a", authority=replace(reads("/data"), limits=(("files", 20), ("pids", 7))))
+    write_grant(private / "b", authority=replace(reads("/more"), limits=(("files", 500), ("memory", 1 << 30))))
+    given = tuple(("grant", name) for name in order)
+    for options, files in (
+        (given, 20),
+        ((("limit", "files=10"), *given), 10),
+        ((*given, ("limit", "files=10")), 10),
+        ((("limit", "files=300"), *given), 20),
+        ((*given, ("limit", "files=300")), 20),
+    ):
+        result, errors = granted(options, str(private), now=1000.0, environ={"HOME": str(private)})
+        assert errors == []
+        assert dict(result.authority.limits) == {"files": files, "pids": 7, "memory": 1 << 30}
+        assert [rule.path for rule in result.authority.paths] == ["/data", "/more"]
 
 
 def test_the_same_file_twice_is_one_grant(private: Path) -> None:
