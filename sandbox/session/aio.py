@@ -215,6 +215,7 @@ class AsyncSession(Base):
         """One call, to its end. See ``Session.run``; where the task is cancelled, so is the call."""
         timeout, max_output = seconds(timeout), size(max_output)
         decode = decoder(text, encoding, errors)
+        given = encoded(input, decode)
         call = await self._start(
             args,
             grant,
@@ -225,7 +226,7 @@ class AsyncSession(Base):
             shell=shell,
         )
         async with call:
-            result = await call.complete(encoded(input, decode), timeout, max_output)
+            result = await call.complete(given, timeout, max_output)
         if check:
             result.check_returncode()
         return result

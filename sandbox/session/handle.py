@@ -18,7 +18,8 @@ from remit.sandbox.session.core import Core, Ticket
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.link import descriptors, message, receive
 from remit.sandbox.session.result import Capture, CompletedCall, SessionClosed, TimeoutExpired
-from remit.sandbox.session.streams import CHUNK, Decode, Streams, decoded
+from remit.sandbox.session.streams import CHUNK, Decode, Streams
+from remit.sandbox.session.text import decoded
 
 _REPLY = 1 << 17
 _COUNTABLE = ((1 << 31) - 1) // 1000 - 1
@@ -244,18 +245,32 @@ class Exchange:
                     watch.unregister(descriptor)
 
     def result(self) -> CompletedCall[Any]:
-        """What came of it."""
-        kept = [self._captures.get(descriptor) for descriptor in self._readers]
-        lost = [capture.lost if capture is not None else 0 for capture in kept]
-        return self._conversation.completed(self._value(0), self._value(1), (lost[0], lost[1]))
+        """What came of it. Raises UnicodeDecodeError: text was asked for, and that is none."""
+        # First: of a call that was ended, that is what there is to say.
+        self._conversation.raise_ended()
+        answer = self._conversation.answer
+        whole = answer is not None and not answer[2]
+        (stdout, lost), (stderr, more) = [
+            self._value(which, self._decode, whole=whole) for which in range(len(self._readers))
+        ]
+        return self._conversation.completed(stdout, stderr, (lost, more))
 
     def expired(self, timeout: float) -> TimeoutExpired:
-        """The error of one that took too long, with what there is so far."""
-        return TimeoutExpired(self._conversation.ticket.args, timeout, self._value(0), self._value(1))
+        """The error of one that took too long, with what there is so far, text or not."""
+        decode = (self._decode[0], "replace") if self._decode and self._decode[1] == "strict" else self._decode
+        said = [self._value(which, decode, whole=False)[0] for which in range(len(self._readers))]
+        return TimeoutExpired(self._conversation.ticket.args, timeout, *said)
 
-    def _value(self, which: int) -> Any:
+    def _value(self, which: int, decode: Decode, *, whole: bool) -> tuple[Any, int]:
+        """A stream as far as it was kept, and how many bytes are missing in the middle."""
         capture = self._captures.get(self._readers[which])
-        return None if capture is None else decoded(capture.value(), self._decode)
+        if capture is None:
+            return None, 0
+        head, tail = capture.halves()
+        if decode is None:
+            return head + tail, capture.lost
+        text, cut = decoded(head, tail, capture.lost, *decode, whole=whole)
+        return text, capture.lost + cut
 
 
 class Handle:

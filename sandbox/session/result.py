@@ -219,10 +219,10 @@ class Capture:
             if excess > self.limit // 2:
                 del self._tail[:excess]
 
-    def value(self) -> bytes:
-        """What was kept."""
+    def halves(self) -> tuple[bytes, bytes]:
+        """What was kept: the first half, and what comes ``lost`` bytes after it."""
         half = self.limit // 2
-        return bytes(self._head + (self._tail[-half:] if half else b""))
+        return bytes(self._head), bytes(self._tail[-half:] if half else b"")
 
     @property
     def lost(self) -> int:

@@ -189,6 +189,7 @@ class Session(Base):
         """
         timeout, max_output = seconds(timeout), size(max_output)
         decode = decoder(text, encoding, errors)
+        given = encoded(input, decode)
         with self._start(
             args,
             grant,
@@ -198,7 +199,7 @@ class Session(Base):
             env=env,
             shell=shell,
         ) as call:
-            result = call.complete(encoded(input, decode), timeout, max_output)
+            result = call.complete(given, timeout, max_output)
         if check:
             result.check_returncode()
         return result
@@ -227,11 +228,12 @@ class Session(Base):
 
         Raises: as ``run``, but for what only the end can tell.
         """
+        decode = decoder(text, encoding, errors)
         call = self._start(
             args,
             grant,
             Streams(stdin, stdout, stderr, pty=pty),
-            decoder(text, encoding, errors),
+            decode,
             cwd=cwd,
             env=env,
             shell=shell,

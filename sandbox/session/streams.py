@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import stat
@@ -157,17 +158,22 @@ def copy_of_regular(descriptor: int, hint: str = "pass it through a pipe (stdin=
 
 
 def decoder(text: bool | None, encoding: str | None, errors: str | None) -> Decode:
-    """(encoding, errors) where a result is text (``subprocess``'s rule), else None."""
-    return (encoding or "utf-8", errors or "strict") if text or encoding or errors else None
+    """(encoding, errors) where a result is text (``subprocess``'s rule), else None. Raises LookupError: there is no such one."""
+    if not (text or encoding or errors):
+        return None
+    found = encoding or "utf-8", errors or "strict"
+    "".encode(found[0])  # text encodings only
+    codecs.lookup_error(found[1])
+    return found
 
 
 def encoded(given: Any, decode: Decode) -> bytes | None:
-    """Input as bytes."""
-    return given.encode(*decode or ("utf-8",)) if isinstance(given, str) else given
-
-
-def decoded(data: bytes, decode: Decode) -> Any:
-    """Output as the caller wants it, with line ends as ``subprocess`` makes them."""
-    if decode is None:
-        return data
-    return data.decode(*decode).replace("\r\n", "\n").replace("\r", "\n")
+    """Input as bytes. Raises TypeError; UnicodeEncodeError."""
+    if given is None or isinstance(given, bytes):
+        return given
+    if isinstance(given, str):
+        return given.encode(*decode or ("utf-8",))
+    try:
+        return bytes(memoryview(given))
+    except TypeError:
+        raise TypeError(f"input is bytes or a string, not {type(given).__name__}") from None

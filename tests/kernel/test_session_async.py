@@ -254,6 +254,19 @@ def test_errors_are_the_blocking_session_s(backend: str, workspace: Path) -> Non
     in_session(backend, body)
 
 
+def test_text_that_remit_has_cut_is_text(backend: str, workspace: Path) -> None:
+    async def body(session: AsyncSession) -> None:
+        with pytest.raises(remit.TimeoutExpired) as slow:
+            await session.run("printf 'a\\303'; sleep 1000", shell=True, text=True, timeout=1)
+        assert slow.value.output == "a"
+        kept = await session.run(["printf", "é" * 10], text=True, max_output=7)
+        assert (kept.stdout, kept.stdout_lost) == ("é" * 3, 14)
+        with pytest.raises(UnicodeDecodeError):
+            await session.run(["printf", "\\351"], text=True)
+
+    in_session(backend, body)
+
+
 def test_a_descriptor_that_cannot_be_a_stream_is_refused_and_the_session_goes_on(backend: str, workspace: Path) -> None:
     async def body(session: AsyncSession) -> None:
         run: Any = session.run

@@ -10,13 +10,25 @@ import socket
 import subprocess
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from remit import DEVNULL, PIPE, STDOUT, CalledProcessError, Grant, GrantError, LaunchError, Session, TimeoutExpired
+from remit import (
+    DEVNULL,
+    PIPE,
+    STDOUT,
+    CalledProcessError,
+    Grant,
+    GrantError,
+    GrantExpired,
+    LaunchError,
+    Session,
+    TimeoutExpired,
+)
 from remit.sandbox.launch.zygote import MOST
 from remit.sandbox.session.call import Popen
 from tests.kernel.run_harness import TIMEOUT, World, descendants
@@ -132,6 +144,49 @@ def test_text(session: Session) -> None:
     assert session.run(["cat"], input="\xe9", encoding="latin-1").stdout == "\xe9"
     undecodable = session.run(["printf", r"\351"], text=True, errors="replace")
     assert undecodable.stdout == "\ufffd"
+
+
+def test_text_that_remit_has_cut_is_text(session: Session) -> None:
+    """At the end, where it ends the call; in the middle, where it keeps no more."""
+    half = "printf 'a\\303'; "
+    with pytest.raises(TimeoutExpired) as raised:
+        session.run(half + f"sleep {FOREVER}", shell=True, text=True, timeout=1)
+    assert raised.value.output == "a"
+    with pytest.raises(TimeoutExpired) as raised:
+        session.run(half + f"echo b; sleep {FOREVER}", shell=True, text=True, timeout=1)
+    assert raised.value.output == "a\ufffdb\n"
+    with session.popen(half + f"echo go >&2; sleep {FOREVER}", shell=True, text=True) as call:
+        with pytest.raises(TimeoutExpired) as raised:
+            call.communicate(timeout=1)
+        assert raised.value.output == "a"
+        call.kill()
+    limited = session.run(half + f"sleep {FOREVER}", shell=True, text=True, grant=Grant(limits={"time": "1s"}))
+    assert (limited.limit, limited.stdout) == ("time", "a")
+    with pytest.raises(GrantExpired):
+        session.run(half + f"echo b; sleep {FOREVER}", shell=True, text=True, grant=Grant(expires=1))
+    for most in range(21):
+        kept = session.run(["printf", "é" * 10], text=True, max_output=most)
+        assert kept.stdout is not None
+        assert set(kept.stdout) <= {"é"}
+        assert len(kept.stdout.encode()) + kept.stdout_lost == 20
+        assert len(kept.stdout.encode()) >= most - 3
+    for binary in ("\\351", "\\303"):  # the command's own: as subprocess has it
+        with pytest.raises(UnicodeDecodeError):
+            session.run(["printf", binary], text=True)
+        assert session.run(["printf", binary], text=True, errors="replace").stdout == "\ufffd"
+
+
+def test_what_cannot_be_encoded_starts_nothing(session: Session, world: World) -> None:
+    make: Any = partial(session.run, ["touch", "made"])
+    for keywords, kind in (
+        ({"encoding": "no-such"}, LookupError),
+        ({"errors": "no-such"}, LookupError),
+        ({"input": "é", "encoding": "ascii"}, UnicodeEncodeError),
+        ({"input": 5}, TypeError),
+    ):
+        with pytest.raises(kind):
+            make(**keywords)
+    assert not (world.workspace / "made").exists()
 
 
 def test_the_working_directory(session: Session, world: World) -> None:
