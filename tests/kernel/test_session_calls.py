@@ -619,8 +619,8 @@ def test_a_child_of_the_commands_parent_ends_with_its_call_too(world: World, lef
         assert said(result) == "2"
         # Its cell is nobody's any more: the next command is the first of its own.
         assert said(session.run(python("print(os.getpid())"), timeout=TIMEOUT)) == "2"
-        # The other arm: one that is left with nothing in it serves again.
-        assert int(said(session.run(python("print(os.getpid())"), timeout=TIMEOUT))) > 2
+        # The other arm: one that is left with nothing in it serves again, if not the very next call.
+        assert max(int(said(session.run(python("print(os.getpid())"), timeout=TIMEOUT))) for _ in range(8)) > 2
 
 
 @pytest.mark.needs(x86_64=True)
