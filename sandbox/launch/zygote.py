@@ -424,7 +424,9 @@ class Zygote:
 
         def asked(descriptor: int, events: int) -> None:
             self._unwatch(descriptor)
-            if not events & select.POLLHUP:  # else nobody will use it any more, which the client is about to say
+            # Hung up: nobody will use it any more, which the client is about to say. And a thread that has ended its call since
+            # may have taken the request by now, which this one has only been told of.
+            if not events & select.POLLHUP and _readable(descriptor):
                 self._wanted(policy)
 
         self._watch(policy.requests, asked)
@@ -501,6 +503,12 @@ class Zygote:
             if jail.running is not None and jail.cell.number == number:
                 jail.policy.broker.looked_for(jail, pid, path)
                 self._notes.send()
+
+
+def _readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _tell_jail(jail: Jail, why: str, call: str) -> None:
