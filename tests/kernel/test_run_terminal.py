@@ -146,6 +146,13 @@ def test_a_job_in_the_background_goes_on(world: World, command: Callable[[str], 
         opened.close()
 
 
+def reads_lines(opened: Terminal) -> bool:
+    """Whether the terminal, at a shell's prompt, is as a shell leaves it to its commands: by the line, with an echo."""
+    opened.send("stty -a\r")
+    shown = opened.expect(r"(?s)speed.*@@ ")[0].replace("\r\n", " ")
+    return " -icanon" not in shown and " echo " in shown
+
+
 def test_a_job_comes_to_the_foreground(world: World, command: Callable[[str], list[str]]) -> None:
     """Then the keys are its own, on a terminal that is as it was before the shell began to read a line there."""
     opened = shell_with_job(world, *command(BACKGROUND + "read line; echo got-$line; exit 5"))
@@ -158,11 +165,10 @@ def test_a_job_comes_to_the_foreground(world: World, command: Callable[[str], li
         opened.send("keys\r")
         opened.expect("@@ ")
         logged(world, "got-keys")
-        opened.send("echo status=$?; stty -a\r")
+        opened.send("echo status=$?\r")
         opened.expect(r"status=5\r\n")
-        shown = opened.expect(r"(?s)speed.*@@ ")[0]
-        assert " -icanon" not in shown
-        assert " echo " in shown.replace("\r\n", " ")
+        opened.expect("@@ ")
+        assert reads_lines(opened)
     finally:
         opened.close()
 
@@ -189,10 +195,7 @@ def test_the_terminal_is_given_back_as_it_was(world: World) -> None:
     opened = shell_with_session(world, "sh", "-c", "stty -echo -icanon; kill -KILL $$")
     try:
         opened.expect("@@ ")
-        opened.send("stty -a\r")
-        shown = opened.expect(r"(?s)-echoprt.*@@ |speed.*@@ ")[0]
-        assert " -icanon" not in shown
-        assert " echo " in shown.replace("\r\n", " ")
+        assert reads_lines(opened)
     finally:
         opened.close()
 

@@ -31,7 +31,7 @@ HOME = "/home/u"
 
 def shipped(name: str) -> Expanded:
     profile = load(name, environ={}, home="/nonexistent")
-    return expand(profile, Context(f"{HOME}/work", HOME, "/run/user/1000", (f"{HOME}/sdk",)))
+    return expand(profile, Context(f"{HOME}/project", HOME, "/run/user/1000", (f"{HOME}/sdk",)))
 
 
 def test_the_ten() -> None:
@@ -71,10 +71,10 @@ def test_what_every_shipped_profile_holds(name: str) -> None:
         "/proc/1",
     ):
         assert not allows_path(session, path, Right.READ)[0]
-    for path in ("/usr/bin/x", "/etc/passwd", f"{HOME}/sdk/cc", f"{HOME}/work/.env"):
+    for path in ("/usr/bin/x", "/etc/passwd", f"{HOME}/sdk/cc", f"{HOME}/project/.env"):
         assert not allows_path(session, path, Right.WRITE)[0]
-    assert allows_path(session, f"{HOME}/work/src/x", Right.WRITE)[0] == (name in WRITERS)
-    assert allows_path(session, f"{HOME}/work/src/x", Right.READ)[0] == (name != "base")
+    assert allows_path(session, f"{HOME}/project/src/x", Right.WRITE)[0] == (name in WRITERS)
+    assert allows_path(session, f"{HOME}/project/src/x", Right.READ)[0] == (name != "base")
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"base", "service"}))
