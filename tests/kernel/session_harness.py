@@ -9,14 +9,17 @@ import textwrap
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
-from remit import CompletedCall, Grant, Session
+from remit import CompletedCall, Grant, Popen, Session
 from remit.sandbox.compile import seccomp, syscalls
 from tests.kernel.run_harness import PRELUDE, PYTHON, World, all_ended, descendants, parsed
 from tests.kernel.run_harness import Result as Ended
 
+Cut = TypeVar("Cut")
+_LONGER = (1.0, 8.0, 60.0)
+"""Seconds that are given to what is to be ended by a clock once it has begun."""
 _ATTEMPTS = "results = {{}}\n{body}\nimport json\nprint(json.dumps(results))"
 
 
@@ -95,13 +98,17 @@ def _arguments(process: Path) -> bytes:
     """A process's arguments; none of a zombie's and a kernel's thread, which have no memory.
 
     In the middle of an exec a process's memory is there already, its arguments not yet (``get_mm_cmdline``): the list is empty
-    for that moment, and is read again.
+    until it goes on, and is read again. Whoever sleeps from one look to the next has none.
     """
-    for _ in range(1_000):
+    before = ""
+    while True:
         words = (process / "cmdline").read_bytes()
-        if words or "\nVmSize:" not in (process / "status").read_text():
+        status = (process / "status").read_text()
+        if words or "\nVmSize:" not in status:
             return words
-    return b""
+        if status == before and status.partition("\nState:\t")[2][:1] not in ("R", "D"):
+            return words
+        before = status
 
 
 def watched(marker: str) -> list[int]:
@@ -162,6 +169,45 @@ def comm(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+def at_rest(pid: int) -> None:
+    """Until every thread of a process sleeps, and none has run between two looks: what it does after an answer is done."""
+    before: dict[str, list[str]] = {}
+
+    def same() -> bool:
+        nonlocal before
+        now: dict[str, list[str]] = {}
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # it has just ended
+                lines = (task / "status").read_text().splitlines()
+                now[task.name] = [line for line in lines if line.startswith(("State:", "voluntary_", "nonvoluntary_"))]
+        then, before = before, now
+        return now == then and all(lines[0].split()[1] == "S" for lines in now.values())
+
+    until(same)
+
+
+def begun_in_time(start: Callable[[float], Popen]) -> Popen:
+    """A call that said ``ready`` before its time was over, which ``start`` begins with so many seconds: more, where it takes
+    longer here to come to that."""
+    for seconds in _LONGER:
+        call = start(seconds)
+        assert call.stdout is not None
+        if call.stdout.readline() == b"ready\n":
+            return call
+        call.close()
+    raise AssertionError("it never began")
+
+
+def cut_off(run: Callable[[float], Cut], said: Callable[[Cut], object]) -> Cut:
+    """What is left of a call that is ended by a clock, after it had ``said`` something: with more seconds, where it takes longer
+    here to come to that."""
+    for seconds in _LONGER:
+        cut = run(seconds)
+        if said(cut):
+            return cut
+    raise AssertionError("it never spoke")
 
 
 def stopped(pid: int) -> None:

@@ -95,7 +95,7 @@ def test_a_request_that_is_sent_again_runs_under_what_is_left_of_its_grant(world
     mark = ["sh", "-c", "echo ran >> mark"]
     with opened(world) as session:
         part = session.narrow(Grant(write=["."]))
-        for owner, grant in ((part, None), (session, Grant(write=["."], expires=1.5))):
+        for owner, grant in ((part, None), (session, Grant(write=["."], expires=4.0))):
             assert owner.run(mark, grant=grant).returncode == 0
             assert replayed(session, tickets[-1], world.workspace) == "ran"
         assert (world.workspace / "mark").read_text() == "ran\n" * 4

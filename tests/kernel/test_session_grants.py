@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
@@ -13,11 +14,24 @@ from unittest.mock import patch
 
 import pytest
 
-from remit import PIPE, Grant, GrantError, GrantExpired, GrantRevoked, LaunchError, Session, SessionClosed
+from remit import PIPE, Grant, GrantError, GrantExpired, GrantRevoked, LaunchError, Popen, Session, SessionClosed
 from remit.sandbox.session.core import POLICIES, Core
 from remit.sandbox.session.door import Door
 from tests.kernel.run_harness import World
-from tests.kernel.session_harness import gone, handles, named, opened, probe, probes, python, said, until, watched
+from tests.kernel.session_harness import (
+    begun_in_time,
+    cut_off,
+    gone,
+    handles,
+    named,
+    opened,
+    probe,
+    probes,
+    python,
+    said,
+    until,
+    watched,
+)
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
 
@@ -481,20 +495,38 @@ def freezing(world: World) -> str:
 def test_with_freeze_a_call_stops_where_it_stands(world: World, end: str) -> None:
     marker = f"{FOREVER}.203"
     with opened(world, freezing(world)) as session:
-        grant = Grant(read=["."], expires=0.5 if end == "expiry" else None)
-        call = session.popen(["sh", "-c", f"sleep {marker} & setsid sleep {marker} & echo ready; wait"], grant=grant)
-        assert call.stdout is not None
-        assert call.stdout.readline() == b"ready\n"
-        processes = watched(marker)
-        if end == "revocation":
+        script = ["sh", "-c", f"sleep {marker} & setsid sleep {marker} & echo ready; wait"]
+        if end == "expiry":
+            call = frozen_in_time(session, script)
+        else:
+            call = session.popen(script, grant=Grant(read=["."]))
+            assert call.stdout is not None
+            assert call.stdout.readline() == b"ready\n"
             assert session.revoke(call) == [call.call]
-        with pytest.raises(GrantExpired if end == "expiry" else GrantRevoked):
-            call.wait()
+            with pytest.raises(GrantRevoked):
+                call.wait()
+        processes = watched(marker)
         until(lambda: {state(pid) for pid in named(marker)} == {"T"})
         assert len(named(marker)) == 3
         assert session.run(["true"]).returncode == 0  # the session goes on
         call.close()
         assert gone(processes)
+
+
+def frozen_in_time(session: Session, script: list[str]) -> Popen:
+    """A call that had said ``ready`` when its grant's end froze it."""
+
+    def expired(seconds: float) -> tuple[Popen, bool]:
+        call = session.popen(script, grant=Grant(read=["."], expires=seconds))
+        with pytest.raises(GrantExpired):
+            call.wait()
+        assert call.stdout is not None
+        spoke = bool(select.select([call.stdout], [], [], 0)[0]) and call.stdout.readline() == b"ready\n"
+        if not spoke:
+            call.close()
+        return call, spoke
+
+    return cut_off(expired, lambda ended: ended[1])[0]
 
 
 def state(pid: int) -> str:
@@ -533,11 +565,7 @@ def test_what_a_background_call_left_behind_ends_with_its_authority(world: World
     time.sleep(1000)
     """
     with opened(world) as session:
-        grant = Grant(
-            read=["."],
-            expires=0.7 if end == "expiry" else None,
-            limits={"time": "700ms"} if end == "time" else {"memory": "200MiB"} if end == "memory" else None,
-        )
+        grant = Grant(read=["."], limits={"memory": "200MiB"} if end == "memory" else None)
         file = world.home / "g.json"
         if end == "revocation of a file":
             made = world.remit("grant", "new", "--read", ".", "-o", str(file))
@@ -549,11 +577,16 @@ def test_what_a_background_call_left_behind_ends_with_its_authority(world: World
         if end == "memory":
             code = f"os.fork() or os.execv('/usr/bin/python3', {[*python(eats), marker]!r})"
             call = session.popen(python(code), grant=grant, background=True)
+        elif end in ("time", "expiry"):
+            call = begun_in_time(
+                lambda seconds: session.popen(["sh", "-c", script], grant=ending(end, seconds), background=True)
+            )
         else:
             call = session.popen(["sh", "-c", script], grant=grant, background=True)
         for one in (kept, call):
             assert one.stdout is not None
-            assert one.stdout.readline() == b"ready\n"
+            if one is kept or end not in ("time", "expiry"):
+                assert one.stdout.readline() == b"ready\n"
             if one is kept or end not in ("time", "expiry", "memory"):
                 assert one.wait() == 0
         left = watched(marker)
@@ -572,6 +605,13 @@ def test_what_a_background_call_left_behind_ends_with_its_authority(world: World
         assert gone(left)
 
 
+def ending(how: str, seconds: float) -> Grant:
+    """A grant that ends, or whose calls do, after so many seconds."""
+    if how == "expiry":
+        return Grant(read=["."], expires=seconds)
+    return Grant(read=["."], limits={"time": f"{seconds:g}s"})
+
+
 SLEEP = "time.sleep(1000)"
 HELD_BACK = """
 if os.fork() == 0:
@@ -587,20 +627,23 @@ if os.fork() == 0:
 def test_a_background_call_whose_command_still_runs_ends_with_its_authority(world: World, end: str) -> None:
     """Its children as well as its command. Another one's go on, and so does the child where the command alone was killed."""
     marker = f"{FOREVER}.207"
-    limits = {"time": "900ms"} if end == "time" else {"memory": "200MiB"} if end.startswith("memory") else None
-    grant = Grant(read=["."], expires=0.9 if end == "expiry" else None, limits=limits)
     grows = "os.read(0, 1); x = bytearray(300 << 20); x[::4096] = b'1' * len(x[::4096]); time.sleep(1000)"
-    code = python(HELD_BACK.format(first="pass", then=grows if limits else SLEEP, goes_on=SLEEP))
+    fed = end.startswith("memory")
+    code = [*python(HELD_BACK.format(first="pass", then=grows if fed else SLEEP, goes_on=SLEEP)), marker]
+    grant = Grant(read=["."], limits={"memory": "200MiB"} if fed else None)
     with opened(world) as session:
         part = session.narrow(Grant(read=["."])) if end == "closing" else session
         kept = session.popen(
             [*python(HELD_BACK.format(first="pass", then=SLEEP, goes_on=SLEEP)), f"{marker}9"], background=True
         )
-        call = part.popen([*code, marker], grant=grant, stdin=PIPE, background=True)
-        for one in (kept, call):
-            assert one.stdout is not None
-            assert one.stdout.readline() == b"ready\n"
-        if end not in ("expiry", "time"):
+        assert kept.stdout is not None
+        assert kept.stdout.readline() == b"ready\n"
+        if end in ("expiry", "time"):
+            call = begun_in_time(lambda seconds: part.popen(code, grant=ending(end, seconds), background=True))
+        else:
+            call = part.popen(code, grant=grant, stdin=PIPE, background=True)
+            assert call.stdout is not None
+            assert call.stdout.readline() == b"ready\n"
             assert len(named(marker)) == 4
         kept.kill()
         assert kept.wait() == -9

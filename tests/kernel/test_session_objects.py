@@ -184,7 +184,7 @@ def test_a_denied_file_that_is_saved_anew_stays_denied(world: World) -> None:
 
 def test_setting_the_clock_back_revives_no_narrowed_session(world: World) -> None:
     with opened(world) as session:
-        part = session.narrow(Grant(read=["."], expires=0.2))
+        part = session.narrow(Grant(read=["."], expires=1.0))
         below = part.narrow(Grant(read=["."]))
         kept = session.narrow(Grant(read=["."], expires="1h"))
         with pytest.raises(GrantExpired):
