@@ -476,7 +476,7 @@ def test_it_goes_on_until_there_is_something_else(session: Session) -> None:
             answers.append(session.fast.step(fd, others, as_started=True))
             events += session.fast.events()
         assert answers[-1] == 0
-        assert len(answers) < 20
+        assert len(answers) < 41  # how often depends on who else is there: some step answered two calls
         session.caller.listener.reply(session.fast.notification()[0], error=EPERM)
         assert session.caller.result() == [EPERM]
         assert [path.rpartition(b"/")[2] for event in events for path in event[4]] == [

@@ -15,7 +15,7 @@ import pytest
 
 from remit import PIPE, Error, Grant, LaunchError
 from tests.kernel.run_harness import World, descendants
-from tests.kernel.session_harness import comm, first_processes, opened, said
+from tests.kernel.session_harness import at_rest, comm, first_processes, opened, said
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
 
@@ -61,7 +61,7 @@ def test_no_process_or_thread_can_be_started_in_a_session(world: World) -> None:
         assert session.run(["true"]).returncode == 0
         assert session.run(["true"], grant=Grant(write=["."])).returncode == 0
         assert running.communicate(b"alive")[0] == b"alive"
-    assert first_processes() == before
+    assert first_processes() <= before  # one of an earlier test may have been about to go
 
 
 @pytest.mark.needs(root=True)
@@ -77,10 +77,12 @@ def test_an_authority_that_nobody_could_be_armed_for_keeps_nothing(world: World,
         held: list[tuple[int, int]] = []
         # More than it keeps for grants that it knows.
         for number in range(40):
+            at_rest(zygote)
             fds = len(os.listdir(f"/proc/{zygote}/fd"))
             with limited(zygote, resource.RLIMIT_NOFILE, fds + room):
                 grant = Grant(read=["."], limits={"files": 100 + number})
                 found.append(outcome(partial(session.run, ["true"], grant=grant, timeout=60)))
+            at_rest(zygote)
             held.append((len(os.listdir(f"/proc/{zygote}/fd")), len(descendants(zygote))))
         assert room > 2 or "ran" not in found
         # What ran keeps its authority, a thread and a cell; from the first shortage on, nothing is kept for later.
