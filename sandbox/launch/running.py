@@ -60,6 +60,7 @@ class Running:
         "_window",
         "call",
         "chain",
+        "ended",
         "limit",
         "over",
         "pid",
@@ -74,6 +75,8 @@ class Running:
         self.pid = 0
         self.limit = ""
         """What ended the command, where it was not its own doing: the name of a limit, ``expired``, ``revoked``, ``killed``."""
+        self.ended = False
+        """Nothing of it is left, which its client is about to hear, or has heard."""
         self.over = False
         """It holds no authority any more: whatever is left of it ends with its command, and nothing of it lingers."""
         self.terminal = False
@@ -161,6 +164,7 @@ class Running:
     def failed(self, failure: Failure) -> None:
         """Tell the client, and the template."""
         jail = self._jail
+        self.ended = True
         if not self._answered:
             self._answered = True
             answer(self._reply, "failed", *failure)
@@ -197,7 +201,7 @@ class Running:
 
     def _never_start(self) -> None:
         """As if it had been killed before its first instruction. For the record, it is one that was refused."""
-        self._answered = True
+        self._answered = self.ended = True
         answer(self._reply, "exited", _SIGKILL, "killed", 0.0, 0, 0, [], True)
         self.failed(("launch", "it was withdrawn before it was started", "", 125))
 
@@ -264,8 +268,10 @@ class Running:
         with jail.ending:
             if not clean and not lingers:
                 jail.end_cell()
+                self.ended = True
                 self._answer(status, cpu, memory)
             else:
+                self.ended = clean
                 self._answer(status, cpu, memory)
                 self.reap()
             # What was noted of the call is in the record before its end is.

@@ -346,7 +346,8 @@ class Zygote:
         # All of them: one that was only just armed may serve before the message with its listener has been read.
         for jail in [*self._jails.values()]:
             running = jail.running
-            if running is not None and grant in running.chain:
+            # One that has been answered is there until its thread is ready for the next.
+            if running is not None and not running.ended and grant in running.chain:
                 stopped.append(running.call)
                 _tell_jail(jail, "revoked", running.call)
         return stopped
