@@ -541,7 +541,7 @@ def test_a_command_that_had_started_ends_for_exec_as_for_run(
                 return told(world, words, [*[word.format(seconds) for word in options], "--", *command])
 
             # A grant may be over before anything has started under it.
-            result, events = cut_off(ends, lambda end: end[1][0]["event"] == "started")
+            result, events = cut_off(ends, lambda end: end[1][-1]["event"] == "exited")
             assert result.status == status, result
             assert [event["event"] for event in events] == ["started", "exited"]
             end = {name: events[1][name] for name in ("code", "signal", "limit") if name in events[1]}
