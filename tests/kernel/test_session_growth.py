@@ -15,7 +15,7 @@ import pytest
 
 from remit import Grant, Session
 from tests.kernel.run_harness import World, descendants
-from tests.kernel.session_harness import opened
+from tests.kernel.session_harness import at_rest, comm, first_processes, opened
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.needs(userns=True, landlock=6)]
 
@@ -28,7 +28,10 @@ up and not forgotten is 100, and each half of the calls has a hundred of them.""
 
 @dataclass(frozen=True)
 class Figures:
-    """What the kernel says of a process: proportional memory in KiB, descriptors, threads, mounts, children."""
+    """What the kernel says of a process: its own memory in KiB, descriptors, threads, mounts, children.
+
+    Its own: anonymous, in proportion. Of the pages of files, its part is the larger the fewer others have them, whoever they are.
+    """
 
     memory: int
     descriptors: int
@@ -38,15 +41,20 @@ class Figures:
 
 
 def figures(pid: int) -> Figures:
+    at_rest(pid)
     place = Path(f"/proc/{pid}")
-    memory = next((int(line.split()[1]) for line in lines(place / "smaps_rollup") if line.startswith("Pss:")), 0)
     return Figures(
-        memory=memory,
+        memory=memory(pid),
         descriptors=len(os.listdir(place / "fd")) if os.geteuid() == 0 else 0,
         threads=len(os.listdir(place / "task")),
         mounts=len(lines(place / "mountinfo")) if os.geteuid() == 0 else 0,
         children=len(descendants(pid)),
     )
+
+
+def memory(pid: int) -> int:
+    found = lines(Path(f"/proc/{pid}/smaps_rollup"))
+    return next((int(line.split()[1]) for line in found if line.startswith("Pss_Anon:")), 0)
 
 
 def lines(path: Path) -> list[str]:
@@ -56,20 +64,13 @@ def lines(path: Path) -> list[str]:
         return []
 
 
-def processes(name: str) -> list[int]:
-    found: list[int] = []
-    for pid in descendants(os.getpid()):
-        try:
-            if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n":
-                found.append(pid)
-        except OSError:
-            continue
-    return found
+def templates() -> list[int]:
+    return [pid for pid in descendants(os.getpid()) if comm(pid) == "remit-template"]
 
 
 def cgroups() -> list[str]:
     """Groups that a process of ours is in, or that are called after a session of ours."""
-    return sorted({Path(f"/proc/{pid}/cgroup").read_text() for pid in (os.getpid(), *processes("remit-template"))})
+    return sorted({Path(f"/proc/{pid}/cgroup").read_text() for pid in (os.getpid(), *templates())})
 
 
 def use(session: Session, calls: int) -> None:
@@ -91,10 +92,10 @@ def use(session: Session, calls: int) -> None:
 
 
 def test_calls_leave_nothing_in_their_session(world: World) -> None:
-    before = set(processes("remit-init"))
+    before = first_processes()
     with opened(world) as session:
-        (zygote,) = set(processes("remit-init")) - before
-        (template,) = processes("remit-template")
+        (zygote,) = first_processes() - before
+        (template,) = templates()
         use(session, CALLS // 2)
         own, host = len(os.listdir("/proc/self/fd")), cgroups()
         halfway = figures(zygote), figures(template)
@@ -115,8 +116,8 @@ def test_calls_leave_nothing_in_their_session(world: World) -> None:
 def test_a_hundred_sessions_at_once_and_all_gone_again(world: World) -> None:
     with opened(world):
         pass
-    (template,) = processes("remit-template")
-    zygotes = len(processes("remit-init"))
+    (template,) = templates()
+    zygotes = len(first_processes())
     host, own = cgroups(), len(os.listdir("/proc/self/fd"))
 
     def round_of(count: int) -> int:
@@ -124,8 +125,8 @@ def test_a_hundred_sessions_at_once_and_all_gone_again(world: World) -> None:
             sessions = [stack.enter_context(opened(world)) for _ in range(count)]
             for session in sessions:
                 assert session.run(["/bin/true"]).returncode == 0
-            each = [figures(pid).memory for pid in processes("remit-init")]
-            print(f"{count} sessions: {sum(each) / max(1, len(each)):.0f} KiB PSS each (0: not to be seen)")
+            each = [memory(pid) for pid in first_processes()]
+            print(f"{count} sessions: {sum(each) / max(1, len(each)):.0f} KiB each (0: not to be seen)")
             return len(each) - zygotes
 
     # As many at once both times: a heap that held them has room for as many again.
@@ -137,6 +138,6 @@ def test_a_hundred_sessions_at_once_and_all_gone_again(world: World) -> None:
     assert last.memory <= first.memory + ROOM * 4
     assert last.children <= first.children + 8  # zombies too
     assert (last.descriptors, last.mounts, last.threads) == (first.descriptors, first.mounts, first.threads)
-    assert len(processes("remit-init")) == zygotes
+    assert len(first_processes()) == zygotes
     assert len(os.listdir("/proc/self/fd")) <= own + 1
     assert cgroups() == host
