@@ -30,7 +30,7 @@ from tests.align.demo.trace import PROFILE, profile, traced_calls
 from tests.align.demo.witness import Witness
 
 AGENTS = 10
-_LIMIT = 60
+_LIMIT = 120
 _QUIET = {
     "MSWEA_CONFIGURED": "true",
     "MSWEA_SILENT_STARTUP": "1",

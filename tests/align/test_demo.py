@@ -49,7 +49,7 @@ def _run(mode: str, arm: str) -> dict[str, Any]:
         if probe.returncode:
             pytest.skip(f"not permitted on this host: {' '.join(needed)}: {probe.stderr.strip()}")
     command = [sys.executable, "-m", "tests.align.demo", "--json", "--arm", arm, "--audit", "full", *arguments]
-    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     if os.geteuid() == 0:

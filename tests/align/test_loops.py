@@ -33,7 +33,7 @@ def test_two_hundred_tool_calls_have_the_demo_s_verdicts(loop: str) -> None:
         if probe.returncode:
             pytest.skip(f"not permitted on this host: {' '.join(needed)}: {probe.stderr.strip()}")
     command = [sys.executable, "-m", "tests.align.loops", loop]
-    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     if os.geteuid() == 0:

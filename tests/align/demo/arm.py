@@ -15,7 +15,7 @@ from tests.align.demo.script import Step, steps
 from tests.align.demo.trace import Trace, traced
 from tests.align.demo.witness import Witness
 
-_LIMIT = 300
+_LIMIT = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def _run_agent(house: House, url: str, prefix: list[str]) -> tuple[str, dict[str
         "model.cost_tracking": "ignore_errors",
         "environment.prefix": shlex.join(prefix),
         "environment.cwd": str(house.repository),
-        "environment.timeout": 60,
+        "environment.timeout": 120,
     }
     quiet = {
         "MSWEA_CONFIGURED": "true",
