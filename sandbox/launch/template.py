@@ -58,6 +58,8 @@ _LOOK = 0.5
 _LAST_WORDS = 5.0
 """Seconds that a session's first process may go on talking when it is told to end."""
 _SILENCE_MS = 1000
+_SERVED = 256
+"""Networks of calls that are over whose call is known, for what the gateway tells of their last connections."""
 _CONTEXT = "context.json"
 """What a standing session's calls are measured against (``session.context``)."""
 _MORE = "raise 'ulimit -n', or end what runs: nothing was started"
@@ -83,6 +85,7 @@ class Running:
         "on_full",
         "opened",
         "record",
+        "served",
         "token",
     )
 
@@ -100,7 +103,9 @@ class Running:
         self.held: set[str] = set()
         """The ids of grants out of files that the session, or a call in it, runs under; of those that were not revoked."""
         self.calls: dict[str, tuple[str, tuple[str, ...]]] = {}
-        """Which call, with its grants, a network of its own serves: by the number that its sockets came under."""
+        """Which call, with its grants, a network of its own serves or served: by the number that its sockets came under."""
+        self.served: list[str] = []
+        """The numbers of those that are over, oldest first. The gateway may have something to tell of them still."""
 
     def network(self, events: Events) -> None:
         """The gateway decided something, or is gone."""
@@ -414,7 +419,10 @@ class Template:
     def _on_served(self, running: Running, number: int) -> None:
         if running.child.way is not None:
             running.child.way.drop(str(number), self._poll)
-        running.calls.pop(str(number), None)
+        if str(number) in running.calls:
+            running.served.append(str(number))
+        if len(running.served) > _SERVED:
+            running.calls.pop(running.served.pop(0), None)
 
     def _on_ready(self, running: Running, enforcement: dict[str, str]) -> None:
         running.opened = True

@@ -162,3 +162,31 @@ def test_a_narrowed_session_has_no_more_than_its_own_network(net: Internet) -> N
     )
     assert done.stdout.split() == ["200", "200", "200", "403", "000", "000"], done
     assert [what.split()[1] for kind, what in net.seen() if kind == "tcp"] == ["8080"] * 3
+
+
+BRIEF = """
+import os
+from remit import Grant, Session
+host = "granted.example.com:8080"
+with Session("offline", os.environ["WORK"], connect=[host, "other.example.com:8080"]) as session:
+    for _ in range(20):
+        grant = Grant(read=["."], connect=[host])
+        done = session.run(["curl", "-sS", "-m", "60", "-o", "/dev/null", f"http://{host}/"], grant=grant)
+        print(done.returncode, done.call)
+"""
+
+
+def test_how_a_connection_ended_is_the_calls_own_though_it_is_told_when_that_is_over(net: Internet) -> None:
+    """A program ends with its connection, and the gateway tells of that a moment later."""
+    done = subprocess.run(
+        [*net.world.prefix, sys.executable, "-c", BRIEF],
+        env=net.world.env({"WORK": str(net.world.workspace)}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    calls = [line.split() for line in done.stdout.splitlines()]
+    assert [status for status, _ in calls] == ["0"] * 20
+    events = [json.loads(line) for line in (net.world.records()[-1] / "events.jsonl").read_text().splitlines()]
+    assert [event.get("call") for event in events if event.get("verdict") == "ended"] == [call for _, call in calls]
