@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests import needs
 
@@ -14,8 +14,9 @@ for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
-# An ordinary user may not write beside the tests, and examples of one run are not another's.
-settings.register_profile("remit", database=None)
+# An ordinary user may not write beside the tests, and examples of one run are not another's. How long an example takes says
+# something of the machine.
+settings.register_profile("remit", database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("remit")
 
 

@@ -106,7 +106,7 @@ def run(
     opened: Sequence[str] = (),
     reads: bool = False,
     environment: dict[str, str] | None = None,
-    timeout: int = 60,
+    timeout: int = 300,
 ) -> Result:
     """Run ``argv`` in ``root`` as an ordinary user. ``mode``:
 

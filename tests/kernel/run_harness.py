@@ -26,7 +26,7 @@ from pathlib import Path
 
 PYTHON = "/usr/bin/python3"
 PATH = "/usr/local/bin:/usr/bin:/bin"
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 """Seconds until a run that hangs is killed and its test fails. Not a synchronisation."""
 
 PRELUDE = """
@@ -279,15 +279,15 @@ class Terminal:
         if self.pid == 0:
             try:
                 os.chdir(cwd)
+                _resize(0, *size)  # before anybody looks
                 os.execvpe(argv[0], list(argv), dict(env))
             finally:
                 os._exit(120)
-        self.resize(*size)
         self.output = ""
 
     def resize(self, rows: int, columns: int) -> None:
         """Change the window's size, as a terminal emulator does."""
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        _resize(self.master, rows, columns)
 
     def send(self, keys: str) -> None:
         """Press keys."""
@@ -334,6 +334,10 @@ class Terminal:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
         os.close(self.master)
+
+
+def _resize(descriptor: int, rows: int, columns: int) -> None:
+    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import textwrap
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from unittest.mock import patch
 
 from remit import CompletedCall, Grant, Popen, Session
 from remit.sandbox.compile import seccomp, syscalls
-from tests.kernel.run_harness import PRELUDE, PYTHON, World, all_ended, descendants, parsed
+from tests.kernel.run_harness import PRELUDE, PYTHON, TIMEOUT, World, all_ended, descendants, parsed
 from tests.kernel.run_harness import Result as Ended
 
 Cut = TypeVar("Cut")
@@ -156,11 +157,10 @@ def numbers(pid: int) -> list[int]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for it, looking."""
-    for _ in range(1_000_000):
-        if condition():
-            return
-    raise AssertionError("it never happened")
+    """Wait for it, looking: as often as it takes, some looks cost nothing."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
 
 
 def comm(pid: int) -> str:

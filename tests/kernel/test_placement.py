@@ -14,7 +14,7 @@ import pytest
 
 from remit.sandbox.kernel.placement import Placement
 from tests.kernel.run_harness import World
-from tests.kernel.session_harness import opened, python, said
+from tests.kernel.session_harness import opened, python, said, until
 
 OPENS = """
 import json, os
@@ -123,7 +123,8 @@ def another_runs() -> Generator[None, None, None]:
 def test_who_else_runs_is_seen() -> None:
     placement = Placement()
     with another_runs():
-        assert not placement.alone()
+        # A machine that shares its CPUs out by quota has moments in which nobody runs.
+        until(lambda: not placement.alone())
 
 
 @pytest.mark.kernel

@@ -21,7 +21,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.kernel.run_harness import World
+from tests.kernel.run_harness import TIMEOUT, World
 from tests.kernel.session_harness import opened, until
 
 pytestmark = pytest.mark.kernel
@@ -201,18 +201,18 @@ def test_processes_of_the_host(world: World) -> None:
 def test_the_hosts_loopback(world: World) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        listener.listen()
         port = listener.getsockname()[1]
         connect = f"""
             s = socket.socket()
             try: s.connect(("127.0.0.1", {port}))
             except ConnectionRefusedError: print("refused")
         """
+        # Nobody listens there yet, and nobody else can: that nothing answered is no denial.
+        world.python(connect)
+        assert [e["verdict"] for e in of(world, f"127.0.0.1:{port}")] == ["moot"]
+        listener.listen()
         assert world.python(connect).lines == ["refused"]
         assert [(e["verdict"], e["right"]) for e in of(world, f"127.0.0.1:{port}")] == [("denied", "connect")]
-    # Nobody listens there any more: that nothing answered is no denial.
-    world.python(connect)
-    assert [e["verdict"] for e in of(world, f"127.0.0.1:{port}")] == ["moot"]
     inside = """
         l = socket.socket(); l.bind(("127.0.0.1", 0)); l.listen()
         s = socket.socket(); s.connect(l.getsockname()); print(l.getsockname()[1])
@@ -251,7 +251,7 @@ def _limited(world: World, script: str, kib: int, name: str) -> subprocess.Compl
         cwd=world.workspace,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT,
         check=False,
     )
 
@@ -459,7 +459,7 @@ def test_a_reader_that_never_reads_keeps_nobody_waiting(world: World, words: tup
     """Readers have files, and no writer knows of them: what is done while one is stuck is done, and in the record."""
     with opened(world) as session:
         many = "for n in $(seq 150); do : > made$n; done"
-        assert session.run(["sh", "-c", many], timeout=60).returncode == 0
+        assert session.run(["sh", "-c", many], timeout=TIMEOUT).returncode == 0
         lines = world.state / "sessions" / session.id / "events.jsonl"
         until(lambda: "made150" in lines.read_text())
         ours, theirs = os.pipe()
@@ -471,7 +471,7 @@ def test_a_reader_that_never_reads_keeps_nobody_waiting(world: World, words: tup
             os.close(theirs)
             waiting = array("i", [0])
             until(lambda: not ioctl(answer, FIONREAD, waiting) and waiting[0] > 2000)
-            assert session.run(["sh", "-c", ": > later"], timeout=60).returncode == 0
+            assert session.run(["sh", "-c", ": > later"], timeout=TIMEOUT).returncode == 0
             until(lambda: f"{world.workspace}/later" in lines.read_text())
             assert reader.poll() is None
             assert len(answer.read()) > 8192
@@ -507,7 +507,7 @@ def test_denials_go_to_a_stderr_that_is_full_and_does_not_block(
             told = b""
             while reads and (piece := os.read(reader, 1000)):
                 told += piece
-            status = run.wait(60)
+            status = run.wait(TIMEOUT)
     finally:
         os.close(reader)
         if live:

@@ -106,8 +106,13 @@ def test_a_key_that_is_trusted_no_more_opens_nothing_though_the_plan_is_cached(w
 
 
 def test_a_grant_that_ends_ends_the_command(world: World, data: Path) -> None:
-    grant = make(world, "--read", str(data), "--expires", "3s")
-    result = world.run("sh", "-c", f"cat {data}; sleep 30", options=["--grant", str(grant)])
+    for lives in ("2s", "10s", "60s"):
+        grant = make(world, "--read", str(data), "--expires", lives, file=f"{lives}.json")
+        result = world.run("sh", "-c", f"cat {data}; sleep 1000", options=["--grant", str(grant)])
+        if result.stdout:
+            break
+        # A machine may take longer than that to come to the command.
+        assert result.status in (2, 124), result
     assert (result.status, result.stdout) == (124, "granted\n")
     status, said = read(world, data, grant)
     assert status == 2

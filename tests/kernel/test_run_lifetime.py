@@ -241,7 +241,7 @@ def test_invariant_10_200_runs_leave_nothing(world: World, subreaper: None) -> N
     assert before["processes"] <= others
     assert after == before
     assert groups_of({pid for pid, _ in runs}) == []
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # of other tests' some may be collected meanwhile
     assert len(world.records()) == 201
     assert not list(world.state.rglob("canary"))
 
@@ -272,10 +272,12 @@ def settled(world: World, expected: dict[str, set[str]]) -> dict[str, set[str]]:
 def test_invariant_10_namespaces_are_given_back_to_the_kernel(world: World) -> None:
     """In a user namespace that may have so many of each kind, forty starts only work if none is kept.
 
+    The kernel takes one back when it comes to it, a network after milliseconds or after seconds: nearly all of them may be on
+    their way at once, and one that each start kept would still be too many.
     Every detached mount counts as a mount namespace while it has no place yet, and a start makes one for each grant.
     """
     script = """
-    for kind in user pid net ipc uts cgroup; do echo 10 > /proc/sys/user/max_${kind}_namespaces || exit 90; done
+    for kind in user pid net ipc uts cgroup; do echo 35 > /proc/sys/user/max_${kind}_namespaces || exit 90; done
     echo 400 > /proc/sys/user/max_mnt_namespaces || exit 90
     for n in $(seq 40); do
         setpriv --ambient-caps=-all --inh-caps=-all -- "$@" || exit 91

@@ -17,7 +17,7 @@ from textwrap import dedent
 import pytest
 
 from tests.kernel.net_harness import TALK, Internet, gateway_of
-from tests.kernel.run_harness import World, ended, first_line, libc_python
+from tests.kernel.run_harness import TIMEOUT, World, ended, first_line, libc_python
 
 pytestmark = [
     pytest.mark.kernel,
@@ -385,7 +385,7 @@ def test_a_published_port_without_a_loopback(net: Internet) -> None:
         assert [visit(net, 18080) for _ in range(3)] == ["from inside: hello"] * 3
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(TIMEOUT) == 0
 
 
 # --- the gateway's life ------------------------------------------------------------------------------------------------
@@ -421,7 +421,7 @@ def test_the_gateway_starts_with_the_first_packet_and_ends_with_the_session(net:
         except PermissionError:
             environment = b""  # nobody may look into it but root
         assert environment == b""
-        process.communicate(timeout=60)
+        process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0
         assert ended(gateway)
 
@@ -436,7 +436,7 @@ def test_a_dead_gateway_is_no_network_and_is_said(net: Internet) -> None:
         reached = net.reached()
         assert ask(process) in ("EAI", "ECONNREFUSED", "ECONNRESET")
         assert net.reached() == reached
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=TIMEOUT)
         assert "the gateway is gone" in errors
         assert "no network from now on" in errors
     record = (net.world.records()[-1] / "events.jsonl").read_text().splitlines()
@@ -492,7 +492,7 @@ def test_a_published_port_leads_inside(net: Internet) -> None:
         assert [visit(net, 18080) for _ in range(3)] == ["from inside: hello"] * 3
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(TIMEOUT) == 0
     assert "ConnectionRefused" in visit(net, 18080)
 
 

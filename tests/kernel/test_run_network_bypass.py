@@ -15,7 +15,7 @@ from textwrap import dedent
 import pytest
 
 from tests.kernel.net_harness import Internet
-from tests.kernel.run_harness import PRELUDE, PYTHON, first_line, libc_python
+from tests.kernel.run_harness import PRELUDE, PYTHON, TIMEOUT, first_line, libc_python
 
 pytestmark = [
     pytest.mark.kernel,
@@ -465,6 +465,6 @@ def test_another_sessions_socket_in_a_shared_workspace(net: Internet) -> None:
             connect = "socket.socket(socket.AF_UNIX).connect('shared.sock')"
             assert net.world.probe(connect) == "EACCES"
             assert net.world.probe(connect, "--unix", str(path)) == "ok"
-            process.communicate(timeout=60)
+            process.communicate(timeout=TIMEOUT)
     finally:
         path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.run_harness import World
+from tests.kernel.run_harness import TIMEOUT, World, descendants
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=2, root=True)]
 
@@ -84,24 +84,9 @@ def test_invariant_7_processes_inside_have_no_capability_outside(world: World) -
         assert session.stdout is not None
         assert session.stdout.readline() == "ready\n"
         mine = os.readlink("/proc/self/ns/user")
-        inside = [
-            pid
-            for pid in (int(name) for name in os.listdir("/proc") if name.isdigit())
-            if _parents(pid, session.pid) and os.readlink(f"/proc/{pid}/ns/user") != mine
-        ]
+        inside = [pid for pid in descendants(session.pid) if os.readlink(f"/proc/{pid}/ns/user") != mine]
         uids = {Path(f"/proc/{pid}/status").read_text().split("Uid:\t")[1].split("\t")[0] for pid in inside}
-        session.communicate("\n", timeout=20)
+        session.communicate("\n", timeout=TIMEOUT)
 
     assert len(inside) >= 2
     assert "0" not in uids
-
-
-def _parents(pid: int, ancestor: int) -> bool:
-    while pid > 1:
-        if pid == ancestor:
-            return True
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except FileNotFoundError:
-            return False
-    return False

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.run_harness import PYTHON, World
+from tests.kernel.run_harness import PYTHON, TIMEOUT, World
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=2)]
 
@@ -110,7 +110,7 @@ def test_invariant_1_a_dead_mediator_is_an_end_not_a_permission(world: World) ->
             if Path(f"/proc/{pid}/comm").read_text() == "remit-init\n"
         )
         os.kill(init, 9)
-        session.communicate(timeout=20)
+        session.communicate(timeout=TIMEOUT)
 
     assert session.returncode == 125
     before = (world.workspace / "log").stat().st_size

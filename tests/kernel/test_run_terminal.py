@@ -175,7 +175,9 @@ def test_a_job_comes_to_the_foreground(world: World, command: Callable[[str], li
 
 def test_a_job_is_continued_in_the_background(world: World) -> None:
     (world.workspace / "log").touch()
-    opened = shell_with_session(world, "sh", "-c", BACKGROUND.replace("rea''dy", "rea''dy; exec > log"))
+    # It starts no program: a shell that does cannot stop before that one's exec (see ``test_job_control_inside``).
+    waits = BACKGROUND.replace("rea''dy", "rea''dy; exec > log").replace("sleep 0.01", ":")
+    opened = shell_with_session(world, "sh", "-c", waits)
     try:
         opened.expect("ready\r\n")
         opened.send("\x1a")

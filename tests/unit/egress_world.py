@@ -26,6 +26,8 @@ from remit.sandbox.egress import wire
 from remit.sandbox.egress.connect import Connector
 from remit.sandbox.egress.serve import Gateway
 
+PATIENCE = 60.0
+"""Seconds until what hangs is given up and its test fails. Not a synchronisation."""
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -224,7 +226,7 @@ class House:
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         self._ours.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await self._task
 
     def verdicts(self, right: str = "connect") -> list[tuple[str, str]]:
@@ -285,7 +287,7 @@ async def everything(reader: asyncio.StreamReader) -> bytes:
     """What comes until the end, or until the connection is reset."""
     data = b""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while piece := await reader.read(65536):
                 data += piece
     except ConnectionError:
@@ -296,14 +298,14 @@ async def everything(reader: asyncio.StreamReader) -> bytes:
 async def refused(reader: asyncio.StreamReader) -> bool:
     """Whether the connection is reset before a byte comes."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             return not await reader.read(1)
     except ConnectionError:
         return True
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that other tasks bring about; fails after ten seconds."""
-    async with asyncio.timeout(10):
+    """Wait for a condition that other tasks bring about; fails after a minute."""
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)

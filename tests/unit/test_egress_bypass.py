@@ -13,6 +13,7 @@ import pytest
 from remit.sandbox.egress.addresses import canonical
 from remit.sandbox.egress.loop import run
 from tests.unit.egress_world import (
+    PATIENCE,
     Certificates,
     House,
     World,
@@ -645,7 +646,7 @@ def test_dns_asks_nobody(tcp: bool) -> None:
                 place = ("127.0.0.1", here.ports[":dns-udp"])
                 transport, _ = await loop.create_datagram_endpoint(Client, remote_addr=place)
                 transport.sendto(data)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(PATIENCE):
                     answer = await got
                 transport.close()
                 return answer

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from remit.sandbox.egress.loop import run
-from tests.unit.egress_world import House, World, echo, head_of, house, saying, until
+from tests.unit.egress_world import PATIENCE, House, World, echo, head_of, house, saying, until
 
 GOOD, NAME = "203.0.113.10", "api.example.com"
 RULES = [f"{NAME}:{port}/tcp" for port in (80, 443, 8080)]
@@ -95,7 +95,7 @@ async def visit(here: House, door: str, pieces: list[bytes], ends: bool) -> None
             await writer.drain()
         if ends:
             writer.write_eof()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while await reader.read(65536):
                     pass
     except ConnectionError:
@@ -154,7 +154,7 @@ def test_a_word_without_an_end(door: str, start: bytes) -> None:
                 writer.write(start)
                 ended = asyncio.create_task(reader.read(-1))
                 try:
-                    async with asyncio.timeout(20):
+                    async with asyncio.timeout(PATIENCE):
                         for _ in range(256):  # 16 MiB
                             writer.write(b"1" * 65536)
                             await writer.drain()

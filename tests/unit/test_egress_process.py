@@ -19,6 +19,7 @@ from remit.sandbox.authority.web import Credential
 from remit.sandbox.egress import wire
 from remit.sandbox.egress.secrets import SecretError
 from remit.sandbox.egress.web import placeholders, secrets_file
+from tests.unit.egress_world import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "s3cret-f0r-the-tests-only"
@@ -29,7 +30,7 @@ class Process:
 
     def __init__(self, options: dict[str, Any], file: int = -1) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.settimeout(20)
+        self.control.settimeout(PATIENCE)
         sites = site_directories(sys.executable, sys.base_prefix)
         argv = [sys.executable, "-I", "-S", "-X", "utf8", "-c", wire.GATEWAY, str(ROOT / "src"), str(theirs.fileno())]
         self.process = subprocess.Popen(
@@ -57,7 +58,7 @@ class Process:
     def __exit__(self, *error: object) -> None:
         self.control.close()
         try:
-            assert self.process.wait(20) in (0, -signal.SIGKILL)
+            assert self.process.wait(PATIENCE) in (0, -signal.SIGKILL)
         finally:
             self.process.kill()
             self.process.wait()
@@ -65,7 +66,7 @@ class Process:
 
 def connect(port: int, target: str) -> tuple[bytes, socket.socket]:
     sock = socket.create_connection(("127.0.0.1", port))
-    sock.settimeout(20)
+    sock.settimeout(PATIENCE)
     sock.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
     answer = b""
     while b"\r\n\r\n" not in answer:
@@ -117,7 +118,7 @@ def test_it_serves_says_what_happened_and_ends_with_its_launcher() -> None:
             sock.recv(1)
         peer.close()
         sock.close()
-        assert gateway.process.wait(20) == 0
+        assert gateway.process.wait(PATIENCE) == 0
 
 
 def test_a_killed_gateway_leaves_no_way_out() -> None:

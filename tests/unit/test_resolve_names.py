@@ -134,7 +134,7 @@ def test_the_walk_leaves_no_descriptor_open(root: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     for name in ("l", "l/absent", "a/b"):
         resolve_name(f"{root}/{name}", uid=UID)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert set(os.listdir("/proc/self/fd")) <= before  # of other tests' some may be collected meanwhile
 
 
 def test_resolve_covers_every_name_of_an_authority(root: Path) -> None:
