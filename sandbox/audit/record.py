@@ -140,7 +140,7 @@ class Record:
     ) -> None:
         """A call at once: that it began (if that is not said yet), actions (each with its call and grant), and its end.
         Where it raises OSError, nothing of it is there."""
-        self._clock = time.time() - time.monotonic()
+        self._clock = _ahead()
         denials = 0
         texts = [] if begun is None else [dumps(begun)]
         for call, grant, action in actions:
@@ -160,7 +160,7 @@ class Record:
 
         After actions that could not be written, the first line that can be says how many.
         """
-        self._clock = time.time() - time.monotonic()
+        self._clock = _ahead()
         texts: list[str] = []
         denials = 0
         for action in actions:
@@ -238,6 +238,11 @@ class Record:
             _write_all(opened, b"%d %s\n" % (self._sequence, self._head))
         finally:
             posix.close(opened)
+
+
+def _ahead() -> float:
+    """What the wall clock is ahead of the monotonic one: the more of two tries. Who is interrupted in one finds less."""
+    return max(time.time() - time.monotonic(), time.time() - time.monotonic())
 
 
 _names: dict[int, str] = {}

@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -54,6 +55,27 @@ def recorded(state: str, *names: bytes, ended: bool = True) -> Record:
     if ended:
         record.ended({"status": 0, "limit": None, "denials": 0})
     return record
+
+
+def test_an_interruption_moves_no_action_on_the_wall_clock(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two looks at clocks another process may have its turn: an action would be before the one that it came after."""
+    passed = [10.0]
+
+    def monotonic() -> float:
+        passed[0] += interrupted.pop() if interrupted else 0.0
+        return passed[0]
+
+    record = recorded(state, ended=False)
+    clocks = SimpleNamespace(time=lambda: 1000.0 + passed[0], monotonic=monotonic)
+    monkeypatch.setattr("remit.sandbox.audit.record.time", clocks)
+    for seconds in (0.0, 0.5):
+        interrupted = [seconds]
+        record.actions([action()])
+        interrupted = [seconds]
+        record.whole(None, [("1", "", action())], {"kind": "returned"})
+    lines = [json.loads(line) for line in Path(record.path, "events.jsonl").read_text().splitlines()]
+    assert [line["time"] - line["mono"] for line in lines if line["kind"] == "action"][3:] == [1000.0] * 4
+    record.ended({})
 
 
 def verify(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
