@@ -19,7 +19,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import TypeAlias
 
-EPERM, ENOSYS, EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT = 1, 38, 93, 95, 97
+EPERM, EINVAL, ENOSYS, EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT = 1, 22, 38, 93, 95, 97
 
 
 class Action(StrEnum):
@@ -109,6 +109,7 @@ NAMESPACE_FLAGS = (
 )
 CLONE_PARENT = 0x8000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+F_SETDELEG = 1040
 FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
 _IOCTL_TYPE = 0xFF00
 """Which driver a request belongs to (``asm-generic/ioctl.h``)."""
@@ -246,6 +247,9 @@ def _rows() -> Iterator[Row]:
     )
     for request in (TIOCSTI, TIOCLINUX):
         yield Row("ioctl", Action.COUNT, EPERM, (_is(1, request),))
+    # Of Linux 6.19, for file servers. Whoever then changes a name, a mode or an owner waits in the kernel until the holder lets
+    # go, up to 45 s (``/proc/sys/fs/lease-break-time``): the mediator, who does that for everybody. Older kernels say the same.
+    yield Row("fcntl", Action.REFUSE, EINVAL, (_is(1, F_SETDELEG),))
     # The session's PID 1 has the command's uid, and that is all that prlimit asks for: with no descriptors left the
     # mediator could only refuse, and with a CPU limit it would die.
     yield Row("prlimit64", Action.COUNT, EPERM, (_is(0, 1),))

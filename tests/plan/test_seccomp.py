@@ -108,6 +108,10 @@ CASES: list[tuple[str, tuple[int, ...], str, str]] = [
     ("ioctl", (3, 0xC020660B), "allow", "allow"),  # FIEMAP
     ("ioctl", (3, 0x541B), "allow", "allow"),  # FIONREAD
     ("ioctl", (3, 0x5421), "allow", "allow"),  # FIONBIO
+    ("fcntl", (3, 1040, 0x1000), "errno 22", "errno 22"),  # F_SETDELEG
+    ("fcntl", (3, 1040 | HIGH, 0x1000), "errno 22", "errno 22"),
+    ("fcntl", (3, 1039, 0x1000), "allow", "allow"),  # F_GETDELEG
+    ("fcntl", (3, 1024, 0), "allow", "allow"),  # F_SETLEASE
     ("prlimit64", (0, 7, 0x1000, 0), "allow", "allow"),  # the caller's own
     ("prlimit64", (HIGH, 7, 0x1000, 0), "allow", "allow"),  # the kernel sees 0
     ("prlimit64", (5, 7, 0, 0x1000), "allow", "allow"),  # reads
