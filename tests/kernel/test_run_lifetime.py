@@ -155,8 +155,9 @@ def test_invariant_10_a_first_process_that_is_stopped_ends_with_its_launcher(wor
 
 
 def test_invariant_10_daemons_end_with_the_command(world: World, subreaper: None) -> None:
-    with world.start("/usr/bin/python3", "-c", DAEMON + "input()") as session:
-        assert first_line(session) == "daemon"
+    # Who made the daemon has gone when the command is ready.
+    with world.start("/usr/bin/python3", "-c", DAEMON + "print('ready', flush=True)\ninput()") as session:
+        assert {first_line(session), first_line(session)} == {"daemon", "ready"}
         handles = opened_all(descendants(session.pid))
         assert session.stdin is not None
         session.stdin.write("\n")
@@ -239,7 +240,8 @@ def test_invariant_10_200_runs_leave_nothing(world: World, subreaper: None) -> N
     assert [status for _, status in runs] == [number % 256 for number in range(200)]
     after = settled(world, before)
     assert before["processes"] <= others
-    assert after == before
+    assert after["processes"] <= before["processes"]  # those may go by themselves
+    assert {**after, "processes": set()} == {**before, "processes": set()}
     assert groups_of({pid for pid, _ in runs}) == []
     assert len(os.listdir("/proc/self/fd")) <= descriptors  # of other tests' some may be collected meanwhile
     assert len(world.records()) == 201

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.net_harness import Internet, gateway_of
-from tests.kernel.run_harness import PYTHON, ended, first_line
+from tests.kernel.run_harness import PYTHON, TIMEOUT, ended, first_line
 
 pytestmark = [
     pytest.mark.kernel,
@@ -34,6 +35,7 @@ KILLED = max(1, int(SECONDS / 10))
 
 NAME, ADDRESS, PORT = "granted.example.com", "203.0.113.10", 7000
 PATIENCE = 60.0
+"""Seconds that a storm has which ends before, because nothing answers any more."""
 PROGRAM = Path(__file__).with_name("chaos.py")
 
 
@@ -61,7 +63,7 @@ def state(process: subprocess.Popen[str]) -> dict[str, int]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < end, "it never became so"
         time.sleep(0.02)
@@ -80,11 +82,22 @@ def storm(session: subprocess.Popen[str], seconds: float) -> None:
     say(session, str(seconds))
 
 
-def over(session: subprocess.Popen[str], outside: subprocess.Popen[str]) -> dict[str, int]:
-    """What the program inside says of a storm, when nothing is connected any more at either end."""
+def calm(session: subprocess.Popen[str]) -> dict[str, int]:
+    """What the program inside says of itself while it does nothing: after a storm of no length."""
+    storm(session, 0)
+    told: dict[str, int] = json.loads(first_line(session))
+    return told
+
+
+def over(session: subprocess.Popen[str], outside: subprocess.Popen[str], descriptors: int) -> dict[str, int]:
+    """What the program inside says of a storm, when nothing is connected any more at either end.
+
+    Who closes with something unsent keeps the descriptor until the other end has gone too: there are so many again then.
+    """
     told: dict[str, int] = json.loads(first_line(session))
     assert told["live"] == 0
     until(lambda: state(outside)["live"] == 0)
+    until(lambda: calm(session)["descriptors"] <= descriptors)
     return told
 
 
@@ -98,43 +111,44 @@ def test_nothing_is_left_of_connections_that_misbehave(net: Internet) -> None:
         for _ in range(KILLED):
             with net.world.start(*command, options=options) as session:
                 assert first_line(session) == "up"
+                own = calm(session)["descriptors"]
                 storm(session, PATIENCE)
                 until(lambda: state(outside)["live"] >= CONNECTIONS // 4)
                 (gateway,) = gateway_of(session)
                 os.kill(gateway, signal.SIGKILL)
                 assert ended(gateway)
-                last = over(session, outside)
+                last = over(session, outside, own)
                 accepted = state(outside)["accepted"]
                 storm(session, PATIENCE)
-                after = over(session, outside)
+                after = over(session, outside, own)
                 assert after["opened"] == last["opened"]  # nothing answers any more
-                assert after["descriptors"] == last["descriptors"]
                 assert state(outside)["accepted"] == accepted
-                _, errors = session.communicate(timeout=PATIENCE)
+                _, errors = session.communicate(timeout=TIMEOUT)
                 assert session.returncode == 0, errors
                 assert "the gateway is gone" in errors
 
         with net.world.start(*command, options=options) as session:
             assert first_line(session) == "up"
-            storm(session, 0.1)  # the gateway and everybody's buffers come to be
-            first = last = over(session, outside)
+            last = calm(session)
+            own = last["descriptors"]
+            while not last["whole"]:
+                storm(session, 0.1)  # the gateway and everybody's buffers come to be
+                last = over(session, outside, own)
             (gateway,) = gateway_of(session)
-            calm = memory(gateway)
-            found = [calm]
+            first = memory(gateway)
+            found = [first]
             for _ in range(2):
                 storm(session, SECONDS / 2)
-                last = over(session, outside)
-                found.append(_quiet(gateway, calm.get("descriptors", 0)))
-            assert last["descriptors"] == first["descriptors"]
-            assert last["whole"]
-            assert found[1]["most"] - calm["most"] < 32 + CONNECTIONS // 8
+                last = over(session, outside, own)
+                found.append(_quiet(gateway, first.get("descriptors", 0)))
+            assert found[1]["most"] - first["most"] < 32 + CONNECTIONS // 8
             assert found[2]["most"] - found[1]["most"] < 16 + CONNECTIONS // 32  # it grows no more
-            _, errors = session.communicate(timeout=PATIENCE)
+            _, errors = session.communicate(timeout=TIMEOUT)
             assert session.returncode == 0, errors
             assert "gateway" not in errors
             assert ended(gateway)
         _balanced(net)
-        assert state(outside)["descriptors"] == before["descriptors"]
+        until(lambda: state(outside)["descriptors"] <= before["descriptors"])
         print(f"\n{CONNECTIONS} at a time, {last['opened']} in all; {KILLED} gateways killed before; at rest: {found}")
 
 
@@ -145,7 +159,11 @@ def _quiet(gateway: int, descriptors: int) -> dict[str, int]:
 
 
 def _balanced(net: Internet) -> None:
-    """What the gateway says: each connection that was allowed has ended."""
+    """What the gateway says: each connection that was allowed has ended, or was more than its launcher could take."""
     lines = (net.world.records()[-1] / "events.jsonl").read_text().splitlines()
-    verdicts = [event.get("verdict") for event in map(json.loads, lines) if event.get("source") == "gateway"]
-    assert verdicts.count("allowed") == verdicts.count("ended") + 1  # the one more: that the name was asked for
+    events = [event for event in map(json.loads, lines) if event.get("source") == "gateway"]
+    verdicts = [event["verdict"] for event in events]
+    counted = [re.match(r"(\d+) events more than the record could take", event.get("reason", "")) for event in events]
+    lost = sum([int(found[1]) for found in counted if found])
+    unended = verdicts.count("allowed") - verdicts.count("ended")
+    assert unended - lost <= 1 <= unended  # the one: that the name was asked for
