@@ -224,7 +224,7 @@ def run_inside(net: Internet, steps: Mapping[str, list[str]], how: str) -> Answe
     granted = [f"--env={name}={value}" for name, value in trust(net.world).items()]
     options = (*GRANTS, *granted, "--read", str(libraries()))
     argv = (PYTHON, "-I", "-S", "-c", RUNNER, how)
-    done = net.world.run(*argv, options=options, stdin=json.dumps(list(steps.items())), timeout=180)
+    done = net.world.run(*argv, options=options, stdin=json.dumps(list(steps.items())))
     assert done.status == 0, done.stderr
     answers: Answers = json.loads(done.lines[-1])
     return answers
@@ -234,7 +234,7 @@ def run_outside(net: Internet, steps: Mapping[str, list[str]]) -> Answers:
     """The same without Remit, on the same internet."""
     argv = [*net.world.prefix, PYTHON, "-I", "-S", "-c", RUNNER, "without"]
     environment = net.world.env(trust(net.world))
-    done = finished(argv, stdin=json.dumps(list(steps.items())), env=environment, cwd=net.world.workspace, timeout=180)
+    done = finished(argv, stdin=json.dumps(list(steps.items())), env=environment, cwd=net.world.workspace)
     assert done.status == 0, done.stderr
     answers: Answers = json.loads(done.lines[-1])
     return answers

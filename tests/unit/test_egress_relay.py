@@ -414,7 +414,10 @@ def test_connections_that_misbehave(capsys: pytest.CaptureFixture[str]) -> None:
             while time.monotonic() < until_when:
                 try:
                     reader, writer = await here.transparent(place, PORT)
-                    total += 1
+                except OSError:
+                    continue
+                total += 1
+                try:
                     for _ in range(chance.randrange(1, 6)):
                         writer.write(bytes(chance.randrange(1, 40_000)))
                         if chance.random() < 0.6:
@@ -427,9 +430,10 @@ def test_connections_that_misbehave(capsys: pytest.CaptureFixture[str]) -> None:
                         await asyncio.wait_for(everything(reader), 5)
                     elif how < 0.8:
                         await asyncio.sleep(chance.random() / 2)
-                    writer.close()
                 except (OSError, TimeoutError):
                     pass
+                finally:
+                    writer.close()
 
         await asyncio.gather(*[one() for _ in range(connections)])
         return total
