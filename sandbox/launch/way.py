@@ -41,7 +41,8 @@ _SOL_SOCKET, _SO_REUSEADDR = 1, 2
 _BACKLOG = 128
 _SIGKILL = 9
 _HERE = __file__.rpartition("/remit/sandbox/")[0]
-_PATIENCE_MS = 1000
+_PATIENCE_MS = 3000
+"""For which a gateway that is to end may be silent: on a machine that is busy, it may not run for a second."""
 _HEARD = 4096
 """Messages that are read at a time: more than fit into a socket."""
 _GATHER_MS = 5
