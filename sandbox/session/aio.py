@@ -29,10 +29,10 @@ from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session.asked import Grant, StrPath
 from remit.sandbox.session.base import Base, Opened, a_grant, begin, reply_pair, request
-from remit.sandbox.session.core import Armed
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.handle import Handle, seconds, size, window
 from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed, TimeoutExpired
+from remit.sandbox.session.shared import Armed
 from remit.sandbox.session.streams import CHUNK, DEVNULL, PIPE, Decode, Stream, Streams, decoder, encoded
 
 _THREADS = 4
@@ -305,7 +305,7 @@ class AsyncSession(Base):
             finally:
                 streams.close_theirs()
         except BaseException:
-            self._core.release(armed)
+            self._core.shared.release(armed)
             raise
         return self._handle(AsyncPopen, ticket, ours, streams, background=background, decode=decode)
 
@@ -318,7 +318,7 @@ class AsyncSession(Base):
             async with self._arming:
                 armed = core.ready(grant)
                 if armed is None:
-                    armed = await self._elsewhere(partial(self._armed, grant), core.release)
+                    armed = await self._elsewhere(partial(self._armed, grant), core.shared.release)
         return armed
 
     async def _streams(self, wanted: tuple[Stream, Stream, Stream], *, pty: bool) -> Streams:

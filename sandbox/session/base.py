@@ -16,11 +16,12 @@ from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session import keywords, opening
 from remit.sandbox.session.asked import Grant, StrPath
-from remit.sandbox.session.core import Armed, Core, Ticket
+from remit.sandbox.session.core import Core, Ticket
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.handle import Conversation, Handle, window
 from remit.sandbox.session.link import Link, send
 from remit.sandbox.session.result import CompletedCall, SessionClosed
+from remit.sandbox.session.shared import Armed
 from remit.sandbox.session.streams import Decode, Streams, not_started
 
 _WHERE = "Session"
@@ -250,7 +251,7 @@ class Base:
                 identifier, wire, theirs = definition
                 self._door.define(identifier, wire, theirs)
         except BaseException:
-            core.release(armed)
+            core.shared.release(armed)
             raise
         return armed
 
@@ -288,9 +289,8 @@ class Base:
             if error.errno == _TOO_MANY_IN_FLIGHT:
                 return PAUSE
             if error.errno not in _GONE and ticket.requests.fileno() >= 0:
-                raise not_started(
-                    error
-                ) from None  # what was to be sent is at fault, such as a descriptor closed meanwhile
+                # What was to be sent is at fault, such as a descriptor closed meanwhile.
+                raise not_started(error) from None
             self._door.drain(self._core, ticket.armed.identifier)
             raise self._core.failure(ticket) from None
         return None

@@ -9,33 +9,25 @@ from __future__ import annotations
 import marshal
 import os
 import posix
-import secrets
-import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from errno import EACCES
 from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 from remit.sandbox.audit.context import Context, event_of
 from remit.sandbox.audit.record import state_directory
 from remit.sandbox.authority.errors import GrantError, LaunchError, RemitError, no_program
 from remit.sandbox.authority.grant import Grant
-from remit.sandbox.authority.lattice import normal
-from remit.sandbox.authority.model import Authority, PathPattern, PathRule
+from remit.sandbox.authority.model import Authority
 from remit.sandbox.compile import network, web
-from remit.sandbox.compile.call import CallPlan, Ceiling, authority_of, compile_call, outside, replaced
+from remit.sandbox.compile.call import Ceiling, compile_call
 from remit.sandbox.launch.envelope import LARGEST
-from remit.sandbox.resolve.binding import Kind
-from remit.sandbox.resolve.names import look, resolve
 from remit.sandbox.session.asked import Grant as Asked
-from remit.sandbox.session.asked import Identity
-from remit.sandbox.session.chained import check_objects
 from remit.sandbox.session.grantfile import plain
+from remit.sandbox.session.inside import Known, Planned, inside, taken_away
 from remit.sandbox.session.ledger import Ledger
 from remit.sandbox.session.result import (
     REPORTED,
@@ -47,15 +39,13 @@ from remit.sandbox.session.result import (
     SessionClosed,
     Usage,
 )
+from remit.sandbox.session.shared import Armed, Shared, Uses, boot
 
 if TYPE_CHECKING:
     from remit.sandbox.launch.wire import CallWire
-    from remit.sandbox.resolve.binding import Named
 
 MAX_DEPTH = 8
 """How many times a session can be narrowed, one out of the other."""
-POLICIES = 32
-"""Authorities for which calls are kept armed at a time; the least recently used one is given up."""
 PLANS = 256
 """Grants whose objects and compiled authority are remembered; of the oldest, they are looked up again."""
 Terminal = tuple[bytes, tuple[bool, bool, bool]]
@@ -63,58 +53,6 @@ Terminal = tuple[bytes, tuple[bool, bool, bool]]
 _LAYERS = frozenset(["namespaces", "landlock", "seccomp", "mediation"])
 _ENDED = {"expired": GrantExpired, "revoked": GrantRevoked}
 _HAS = {"expired": "has expired", "revoked": "was revoked"}
-
-
-def _boot() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-@dataclass(slots=True)
-class Armed:
-    """An authority for which the session's first process keeps threads armed, and our end of their socket."""
-
-    identifier: int
-    plan: CallPlan
-    requests: Any
-    held: int = 0
-    """Calls that were sent there, or are about to be, and have not answered: it is not given up under them."""
-
-
-Planned: TypeAlias = tuple[str, CallPlan, Authority, tuple[bytes, ...]]
-Seen: TypeAlias = tuple[tuple[str, tuple[int, int] | None], ...]
-"""Names, each with the (device, inode) that it led to, or None for nothing."""
-
-
-@dataclass(slots=True)
-class Known:
-    """A grant that was looked up before: what it came to, and what that depends on."""
-
-    planned: Planned
-    seen: Seen
-    """Names that it takes away and that its session does not: who may make one, or put another object in its place, makes
-    the plan one of another moment."""
-
-    def holds(self) -> bool:
-        """Whether those names lead where they led when the plan was made."""
-        for path, was in self.seen:
-            try:
-                status = os.stat(path)
-            except OSError:
-                now = None
-            else:
-                now = (status.st_dev, status.st_ino)
-            if now != was:
-                return False
-        return True
-
-
-@dataclass(slots=True)
-class Uses:
-    """What is counted for one asked-for grant: since when it runs, and how often it was used."""
-
-    first: float
-    boot: float
-    used: int = 0
 
 
 @dataclass(slots=True)
@@ -138,40 +76,6 @@ class Ticket:
         if self._grant is None:
             self._grant = self.derive()
         return self._grant
-
-
-@dataclass(slots=True)
-class Shared:
-    """What a session and the narrower ones made from it have in common."""
-
-    session: str
-    placeholders: dict[str, str] = field(default_factory=dict[str, str])
-    """By variable: what stands inside for a secret that stays outside."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    policies: OrderedDict[str, Armed] = field(default_factory=OrderedDict[str, Armed])
-    given_up: list[Armed] = field(default_factory=list[Armed])
-    """Nobody asks for them any more; the session's first process is still to be told."""
-    dropped: deque[Armed] = field(default_factory=deque["Armed"])
-    """Of handles that were dropped: to be released by whoever has the lock next. Dropping takes none, as it happens on any
-    thread, in the middle of anything."""
-    numbers: count[int] = field(default_factory=lambda: count(1))
-    prefix: str = field(default_factory=lambda: secrets.token_hex(3))
-    refused: dict[int, tuple[str, str, str, int]] = field(default_factory=dict[int, tuple[str, str, str, int]])
-    full: tuple[str, str, str, int] | None = None
-    """Something large was not received, and whoever sent it has not heard yet."""
-    uses: WeakKeyDictionary[Identity, Uses] = field(default_factory=WeakKeyDictionary["Identity", "Uses"])
-    revoked: set[str] = field(default_factory=set[str])
-    clock: float = field(default_factory=lambda: time.time() - _boot())
-    """What the wall clock was ahead of CLOCK_BOOTTIME: the times of the session's grants are by the clock that it began under."""
-    closed: str = ""
-
-    def abandon(self) -> None:
-        """In a forked child: it is the parent's. Twice is once."""
-        # Whoever held it when the process was forked is not in this one.
-        self.lock = threading.Lock()
-        self.closed = "it belongs to the process that this one was forked from"
-        for armed in (*self.policies.values(), *self.given_up):
-            armed.requests.close()
 
 
 def ids(asked: Asked | None) -> tuple[str, ...]:
@@ -203,7 +107,7 @@ class Core:
         self.chain = (*chain, grant.id)
         """The ids of the grants that this one came out of (the session's files' first, then the session's), and its own."""
         if ends is None and grant.expires is not None:
-            ends = _boot() + grant.expires - time.time()
+            ends = boot() + grant.expires - time.time()
         self._ends = ends
         """When the grant ends, by the clock that nobody sets (CLOCK_BOOTTIME): what has begun goes by no other."""
         self._held = held
@@ -226,7 +130,7 @@ class Core:
                 hint=f"at most {MAX_DEPTH}: give the work to a session nearer to the root",
             )
         self.check(self.chain, self.grant)
-        authority, names, _ = self._inside(asked)
+        authority, names, _ = inside(asked, self.ceiling, self.uid)
         held = self._holding(asked)
         with self.shared.lock:
             self._check_uses(held)
@@ -251,77 +155,12 @@ class Core:
             ends=self._ending(asked, uses),
         )
 
-    def _inside(self, asked: Asked) -> tuple[Authority, dict[str, Named], Seen]:
-        """The whole authority of a grant (floor and what is taken away included), which is inside this session's."""
-        wanted = asked.authority(self.ceiling.workspace)
-        names = self._resolve(wanted)
-        beyond = outside(wanted, self.ceiling, names) or replaced(wanted, self.ceiling, names)
-        if beyond:
-            raise GrantError(
-                "beyond the session's authority: " + "; ".join(map(str, beyond)),
-                where="grant",
-                hint="ask for less, or open a session that was granted more",
-            )
-        for chain in asked.proofs:
-            check_objects(chain, names, uid=self.uid)
-        return self._taken_away(authority_of(wanted, self.ceiling), names)
-
-    def _taken_away(self, authority: Authority, names: Mapping[str, Named]) -> tuple[Authority, dict[str, Named], Seen]:
-        """The authority with what its denied and protected names are *now*: looking anew can only take more away. A name that
-        led elsewhere then keeps what it led to out of reach, too.
-
-        Not the session's own: those no call can make or move (``Standing.taken``)."""
-        found, seen = dict(names), dict[str, tuple[int, int] | None]()
-        session = self.ceiling.standing().taken
-        added: dict[str, list[PathPattern]] = {"deny": [], "protect": []}
-        for kind, more in added.items():
-            for pattern in getattr(authority, kind):
-                if pattern.any_depth or pattern in session:
-                    continue
-                path = str(pattern)
-                then, now = names.get(path), look(path, uid=self.uid)
-                found[path], found[pattern.anchor] = now, look(pattern.anchor, uid=self.uid)
-                seen[path] = now.identity
-                if then is not None and then.canonical != now.canonical:
-                    anchor, _, name = then.canonical.rpartition("/")
-                    more.append(PathPattern(anchor or "/", (name,), False, pattern.source))
-                    found[then.canonical] = replace(then, path=then.canonical, links=())
-        if added["deny"] or added["protect"]:
-            deny, protect = (*authority.deny, *added["deny"]), (*authority.protect, *added["protect"])
-            authority = normal(replace(authority, deny=deny, protect=protect))
-        return authority, found, tuple(seen.items())
-
-    def _resolve(self, wanted: Authority) -> dict[str, Named]:
-        """This session's names as they were resolved when it began (a narrower one's: when it was made), and what is new in
-        ``wanted`` as it is now. A name that led elsewhere since would let what is outside pass for what is inside; and
-        what the ceiling takes away is to be found by its names, which ``wanted`` does not mention.
-
-        Of each granted name, how its object is come to now (``Named.way``), which ``replaced`` decides on."""
-        known = self.ceiling.names
-        fresh = tuple(rule for rule in wanted.paths if rule.path not in known)
-        names = {**resolve(replace(wanted, paths=fresh), uid=self.uid), **known}
-        for rule in wanted.paths:
-            if rule.path in known:
-                names[rule.path] = self._again(rule, known[rule.path])
-        return names
-
-    def _again(self, rule: PathRule, named: Named) -> Named:
-        """A name that this session knows: the object that it led to then, and how that is come to now."""
-        if named.kind is not Kind.ABSENT:
-            now = look(named.canonical, uid=self.uid)
-            same = (now.canonical, now.identity) == (named.canonical, named.identity)
-            return replace(named, way=now.way if same else ())
-        # Nothing was granted under this name. What is there by now is granted where it lies in a tree that was.
-        now = look(rule.path, uid=self.uid)
-        found = now.kind is not Kind.ABSENT and not any(self.ceiling.lost(now, right) for right in rule.rights)
-        return now if found else named
-
     def _uses(self, asked: Asked) -> Uses:
         with self.shared.lock:
             found = self.shared.uses.get(asked.identity)
             if found is None:
-                boot = _boot()
-                found = self.shared.uses[asked.identity] = Uses(boot + self.shared.clock, boot)
+                now = boot()
+                found = self.shared.uses[asked.identity] = Uses(now + self.shared.clock, now)
             return found
 
     def _holding(self, asked: Asked | None) -> tuple[Asked, ...]:
@@ -373,7 +212,7 @@ class Core:
         revoked = self.shared.revoked.intersection(chain)
         if revoked:
             raise GrantRevoked(f"grant {min(revoked)} was revoked", hint="ask the grantor for a new one")
-        if self._ends is not None and _boot() >= self._ends:
+        if self._ends is not None and boot() >= self._ends:
             raise GrantExpired(f"grant {grant.id} has expired", hint="ask the grantor for a new one")
 
     # --- calls ---------------------------------------------------------------------------------------------------------
@@ -386,9 +225,9 @@ class Core:
         if known is not None and known.holds():
             return known.planned
         if asked is None:
-            authority, names, seen = self._taken_away(self.ceiling.authority, self.ceiling.names)
+            authority, names, seen = taken_away(self.ceiling.authority, self.ceiling.names, self.ceiling, self.uid)
         else:
-            authority, names, seen = self._inside(asked)
+            authority, names, seen = inside(asked, self.ceiling, self.uid)
         plan = compile_call(authority, self.ceiling, names)
         found = (plan.digest, plan, authority, self._environment(authority, None))
         with self.shared.lock:
@@ -400,53 +239,17 @@ class Core:
         return found
 
     def armed(self, asked: Asked | None, pair: Any) -> tuple[Armed, tuple[int, CallWire, Any] | None]:
-        """Where to send a request under ``asked``; a definition to send first, if it is new. What is given up for it is left in
-        ``Shared.given_up``.
+        """Where to send a request under ``asked``; a definition to send first, if it is new (``Shared.armed``).
 
-        It is held for the request until ``release``. ``pair()`` makes two connected packet sockets: ours and the session's.
+        ``pair()`` makes two connected packet sockets: ours and the session's.
         """
         key, plan, _, _ = self.plan(asked)
-        with self.shared.lock:
-            known = self._hold(key)
-            if known is not None:
-                return known, None
-            policies = self.shared.policies
-            ours, theirs = pair()
-            identifier = next(self.shared.numbers)
-            made = Armed(identifier, plan, ours, held=1)
-            refused = policies.pop(key, None)
-            policies[key] = made
-            while self.shared.dropped:
-                self.shared.dropped.popleft().held -= 1
-            # A request that waits under an authority which is given up would be lost, and look like a dead session.
-            idle = [one for one, armed in policies.items() if not armed.held]
-            self.shared.given_up += [policies.pop(one) for one in idle[: max(0, len(policies) - POLICIES)]]
-            if refused is not None:
-                self.shared.given_up.append(refused)
-            return made, (identifier, plan.wire(), theirs)
+        return self.shared.armed(key, plan, pair)
 
     def ready(self, asked: Asked | None) -> Armed | None:
         """Where to send a request under ``asked``, if that is known already: nothing is resolved or compiled."""
         found = self._plans.get(None if asked is None else asked.meant)
-        if found is None or not found.holds():
-            return None
-        with self.shared.lock:
-            return self._hold(found.planned[0])
-
-    def _hold(self, key: str) -> Armed | None:
-        known = self.shared.policies.get(key)
-        if known is None or known.identifier in self.shared.refused:
-            return None
-        self.shared.policies.move_to_end(key)
-        known.held += 1
-        return known
-
-    def release(self, armed: Armed) -> None:
-        """A call has answered, or will not be sent: once for each time that ``armed`` or ``ready`` gave it."""
-        with self.shared.lock:
-            armed.held -= 1
-            while self.shared.dropped:
-                self.shared.dropped.popleft().held -= 1
+        return self.shared.ready(found.planned[0]) if found is not None and found.holds() else None
 
     def ticket(
         self,
@@ -483,7 +286,7 @@ class Core:
         if asked is not None and asked.expires is not None:
             uses = self._uses(asked)
             ends, expires = self._ending(asked, uses), self._expires(asked, uses)
-        if ends is not None and _boot() >= ends:
+        if ends is not None and boot() >= ends:
             raise GrantExpired(f"grant {identifier} has expired", hint="ask the grantor for a new one")
         call = f"{self.shared.prefix}-{next(self.shared.numbers)}"
         request = (call, chain, words, list(environment), directory, terminal, background, ends or 0.0)

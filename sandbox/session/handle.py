@@ -183,7 +183,7 @@ class Conversation:
     def _release(self) -> None:
         if self._held:
             self._held = False
-            self.core.release(self.ticket.armed)
+            self.core.shared.release(self.ticket.armed)
 
 
 class Exchange:

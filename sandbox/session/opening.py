@@ -12,10 +12,11 @@ from remit.sandbox.audit.record import keep_plan, state_directory
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.session import place
 from remit.sandbox.session.assemble import Assembled, assemble, describe
-from remit.sandbox.session.core import Core, Shared
+from remit.sandbox.session.core import Core
 from remit.sandbox.session.grantfile import plain
 from remit.sandbox.session.ledger import Ledger
 from remit.sandbox.session.secrets import Secrets
+from remit.sandbox.session.shared import Shared
 
 if TYPE_CHECKING:
     import socket

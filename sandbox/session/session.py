@@ -270,7 +270,7 @@ class Session(Base):
                         ours.close()
                         raise
             except BaseException:
-                self._core.release(armed)
+                self._core.shared.release(armed)
                 raise
         except BaseException:
             streams.close()

@@ -16,11 +16,12 @@ from remit.sandbox.audit.record import make_parents, state_directory
 from remit.sandbox.authority.errors import LaunchError
 from remit.sandbox.kernel import files
 from remit.sandbox.session import context
-from remit.sandbox.session.core import Core, Shared
+from remit.sandbox.session.core import Core
 from remit.sandbox.session.link import Link, high, spawn
 from remit.sandbox.session.opening import Wanted, open_session
 from remit.sandbox.session.place import identity
 from remit.sandbox.session.result import SessionClosed
+from remit.sandbox.session.shared import Shared
 
 _BACKLOG = 64
 _SUFFIX = ".sock"

@@ -27,8 +27,8 @@ from remit import AsyncSession, Grant, Session
 from remit.sandbox.launch.zygote import MOST
 from remit.sandbox.session import aio
 from remit.sandbox.session.base import Opened, begin
-from remit.sandbox.session.core import POLICIES
 from remit.sandbox.session.door import Door
+from remit.sandbox.session.shared import POLICIES
 from tests.kernel.run_harness import World
 from tests.kernel.session_harness import first_processes, stopped
 

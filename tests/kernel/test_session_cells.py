@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 
 from remit import PIPE, Grant, LaunchError, Session
-from remit.sandbox.session import core
+from remit.sandbox.session import shared
 from tests.kernel.run_harness import World
 from tests.kernel.session_harness import at_rest, first_processes, opened, probes, python, said, until
 
@@ -150,7 +150,7 @@ def test_what_was_asked_of_the_gateway_is_one_calls_and_recorded_as_its_own(worl
 def test_a_cell_that_is_left_serves_under_another_grant_which_is_that_ones_own(world: World) -> None:
     for name in ("one", "two"):
         (world.workspace / name).write_text(name)
-    with patch.object(core, "POLICIES", 1):
+    with patch.object(shared, "POLICIES", 1):
         for connect in ([], private(world)):
             with opened(world, connect=connect) as session:
                 numbers: list[int] = []
@@ -167,7 +167,7 @@ def test_a_cell_that_is_left_serves_under_another_grant_which_is_that_ones_own(w
 
 
 def test_a_cell_with_something_in_it_is_left_to_nobody(world: World) -> None:
-    with patch.object(core, "POLICIES", 1), opened(world, connect=private(world)) as session:
+    with patch.object(shared, "POLICIES", 1), opened(world, connect=private(world)) as session:
         for turn in range(6):
             grant = Grant(read=["file"], limits={"files": 100 + turn})
             assert seen(session, grant, "os.listdir('/tmp')") == "[]"
@@ -229,7 +229,7 @@ def test_a_terminal_that_is_still_held_is_no_later_calls(world: World, connect: 
     for name in ("file", "other"):
         (world.workspace / name).write_text("content")
     terminals = "print(sorted(os.listdir('/dev/pts')))"
-    with patch.object(core, "POLICIES", 1), opened(world, connect=connect) as session:
+    with patch.object(shared, "POLICIES", 1), opened(world, connect=connect) as session:
         grants = [Grant(read=["file"]), Grant(read=["other"])]
         for turn in range(4):
             grant = grants[turn % 2]
@@ -266,7 +266,7 @@ def test_how_a_cells_first_process_is_scheduled_is_not_said_to_a_later_call(
     numbers = "IOPRIO_SET, IOPRIO_GET = (251, 252) if os.uname().machine == 'x86_64' else (30, 31)"
     for name in ("file", "other"):
         (world.workspace / name).write_text("content")
-    with patch.object(core, "POLICIES", 1), opened(world, connect=connect) as session:
+    with patch.object(shared, "POLICIES", 1), opened(world, connect=connect) as session:
         grants = [Grant(read=["file"]), Grant(read=["other"])]
         (usual,) = {said(session.run(python(f"{numbers}\nprint({HOW})"), grant=grant)) for grant in grants * 3}
         for turn in range(4):

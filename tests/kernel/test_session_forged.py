@@ -53,7 +53,7 @@ def test_a_grant_beyond_its_session_that_nobody_refused_is_held_by_the_kernel(wo
         asked = Grant(read=["."], write=[seen])
         with pytest.raises(GrantError, match="beyond"):
             session.run(["true"], grant=asked)
-        with patch("remit.sandbox.session.core.outside", return_value=()):
+        with patch("remit.sandbox.session.inside.outside", return_value=()):
             assert probes(session, tries, asked) == {"write": "EROFS", "make": "EROFS", "read": "ok"}
             assert probe(session, denied["denied"], Grant(read=[secret])) == "EACCES"
             with pytest.raises(Error):

@@ -15,8 +15,9 @@ from unittest.mock import patch
 import pytest
 
 from remit import PIPE, Grant, GrantError, GrantExpired, GrantRevoked, LaunchError, Popen, Session, SessionClosed
-from remit.sandbox.session.core import POLICIES, Core
+from remit.sandbox.session.core import Core
 from remit.sandbox.session.door import Door
+from remit.sandbox.session.shared import POLICIES
 from tests.kernel.run_harness import World
 from tests.kernel.session_harness import (
     begun_in_time,
