@@ -30,8 +30,8 @@ from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session.asked import Grant, StrPath
 from remit.sandbox.session.base import Base, Opened, a_grant, begin, reply_pair, request
 from remit.sandbox.session.door import Door
-from remit.sandbox.session.handle import Handle, seconds, size, window
-from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed, TimeoutExpired
+from remit.sandbox.session.handle import Handle, Timeout, size, window
+from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed
 from remit.sandbox.session.shared import Armed
 from remit.sandbox.session.streams import CHUNK, DEVNULL, PIPE, Decode, Stream, Streams, decoder, encoded
 
@@ -213,7 +213,7 @@ class AsyncSession(Base):
         max_output: int = CAPTURE_LIMIT,
     ) -> CompletedCall[Any]:
         """One call, to its end. See ``Session.run``; where the task is cancelled, so is the call."""
-        timeout, max_output = seconds(timeout), size(max_output)
+        within, max_output = Timeout(timeout), size(max_output)
         decode = decoder(text, encoding, errors)
         given = encoded(input, decode)
         call = await self._start(
@@ -224,9 +224,10 @@ class AsyncSession(Base):
             cwd=cwd,
             env=env,
             shell=shell,
+            within=within,
         )
         async with call:
-            result = await call.complete(given, timeout, max_output)
+            result = await call.complete(given, within, max_output)
         if check:
             result.check_returncode()
         return result
@@ -261,6 +262,7 @@ class AsyncSession(Base):
             cwd=cwd,
             env=env,
             shell=shell,
+            within=Timeout(None),
             pty=pty,
             background=background,
         )
@@ -283,6 +285,7 @@ class AsyncSession(Base):
         cwd: StrPath | None,
         env: Mapping[str, str] | None,
         shell: bool,
+        within: Timeout,
         pty: bool = False,
         background: bool = False,
     ) -> AsyncPopen:
@@ -295,7 +298,11 @@ class AsyncSession(Base):
                 with theirs:
                     try:
                         while (pause := self._send(ticket, theirs, streams, socket.MSG_DONTWAIT)) is not None:
-                            await (anyio.sleep(pause) if pause else _ready(ticket.requests.fileno(), select.EPOLLOUT))
+                            if within.over():
+                                raise within.expired(ticket.args)
+                            room = ticket.requests.fileno()
+                            with anyio.move_on_after(within.left()):
+                                await (anyio.sleep(pause) if pause else _ready(room, select.EPOLLOUT))
                     except BaseException:
                         ours.close()
                         raise
@@ -523,14 +530,13 @@ class AsyncPopen(Handle):
 
     async def wait(self, timeout: float | None = None) -> int:
         """Wait for the command to end. Raises TimeoutExpired (it goes on running), GrantExpired, GrantRevoked."""
-        timeout = seconds(timeout)
-        with anyio.move_on_after(timeout):
+        within = Timeout(timeout)
+        with anyio.move_on_after(within.left()):
             await self._await_end()
         self._conversation.raise_ended()
         status = self.returncode
         if status is None:
-            assert timeout is not None
-            raise TimeoutExpired(self.args, timeout)
+            raise within.expired(self.args)
         return status
 
     async def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
@@ -538,7 +544,7 @@ class AsyncPopen(Handle):
 
         Raises TimeoutExpired: it goes on running, and another ``communicate`` goes on with it; nothing is lost.
         """
-        result = await self.complete(encoded(input, self._decode), seconds(timeout), CAPTURE_LIMIT, kill=False)
+        result = await self.complete(encoded(input, self._decode), Timeout(timeout), CAPTURE_LIMIT, kill=False)
         return result.stdout, result.stderr
 
     async def result(self) -> CompletedCall[Any]:
@@ -600,7 +606,7 @@ class AsyncPopen(Handle):
         return made[0]
 
     async def complete(
-        self, given: bytes | None, timeout: float | None, limit: int, *, kill: bool = True
+        self, given: bytes | None, within: Timeout, limit: int, *, kill: bool = True
     ) -> CompletedCall[Any]:
         """Feed it ``given``, read both streams to their ends, keeping ``limit`` bytes of each, and wait for it.
 
@@ -609,15 +615,14 @@ class AsyncPopen(Handle):
         exchange = self._exchanging(self._pipes(), given, limit)
         with select.epoll() as watch:
             exchange.begin(watch)
-            with anyio.move_on_after(timeout):
+            with anyio.move_on_after(within.left()):
                 while not exchange.over:
                     if exchange.fed:
                         self._close_stdin()
                     await anyio.wait_readable(watch.fileno())
                     exchange.step(watch, watch.poll(0))
                 return exchange.result()
-        assert timeout is not None
-        expired = exchange.expired(timeout)
+        expired = exchange.expired(within)
         if kill and (lost := await self._end()):
             raise lost from expired
         raise expired

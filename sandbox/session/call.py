@@ -6,14 +6,13 @@ import fcntl
 import io
 import select
 import termios
-import time
 from types import TracebackType
 from typing import IO, Any
 
 from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.session.door import Door
-from remit.sandbox.session.handle import Exchange, Handle, seconds, window
-from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed, TimeoutExpired
+from remit.sandbox.session.handle import Exchange, Handle, Timeout, window
+from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed
 from remit.sandbox.session.streams import encoded
 
 
@@ -46,7 +45,7 @@ class Popen(Handle):
             self._close_streams()
             if not self._background and self._conversation.answer is None:
                 if kind is None:
-                    self._await_end(None)
+                    self._await_end(Timeout(None))
                 else:
                     self._end()
         except RemitError:
@@ -71,10 +70,9 @@ class Popen(Handle):
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the command to end. Raises TimeoutExpired (it goes on running), GrantExpired, GrantRevoked."""
-        timeout = seconds(timeout)
-        if not self._await_end(timeout):
-            assert timeout is not None
-            raise TimeoutExpired(self.args, timeout)
+        within = Timeout(timeout)
+        if not self._await_end(within):
+            raise within.expired(self.args)
         self._conversation.raise_ended()
         status = self.returncode
         assert status is not None
@@ -85,12 +83,12 @@ class Popen(Handle):
 
         Raises TimeoutExpired: it goes on running, and another ``communicate`` goes on with it; nothing is lost.
         """
-        result = self.complete(encoded(input, self._decode), seconds(timeout), CAPTURE_LIMIT, kill=False)
+        result = self.complete(encoded(input, self._decode), Timeout(timeout), CAPTURE_LIMIT, kill=False)
         return result.stdout, result.stderr
 
     def result(self) -> CompletedCall[Any]:
         """Everything about a call, once it has ended (streams that were pipes are the caller's to read)."""
-        self._await_end(None)
+        self._await_end(Timeout(None))
         return self._conversation.completed(None, None)
 
     def resize(self, rows: int, columns: int) -> None:
@@ -108,43 +106,36 @@ class Popen(Handle):
 
     # --- inside --------------------------------------------------------------------------------------------------------
 
-    def _await_end(self, timeout: float | None) -> bool:
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def _await_end(self, within: Timeout) -> bool:
         if self._conversation.settled():
             return True
         watch = select.poll()
         watch.register(self._conversation.connection.fileno(), select.POLLIN)
         while not self._conversation.settled():
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not watch.poll(None if left is None else left * 1000) and left is not None:
+            if not watch.poll(within.milliseconds()) and within.given is not None:
                 return False
             self._conversation.hear()
         return True
 
-    def complete(
-        self, given: bytes | None, timeout: float | None, limit: int, *, kill: bool = True
-    ) -> CompletedCall[Any]:
+    def complete(self, given: bytes | None, within: Timeout, limit: int, *, kill: bool = True) -> CompletedCall[Any]:
         """Feed it ``given``, read both streams to their ends, keeping ``limit`` bytes of each, and wait for it.
 
         Raises TimeoutExpired: with ``kill``, everything that it started was ended before.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         exchange = self._exchanging(self._pipes(), given, limit)
         watch = select.poll()
         exchange.begin(watch)
         while not exchange.over:
             if exchange.fed:
                 self._close_stdin()
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            exchange.step(watch, watch.poll(None if left is None else left * 1000))
+            exchange.step(watch, watch.poll(within.milliseconds()))
             # By the clock: a command that never stops talking is ready each time.
-            if deadline is not None and time.monotonic() >= deadline and not exchange.over:
-                self._expire(exchange, timeout, kill=kill)
+            if within.over() and not exchange.over:
+                self._expire(exchange, within, kill=kill)
         return exchange.result()
 
-    def _expire(self, exchange: Exchange, timeout: float | None, *, kill: bool) -> None:
-        assert timeout is not None
-        expired = exchange.expired(timeout)
+    def _expire(self, exchange: Exchange, within: Timeout, *, kill: bool) -> None:
+        expired = exchange.expired(within)
         if kill:
             try:
                 self._end()
@@ -155,9 +146,9 @@ class Popen(Handle):
     def _end(self) -> None:
         """End the call and wait until it has ended, or else the session. Raises SessionClosed then."""
         self.kill()
-        if self._await_end(Door.SOON) or self._conversation.withdraw():
+        if self._await_end(Timeout(Door.SOON)) or self._conversation.withdraw():
             return
-        if not self._await_end(Door.PATIENCE):
+        if not self._await_end(Timeout(Door.PATIENCE)):
             raise self._conversation.give_up()
 
     def _pipes(self) -> list[int]:

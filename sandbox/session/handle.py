@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import threading
+import time
 from signal import NSIG
 from typing import Any, Protocol
 
@@ -255,11 +256,11 @@ class Exchange:
         ]
         return self._conversation.completed(stdout, stderr, (lost, more))
 
-    def expired(self, timeout: float) -> TimeoutExpired:
+    def expired(self, timeout: Timeout) -> TimeoutExpired:
         """The error of one that took too long, with what there is so far, text or not."""
         decode = (self._decode[0], "replace") if self._decode and self._decode[1] == "strict" else self._decode
         said = [self._value(which, decode, whole=False)[0] for which in range(len(self._readers))]
-        return TimeoutExpired(self._conversation.ticket.args, timeout, *said)
+        return timeout.expired(self._conversation.ticket.args, *said)
 
     def _value(self, which: int, decode: Decode, *, whole: bool) -> tuple[Any, int]:
         """A stream as far as it was kept, and how many bytes are missing in the middle."""
@@ -356,18 +357,40 @@ def _fed(descriptor: int, pending: memoryview, *, gone: bool) -> memoryview:
         return pending
 
 
-def seconds(timeout: Any) -> float | None:
-    """A timeout. Less than nothing has passed already, as ``subprocess`` has it; more than poll(2) can count is no timeout.
+class Timeout:
+    """A timeout that has begun. Less than nothing has passed already, as ``subprocess`` has it; more than poll(2) can count is no
+    timeout, as None is none.
 
     Raises TypeError; ValueError: NaN, which no time is ever later than.
     """
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not hasattr(timeout, "__float__"):
-        raise TypeError(f"timeout is a number of seconds, not {timeout!r}")
-    if timeout != timeout:
-        raise ValueError("timeout is not a number of seconds but NaN")
-    return None if timeout > _COUNTABLE else timeout
+
+    __slots__ = ("_end", "given")
+
+    def __init__(self, given: Any) -> None:
+        if given is not None and (isinstance(given, bool) or not hasattr(given, "__float__")):
+            raise TypeError(f"timeout is a number of seconds, not {given!r}")
+        if given != given:
+            raise ValueError("timeout is not a number of seconds but NaN")
+        self.given: float | None = None if given is None or given > _COUNTABLE else given
+        """Seconds, as the caller gave them."""
+        self._end: float | None = None if self.given is None else time.monotonic() + self.given
+
+    def left(self) -> float | None:
+        """Seconds, 0 where it is over; None: there is none."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def over(self) -> bool:
+        return self._end is not None and time.monotonic() >= self._end
+
+    def milliseconds(self) -> float | None:
+        """What is left of it, for poll(2)."""
+        left = self.left()
+        return None if left is None else left * 1000
+
+    def expired(self, args: Any, stdout: Any = None, stderr: Any = None) -> TimeoutExpired:
+        """The error of a call that took longer."""
+        assert self.given is not None
+        return TimeoutExpired(args, self.given, stdout, stderr)
 
 
 def size(most: Any) -> int:

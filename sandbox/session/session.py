@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -11,9 +13,13 @@ from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session.asked import Grant, StrPath
 from remit.sandbox.session.base import Base, begin, reply_pair, request
 from remit.sandbox.session.call import Popen
-from remit.sandbox.session.handle import Handle, seconds, size
+from remit.sandbox.session.core import Ticket
+from remit.sandbox.session.handle import Handle, Timeout, size
 from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall
 from remit.sandbox.session.streams import PIPE, Decode, Stream, Streams, decoder, encoded
+
+# As a plain number: an enumeration's "or" takes as long as the call.
+_NEVER_WAIT = int(socket.MSG_DONTWAIT)
 
 
 class Session(Base):
@@ -187,7 +193,7 @@ class Session(Base):
             CalledProcessError: with ``check``, where the command failed.
             SessionClosed, LaunchError: the call could not be started, or its session ended.
         """
-        timeout, max_output = seconds(timeout), size(max_output)
+        within, max_output = Timeout(timeout), size(max_output)
         decode = decoder(text, encoding, errors)
         given = encoded(input, decode)
         with self._start(
@@ -198,8 +204,9 @@ class Session(Base):
             cwd=cwd,
             env=env,
             shell=shell,
+            within=within,
         ) as call:
-            result = call.complete(given, timeout, max_output)
+            result = call.complete(given, within, max_output)
         if check:
             result.check_returncode()
         return result
@@ -237,6 +244,7 @@ class Session(Base):
             cwd=cwd,
             env=env,
             shell=shell,
+            within=Timeout(None),
             pty=pty,
             background=background,
         )
@@ -253,6 +261,7 @@ class Session(Base):
         cwd: StrPath | None,
         env: Mapping[str, str] | None,
         shell: bool,
+        within: Timeout,
         pty: bool = False,
         background: bool = False,
     ) -> Popen:
@@ -263,8 +272,7 @@ class Session(Base):
                 ours, theirs = reply_pair()
                 with theirs:
                     try:
-                        while (pause := self._send(ticket, theirs, streams)) is not None:
-                            time.sleep(pause)
+                        self._deliver(ticket, theirs, streams, within)
                         self._forget_given_up()
                     except BaseException:
                         ours.close()
@@ -278,3 +286,16 @@ class Session(Base):
         finally:
             streams.close_theirs()
         return self._handle(Popen, ticket, ours, streams, background=background, decode=decode)
+
+    def _deliver(self, ticket: Ticket, theirs: socket.socket, streams: Streams, within: Timeout) -> None:
+        """Send a request. Raises TimeoutExpired: there was no room for it in time, and nothing is started; as ``_send``."""
+        flags = 0 if within.given is None else _NEVER_WAIT
+        while (pause := self._send(ticket, theirs, streams, flags)) is not None:
+            if within.over():
+                raise within.expired(ticket.args)
+            if pause:
+                time.sleep(pause)
+                continue
+            room = select.poll()
+            room.register(ticket.requests.fileno(), select.POLLOUT)
+            room.poll(within.milliseconds())

@@ -755,6 +755,48 @@ def test_the_loop_goes_on_while_there_is_no_room_for_a_request(backend: str, wor
     in_session(backend, body)
 
 
+def test_a_timeout_holds_while_there_is_no_room_for_a_request(backend: str, workspace: Path) -> None:
+    before = first_processes()
+    calls = 240
+
+    async def body(session: AsyncSession) -> None:
+        (zygote,) = first_processes() - before
+        await session.run(["true"])
+        unsent = anyio.Event()
+        send = session._send  # pyright: ignore[reportPrivateUsage]
+
+        def looked_at(*arguments: Any) -> float | None:
+            pause = send(*arguments)
+            if pause is not None:
+                unsent.set()
+            return pause
+
+        nothing: dict[str, Any] = {"stdin": remit.DEVNULL, "stdout": remit.DEVNULL, "stderr": remit.DEVNULL}
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+        stopped(zygote)
+        late = threading.Timer(LONG / 2, os.kill, (zygote, signal.SIGCONT))
+        late.start()
+        try:
+            with patch.object(session, "_send", looked_at):
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(calls):
+                        tasks.start_soon(partial(session.run, ["true", "x" * 2000], **nothing))
+                    await unsent.wait()
+                    with pytest.raises(remit.TimeoutExpired) as slow:
+                        await session.run(["touch", "begun"], timeout=0.2, **nothing)
+                    assert late.is_alive()
+                    assert (slow.value.cmd, slow.value.timeout) == (["touch", "begun"], 0.2)
+                    os.kill(zygote, signal.SIGCONT)
+        finally:
+            late.cancel()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (await session.run(["echo", "on"])).stdout == b"on\n"
+        assert not (workspace / "begun").exists()
+
+    in_session(backend, body)
+
+
 def test_one_session_from_many_threads(workspace: Path) -> None:
     with Session("offline", ".") as session, ThreadPoolExecutor(24) as threads:
         grants = [None, Grant(read=["."]), Grant(read=["."], write=["."])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import marshal
 import os
+import resource
 import signal
 import socket
 import threading
@@ -19,6 +20,7 @@ from unittest.mock import patch
 import pytest
 
 from remit import (
+    DEVNULL,
     STDOUT,
     Error,
     Grant,
@@ -29,6 +31,7 @@ from remit import (
     SessionClosed,
     TimeoutExpired,
 )
+from remit.sandbox.kernel.call import NR
 from remit.sandbox.session import base, handle
 from remit.sandbox.session import session as session_module
 from remit.sandbox.session.call import Popen
@@ -45,6 +48,7 @@ from tests.kernel.session_harness import (
     python,
     said,
     stopped,
+    until,
     watched,
 )
 
@@ -255,6 +259,44 @@ def test_a_first_process_that_is_stuck_keeps_nobody_waiting(world: World, way: s
             assert named(marker) == []
         assert other.run(["true"]).returncode == 0
     assert remains(world) == nothing
+
+
+def test_a_timeout_holds_while_there_is_no_room_for_a_request(world: World) -> None:
+    """Requests wait in the socket of a session whose first process stands still, until it is full."""
+    before = first_processes()
+    calls: list[Popen] = []
+    nothing: dict[str, Any] = {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": DEVNULL}
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with opened(world) as session:
+        (zygote,) = first_processes() - before
+        assert session.run(["true"]).returncode == 0
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+        stopped(zygote)
+        late = threading.Timer(
+            TIMEOUT / 10, os.kill, (zygote, signal.SIGCONT)
+        )  # whoever waits until then finds that out
+        filling = threading.Thread(
+            target=lambda: calls.extend([session.popen(["true", "x" * 2000], **nothing) for _ in range(150)])
+        )
+        try:
+            late.start()
+            filling.start()
+            assert filling.native_id is not None
+            place = Path(f"/proc/self/task/{filling.native_id}/syscall")
+            until(lambda: place.read_text().split()[0] == str(NR["sendmsg"]))  # it sleeps there
+            with pytest.raises(TimeoutExpired) as slow:
+                session.run(["touch", "begun"], timeout=0.2, **nothing)
+            assert (slow.value.cmd, slow.value.timeout) == (["touch", "begun"], 0.2)
+            assert filling.is_alive()
+        finally:
+            late.cancel()
+            os.kill(zygote, signal.SIGCONT)
+            filling.join()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert [call.wait() for call in calls] == [0] * 150
+        for call in calls:
+            call.close()
+        assert not (world.workspace / "begun").exists()
 
 
 def test_a_template_that_is_stuck_keeps_nobody_waiting(world: World) -> None:

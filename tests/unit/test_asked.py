@@ -12,7 +12,7 @@ import pytest
 from remit import Grant, GrantError
 from remit.sandbox.authority.model import Authority
 from remit.sandbox.session.aio import AsyncSession
-from remit.sandbox.session.handle import seconds, size
+from remit.sandbox.session.handle import Timeout, size
 from remit.sandbox.session.session import Session
 
 
@@ -110,14 +110,16 @@ def test_an_expiry_is_a_time_to_come(expires: Any) -> None:
 
 
 def test_a_timeout_is_a_number_of_seconds() -> None:
-    assert [seconds(timeout) for timeout in (None, 0, -1, 2.5, 1e6)] == [None, 0, -1, 2.5, 1e6]
-    assert [seconds(timeout) for timeout in (1e10, float("inf"))] == [None, None]
+    assert [Timeout(given).given for given in (None, 0, -1, 2.5, 1e6)] == [None, 0, -1, 2.5, 1e6]
+    assert [Timeout(given).given for given in (1e10, float("inf"))] == [None, None]
+    assert [Timeout(given).over() for given in (None, 0, -1, 1e6)] == [False, True, True, False]
+    assert [Timeout(given).left() for given in (None, 0, -1)] == [None, 0, 0]
     with pytest.raises(ValueError, match="NaN"):
-        seconds(float("nan"))
+        Timeout(float("nan"))
     values: list[Any] = ["5", b"5", True, []]
     for wrong in values:
         with pytest.raises(TypeError, match="timeout"):
-            seconds(wrong)
+            Timeout(wrong)
 
 
 def test_what_is_kept_of_a_stream_is_a_number_of_bytes() -> None:
