@@ -52,15 +52,18 @@ _SIGCHLD = 17
 _SIG_BLOCK = 0
 _SIG_SETMASK = 2
 _INT_SIZE = 4
-_P_PID = 1
+_P_PID, _P_PIDFD = 1, 3
 _SIGINFO_SIZE = 128
 _WNOHANG = 1
+_WSTOPPED = 2
 _WEXITED = 4
 _WNOWAIT = 0x1000000
 _WNOTHREAD = 0x20000000
 _WALL = 0x40000000
 _CLD_EXITED = 1
+_CLD_KILLED = 2
 _CLD_DUMPED = 3
+_CLD_ENDED = (_CLD_EXITED, _CLD_KILLED, _CLD_DUMPED)
 _WORDS = Struct("=7i")
 """``siginfo_t`` of SIGCHLD: si_signo, si_errno, si_code, padding, si_pid, si_uid, si_status (64-bit machines)."""
 _USAGE = Struct("=5q")
@@ -150,6 +153,27 @@ def ended(pid: int) -> tuple[int, float, int] | None:
     status = value << 8 if code == _CLD_EXITED else value | (0x80 if code == _CLD_DUMPED else 0)
     user, user_us, system, system_us, most = _USAGE.unpack_from(filled.view, _SIGINFO_SIZE)
     return status, user + system + (user_us + system_us) / 1e6, most
+
+
+def next_stop(pidfd: int) -> int:
+    """Wait until a child stops: the signal that stopped it. Each stop is told once. 0: it has ended, and is still to be reaped,
+    or is reaped already (``waitid(2)``, P_PIDFD: Linux 5.4)."""
+    filled = Buffer(_SIGINFO_SIZE)
+    pointer = long(filled.address)
+    while True:
+        try:
+            # First a look, which takes nothing: what waits for the child's end is to find that.
+            prepared(NR["waitid"], _P_PIDFD, pidfd, pointer, _WSTOPPED | _WEXITED | _WNOWAIT, None)
+            if _WORDS.unpack_from(filled.view)[2] in _CLD_ENDED:
+                return 0
+            prepared(NR["waitid"], _P_PIDFD, pidfd, pointer, _WSTOPPED | _WNOHANG, None)
+        except InterruptedError:
+            continue
+        except ChildProcessError:
+            return 0
+        words = _WORDS.unpack_from(filled.view)
+        if words[4]:
+            return int(words[6])
 
 
 def pidfd_send_signal(pidfd: int, signal: int) -> None:

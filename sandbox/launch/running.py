@@ -6,13 +6,14 @@ import marshal
 import posix
 import select
 import time
-from errno import ECONNRESET, EINTR, EPIPE
+from errno import EAGAIN, ECONNRESET, EINTR, EPIPE
 
 from remit.sandbox.kernel import process, sockets
 from remit.sandbox.kernel.call import Buffer
 from remit.sandbox.kernel.spawn import spawn
 from remit.sandbox.launch import program
 from remit.sandbox.launch.ground import Refused
+from remit.sandbox.launch.signals import SIGCONT
 from remit.sandbox.mediate.observe import GATHER_MS
 
 TYPE_CHECKING = False
@@ -51,6 +52,7 @@ class Running:
         "_expires",
         "_frozen",
         "_jail",
+        "_jobs",
         "_overdue",
         "_reaped",
         "_reply",
@@ -64,12 +66,13 @@ class Running:
         "limit",
         "over",
         "pid",
+        "stopped",
         "terminal",
     )
 
     def __init__(self, jail: Jail, reply: int, request: tuple[Any, ...]) -> None:
         """``reply``: where the answer goes, and the client's wishes come from. ``request``: ``core.Ticket``'s."""
-        call, chain, argv, environment, directory, window, background, expires = request
+        call, chain, argv, environment, directory, window, background, expires, jobs = request
         self.call: str = call
         self.chain: tuple[str, ...] = chain
         self.pid = 0
@@ -81,6 +84,8 @@ class Running:
         """It holds no authority any more: whatever is left of it ends with its command, and nothing of it lingers."""
         self.terminal = False
         """The call was given one, which its client may hold for longer than it lasts."""
+        self.stopped = False
+        """The client is told so, and has not let it go on yet. Set by the thread that waits for it (``stops``)."""
         self._argv: list[bytes] = argv
         self._environment: list[bytes] = environment
         self._directory: bytes = directory
@@ -93,6 +98,8 @@ class Running:
         """It stands where it stood when its authority ended."""
         self._answered = self._reaped = False
         self._jail = jail
+        self._jobs: bool = jobs
+        """The client controls it as a job: it hears when the command stops."""
         self._overdue = 0.0
         """When the command, which was killed or is over, is waited for no longer; on the monotonic clock. 0: it runs."""
         self._reply = reply
@@ -136,7 +143,8 @@ class Running:
                     self._environment,
                     directory=self._directory,
                     descriptors=descriptors,
-                    new_session=True,
+                    new_group=self._apart,
+                    new_session=not self._apart,
                     terminal=path,
                 )
             except Refused:
@@ -181,6 +189,12 @@ class Running:
                 pass  # it has just ended
 
     # --- its start -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _apart(self) -> bool:
+        """It gets a process group of its own, and no session: a group whose parents are all in other sessions is orphaned, and
+        SIGTSTP does nothing there (``setpgid(2)``). Only the first process of a session gets a terminal, though."""
+        return self._jobs and not self.terminal
 
     def _refuse_revoked(self) -> None:
         if not self._jail.revoked.isdisjoint(self.chain):
@@ -230,7 +244,8 @@ class Running:
                 self._environment,
                 directory=self._directory,
                 descriptors=descriptors,
-                new_session=True,
+                new_group=self._apart,
+                new_session=not self._apart,
                 limits=jail.policy.limits,
                 words=jail.exemption.words,
                 own_number=number,
@@ -316,6 +331,8 @@ class Running:
         poll.register(watched, select.POLLIN)
         poll.register(self._reply, select.POLLIN)
         poll.register(jail.woken, select.POLLIN)
+        if self._jobs:
+            jail.tell_main("job", self.call, descriptors=(watched,))
         self._look_out(poll)
         limit = jail.policy.time_limit
         pause = 0
@@ -334,7 +351,10 @@ class Running:
                             self._give_time()
                     elif descriptor == jail.woken:
                         for why in self._told():
-                            self._stop(why)
+                            if why == "stopped":
+                                self._tell_stopped()
+                            else:
+                                self._stop(why)
                     elif descriptor == jail.policy.requests:
                         self._want_another(poll, events)
                     elif events & (select.POLLHUP | select.POLLERR) and not events & select.POLLIN:
@@ -466,6 +486,16 @@ class Running:
         else:
             self._kill()
 
+    def _tell_stopped(self) -> None:
+        """A client that is stopped itself reads nothing, and is not waited for."""
+        if self._frozen:
+            return  # nobody is to think that it could go on
+        try:
+            sockets.send(self._reply, marshal.dumps(("stopped",)), wait=False)
+        except OSError as error:
+            if error.errno not in (EAGAIN, EPIPE, ECONNRESET):
+                raise
+
     def _obey(self) -> bool:
         """One message of the client's: a signal for the command. False: the client is gone, and the call with it."""
         try:
@@ -487,6 +517,8 @@ class Running:
         elif self._frozen:
             pass  # nobody can let it go on
         elif kind == b"g":
+            if number == SIGCONT:
+                self.stopped = False
             self.kill(number, group=True)
         elif kind == b"s":
             self.kill(number)

@@ -17,7 +17,7 @@ from remit.sandbox.kernel.sockets import MOST_DESCRIPTORS
 from remit.sandbox.launch import copies, early
 from remit.sandbox.launch.descriptors import keep
 from remit.sandbox.launch.request import Identity, Request
-from remit.sandbox.launch.signals import FORWARDED, SIGCONT, SIGKILL, SIGSTOP, SIGWINCH
+from remit.sandbox.launch.signals import FORWARDED, SIGCONT, SIGKILL, SIGWINCH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -363,7 +363,7 @@ class Session:
             self._enforcement = values[1]
             self._on_start(self._enforcement)
         elif kind == "stopped":
-            self._stop(values[0])
+            self._stop()
         elif kind == "exited":
             self._outcome = Outcome(values[0], values[1], values[2], self._enforcement)
         elif kind == "failed":
@@ -394,14 +394,10 @@ class Session:
     def _say(self, kind: bytes, number: int = 0) -> None:
         self._child.tell(kind + number.to_bytes(4, "little"))
 
-    def _stop(self, _number: int) -> None:
-        """The command stopped: stop too, as the caller's shell expects, and go on with it when the shell says so."""
-        if self._relay is not None:
-            self._relay.suspend()
-        posix.kill(posix.getpid(), SIGSTOP)
-        if self._relay is not None:
-            self._relay.resume()
-            self._relay.resize()
+    def _stop(self) -> None:
+        from remit.sandbox.launch import terminal
+
+        terminal.stop(self._relay)
         self._signal(SIGCONT)
 
 

@@ -7,6 +7,8 @@ import select
 from errno import EAGAIN, EIO
 from fcntl import F_GETFL, F_SETFL, fcntl, ioctl
 
+from remit.sandbox.launch.signals import SIGSTOP
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,6 +185,17 @@ class Relay:
             if error.errno != EIO:  # it hung up: what is left to say, nobody hears
                 raise
         return True
+
+
+def stop(relay: Relay | None) -> None:
+    """The command stopped: stop too, as the caller's shell expects, and come back when that says so. The terminal is the shell's
+    meanwhile."""
+    if relay is not None:
+        relay.suspend()
+    posix.kill(posix.getpid(), SIGSTOP)
+    if relay is not None:
+        relay.resume()
+        relay.resize()
 
 
 def _unless_hung_up(change: Callable[[], None]) -> None:

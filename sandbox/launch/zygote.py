@@ -25,7 +25,7 @@ from remit.sandbox.kernel import landlock, network, process, sockets
 from remit.sandbox.kernel.fastpath import Others
 from remit.sandbox.kernel.placement import Placement
 from remit.sandbox.kernel.spawn import reset_only
-from remit.sandbox.launch import envelope, usage
+from remit.sandbox.launch import envelope, stops, usage
 from remit.sandbox.launch.armer import Armer
 from remit.sandbox.launch.cells import Cells
 from remit.sandbox.launch.freeze import freeze, processes
@@ -399,6 +399,12 @@ class Zygote:
             self._wanted(jail.policy)
         elif kind == "runs":
             pass  # this thread is awake, and finds it (``_timeout``)
+        elif kind == "job" and jail is not None and came:
+            running = jail.running
+            if running is not None and running.call == values[0]:
+                stops.watch(came[0], jail.wake, running)
+            else:
+                posix.close(came[0])  # it is over
         elif kind == "freeze" and jail is not None:
             freeze(jail.cell)
         elif kind == "done":

@@ -261,8 +261,10 @@ class Core:
         env: Mapping[str, str] | None,
         terminal: Terminal | None,
         background: bool,
+        jobs: bool = False,
     ) -> Ticket:
-        """A call that may start now, counted as a use of its grant. Raises RemitError."""
+        """A call that may start now, counted as a use of its grant. ``jobs``: its client wants to hear when the command stops.
+        Raises RemitError."""
         words = [os.fsencode(word) for word in args]
         if not words or any(b"\0" in word for word in words):
             raise LaunchError(f"no command: {args!r}", hint="a list: a program and its arguments")
@@ -289,7 +291,7 @@ class Core:
         if ends is not None and boot() >= ends:
             raise GrantExpired(f"grant {identifier} has expired", hint="ask the grantor for a new one")
         call = f"{self.shared.prefix}-{next(self.shared.numbers)}"
-        request = (call, chain, words, list(environment), directory, terminal, background, ends or 0.0)
+        request = (call, chain, words, list(environment), directory, terminal, background, ends or 0.0, jobs)
         data = marshal.dumps(request)
         if len(data) > LARGEST:
             raise LaunchError(

@@ -85,7 +85,7 @@ class _Running:
             door.define(*definition)
         wanted = None if self._terminal is None else (self._terminal.size, self._terminal.replaces)
         self._ticket: Ticket = core.ticket(
-            armed, grant, list(argv), cwd=directory or None, env=None, terminal=wanted, background=False
+            armed, grant, list(argv), cwd=directory or None, env=None, terminal=wanted, background=False, jobs=True
         )
         files = core.files(grant)
         if files:
@@ -149,6 +149,8 @@ class _Running:
                 import termios
 
                 termios.tcsetattr(master, termios.TCSANOW, self._terminal.attributes)  # type: ignore[arg-type]
+        elif heard[0] == "stopped":
+            terminal.stop(self._relay)  # to let the command go on is for whoever lets this process go on (``_forward``)
         elif heard[0] == "exited":
             self._answer = heard
         elif heard[0] == "frozen":

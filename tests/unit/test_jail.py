@@ -23,7 +23,7 @@ class Limits:
 
 
 def running(*chain: str, jail: Any = None) -> Any:
-    return Running(jail, -1, ("a-1", chain, [b"x"], [], b"/", None, False, 0.0))
+    return Running(jail, -1, ("a-1", chain, [b"x"], [], b"/", None, False, 0.0, False))
 
 
 @pytest.mark.parametrize("revoked", [False, True])
