@@ -100,5 +100,8 @@ class Armer:
         # The thread makes itself a copy of this table and closes there what is not its own; here, what is.
         jail.separated.acquire()
         cell.close()
-        posix.close(life)
+        if jail.parted:
+            posix.close(life)
+        else:
+            cell.end()
         posix.close(jail.woken)

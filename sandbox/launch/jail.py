@@ -62,6 +62,7 @@ class Jail(Source):
         "ground",
         "identifier",
         "joins",
+        "parted",
         "policy",
         "revoked",
         "running",
@@ -93,8 +94,10 @@ class Jail(Source):
         self.revoked = revoked
         """Ids of grants that were taken back: of the whole session, and growing."""
         self.separated = _thread.allocate_lock()
-        """Held until the thread's descriptor table is its own."""
+        """Held until the thread's descriptor table is its own, or cannot be."""
         self.separated.acquire()
+        self.parted = False
+        """It is its own: what was made for the thread is in both, and each closes its copy. Otherwise, all is the armer's."""
         self.joins: list[tuple[int, int]] = []
         self._mail = sockets.Receiver(REQUEST_SIZE, REQUEST_DESCRIPTORS)
         self.busy = False
@@ -115,8 +118,6 @@ class Jail(Source):
         self.ending = _thread.allocate_lock()
         """Held from before a call is answered until its end is told. Whoever ends the session takes it first."""
         self.exemption: Exemption | None = None
-        self._ended = False
-        """The cell."""
         self._own = -1
         """This thread's directory in the session's /proc: in the cell's it has none."""
         self._children = -1
@@ -139,7 +140,8 @@ class Jail(Source):
                 self.separated.release()
             self._confine()
         except Exception as error:
-            self.end_cell()
+            if self.parted:
+                self.end_cell()
             self.tell_main("broken", *told(error))
             return
         try:
@@ -151,6 +153,7 @@ class Jail(Source):
     def _separate(self) -> None:
         """A descriptor table of its own, with nothing of any other call's in it."""
         process.unshare(process.CLONE_FS | process.CLONE_FILES)
+        self.parted = True
         policy = self.policy
         self.joins = [*self.cell.namespaces]
         namespaces = [descriptor for descriptor, _ in self.joins]
