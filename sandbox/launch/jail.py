@@ -57,6 +57,7 @@ class Jail(Source):
         "control",
         "ending",
         "events",
+        "executing",
         "exemption",
         "failure",
         "ground",
@@ -106,6 +107,8 @@ class Jail(Source):
         """The call. For other threads: it can be over, and another one be there, by the next look."""
         self.events: list[tuple[Any, ...]] = []
         """Its denials, for the answer."""
+        self.executing = 0
+        """The first process that was about to execute a program since a leader asked whether it may make one."""
         self.tell_end = tell_end
         self._keeps = keeps
         """Whether a cell that is left by a call under a policy is kept for another thread."""
@@ -346,4 +349,5 @@ class Jail(Source):
         running = self.running
         if running is not None and not self.revoked.isdisjoint(running.chain):
             raise OSError(EACCES, posix.strerror(EACCES))
+        self.executing = self.executing or pid
         self.policy.apply_limits(pid)

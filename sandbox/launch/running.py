@@ -13,6 +13,7 @@ from remit.sandbox.kernel.call import Buffer
 from remit.sandbox.kernel.spawn import spawn
 from remit.sandbox.launch import program
 from remit.sandbox.launch.ground import Refused
+from remit.sandbox.launch.leader import Leader
 from remit.sandbox.launch.signals import SIGCONT
 from remit.sandbox.mediate.observe import GATHER_MS
 
@@ -53,9 +54,11 @@ class Running:
         "_frozen",
         "_jail",
         "_jobs",
+        "_leader",
         "_overdue",
         "_reaped",
         "_reply",
+        "_report",
         "_started",
         "_unseen",
         "_untold",
@@ -100,6 +103,10 @@ class Running:
         self._jail = jail
         self._jobs: bool = jobs
         """The client controls it as a job: it hears when the command stops."""
+        self._leader: Leader | None = None
+        """The command's parent, where it is not this process."""
+        self._report: tuple[int, float, int] | None = None
+        """What the leader said of the command's end."""
         self._overdue = 0.0
         """When the command, which was killed or is over, is waited for no longer; on the monotonic clock. 0: it runs."""
         self._reply = reply
@@ -123,7 +130,7 @@ class Running:
         jail.ground.bar(tuple(came))
         program.enter(self._directory)
         descriptors = tuple(came)
-        path = b""
+        slave, path = -1, b""
         if self._window is not None:
             from remit.sandbox.launch import stdio
 
@@ -136,7 +143,9 @@ class Running:
             # Before it can connect: the gateway's decisions are to be known as this call's.
             sockets.send(jail.control, marshal.dumps(("serves", jail.identifier, self.call, self.chain)))
         begun, self._started = time.time(), time.monotonic()
-        if path or not self._start_unasked(descriptors):
+        if path and self._jobs and jail.policy.exempts:
+            self._start_led(slave, descriptors)
+        elif path or not self._start_unasked(descriptors):
             try:
                 self.pid = program.start(
                     self._argv,
@@ -160,6 +169,11 @@ class Running:
         for message in self._early:
             self._heed(message)
         return self._see_to_its_end()
+
+    @property
+    def leader(self) -> int:
+        """The pid of the command's leader, if it has one, which is Remit's own."""
+        return 0 if self._leader is None else self._leader.pid
 
     def give_up(self, failure: Failure) -> Failure:
         """Something is wrong with it: end what was started of it. What to tell of that."""
@@ -219,6 +233,46 @@ class Running:
         answer(self._reply, "exited", _SIGKILL, "killed", 0.0, 0, 0, [], True)
         self.failed(("launch", "it was withdrawn before it was started", "", 125))
 
+    def _start_led(self, terminal: int, descriptors: tuple[int, ...]) -> None:
+        """Start the command as its leader's child. Everything is listened to meanwhile: as soon as the command runs, it can stop
+        whoever would say that it does."""
+        jail = self._jail
+        leader = self._leader = Leader(terminal, descriptors, self._argv, self._environment, self._directory)
+        poll = select.poll()
+        for descriptor in (leader.channel, self._reply, jail.woken):
+            poll.register(descriptor, select.POLLIN)
+        limit = jail.policy.time_limit
+        why = ""
+        while not why:
+            for descriptor, _ in poll.poll(self._timeout(limit, 0)):
+                if descriptor == jail.woken:
+                    why = why or next(iter(self._told()), "")
+                elif descriptor == self._reply and self._withdrawn():
+                    why = why or "killed"
+            heard = leader.heard()
+            if heard is not None and heard[0] == "asks":
+                jail.executing = 0
+                leader.go()
+            elif heard is not None and heard[0] == "started" and jail.executing:
+                self.pid, jail.before_exec = jail.executing, None
+                break
+            elif heard is not None and heard[0] == "failed":
+                self.reap()
+                self._refuse_revoked()
+                raise Refused(*heard[1:])
+            elif heard is not None:
+                why = why or "lost"
+            if limit and time.monotonic() - self._started >= limit:
+                why = why or "time"
+            if self._has_expired():
+                why = why or "expired"
+        if why:
+            # Nobody can say how far it came.
+            self.over = True
+            jail.end_cell()
+            self._refuse_revoked()
+            raise Refused("launch", f"the call was ended while its command was started: {why}", "", 125)
+
     def _start_unasked(self, descriptors: tuple[int, ...]) -> bool:
         """Start the command without the mediator. False: it has to be asked, and nothing is started.
 
@@ -277,7 +331,7 @@ class Running:
     def _see_to_its_end(self) -> bool:
         jail, background = self._jail, self._background
         status, cpu, memory = self._wait()
-        clean = jail.alone(self.pid)
+        clean = jail.alone(self.leader or self.pid)
         # Not one whose authority ended under its command: what it left behind has none either.
         lingers = background and not clean and not self.over and jail.cell.life >= 0
         with jail.ending:
@@ -310,11 +364,15 @@ class Running:
 
     def reap(self) -> None:
         """The command's process, once: it has ended, or is ending with the cell."""
-        if self.pid and not self._reaped:
-            with self._jail.meeting:
-                pass
+        if self._reaped or not (self.pid or self._leader):
+            return
+        with self._jail.meeting:
+            pass
+        if self._leader is None:
             posix.waitpid(self.pid, 0)
-            self._reaped = True
+        else:
+            self._leader.reap()
+        self._reaped = True
 
     def _wait(self) -> tuple[int, float, int]:
         """Until the command has ended, which is not reaped yet: listen to the client meanwhile, and watch the clock.
@@ -326,12 +384,13 @@ class Running:
         ended = self._ended()
         if ended is not None:
             return ended
-        watched = process.pidfd_open(self.pid)
+        leader = self._leader
+        watched = process.pidfd_open(self.pid) if leader is None else leader.channel
         poll = select.poll()
         poll.register(watched, select.POLLIN)
         poll.register(self._reply, select.POLLIN)
         poll.register(jail.woken, select.POLLIN)
-        if self._jobs:
+        if self._jobs and leader is None:
             jail.tell_main("job", self.call, descriptors=(watched,))
         self._look_out(poll)
         limit = jail.policy.time_limit
@@ -345,6 +404,8 @@ class Running:
                         ended = self._ended()
                         if ended is not None:
                             return ended
+                        if leader is not None and not events & select.POLLHUP:
+                            continue
                         poll.unregister(watched)
                         pause = 1
                         if not self._background:
@@ -380,13 +441,29 @@ class Running:
                 if self._has_expired():
                     self._stop("expired")
         finally:
-            posix.close(watched)
+            if leader is None:
+                posix.close(watched)
 
     def _ended(self) -> tuple[int, float, int] | None:
-        ended = process.ended(self.pid)
+        if self._leader is None:
+            ended = process.ended(self.pid)
+        else:
+            ended = self._told_end(self._leader)
         if ended is not None:
             self._jail.policy.broker.settle(self._jail)
         return ended
+
+    def _told_end(self, leader: Leader) -> tuple[int, float, int] | None:
+        """Of a leader that was killed, from inside, its own end is the command's: everything else ends with it."""
+        while (heard := leader.heard()) is not None:
+            if heard[0] == "stopped" and not self.stopped:
+                self.stopped = True
+                self._tell_stopped()
+            elif heard[0] == "ended":
+                self._report = heard[1:]
+            elif heard[0] == "gone":
+                break
+        return self._report or process.ended(leader.pid)
 
     def _linger(self) -> None:
         """A background call outlives its command: until its client lets go of it, or it has no authority any more."""

@@ -206,7 +206,7 @@ class Zygote:
             limit, running = jail.policy.memory_limit, jail.running
             if not limit or running is None or not running.pid or running.over:
                 continue
-            if usage.memory_exceeds(limit, processes(jail.cell)):
+            if usage.memory_exceeds(limit, [pid for pid in processes(jail.cell) if pid != running.leader]):
                 _tell_jail(jail, "memory", running.call)
 
     def _end(self, limit: str) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.kernel.run_harness import TIMEOUT, Terminal, World, first_line
+from tests.kernel.run_harness import TIMEOUT, Terminal, World, ended, first_line
 from tests.kernel.session_harness import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs(userns=True, landlock=6)]
@@ -66,6 +66,12 @@ def marked(mark: str) -> list[int]:
             if any(word.endswith(b": " + mark.encode()) for word in words) and words[:1] == [b"sh"]:
                 found.append(int(name))
     return found
+
+
+def parent(pid: int) -> int:
+    """A process's parent, by the host's numbers."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
 
 
 @pytest.mark.parametrize("name", STOPS)
@@ -188,3 +194,120 @@ def test_stopped_by_itself_on_a_terminal(world: World, session: str) -> None:
         opened.expect(r"status=5\r\n")
     finally:
         opened.close()
+
+
+@contextmanager
+def on_terminal(world: World, session: str, script: str, *options: str) -> Generator[Terminal]:
+    """A call on a terminal, seen by the process that waits for it."""
+    argv = world.argv("exec", session, *options, "--", "sh", "-c", script)
+    opened = Terminal(argv, world.env(), world.workspace)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def test_statuses_on_a_terminal(world: World, session: str) -> None:
+    for words, expected in (("exit 3", 3), ("kill -USR1 $$", 138), ("nonesuch", 127), ("exec /etc/passwd", 126)):
+        with on_terminal(world, session, words) as opened:
+            assert opened.wait() == expected, words
+    for name, expected in (("nonesuch", 127), ("/etc/passwd", 126)):
+        opened = Terminal(world.argv("exec", session, "--", name), world.env(), world.workspace)
+        try:
+            assert opened.wait() == expected, name
+        finally:
+            opened.close()
+
+
+def test_the_commands_place_on_a_terminal(world: World, session: str) -> None:
+    """In the foreground, in a group of its own, whose parent leads the session: so that it can be stopped."""
+    code = """
+import os
+print(os.getpgrp() == os.getpid() == os.tcgetpgrp(0), os.getsid(0) == os.getppid() == os.getpgid(os.getppid()), "place")
+print(open("/dev/tty").isatty(), "tty")
+"""
+    (world.workspace / "place.py").write_text(code)
+    with on_terminal(world, session, "exec /usr/bin/python3 place.py") as opened:
+        opened.expect("True True place\r\nTrue tty")
+        assert opened.wait() == 0
+
+
+def test_the_leader_is_closed_to_its_command(world: World, session: str) -> None:
+    """It is as confined as the command, and has nothing that the command could reach; the shell beside it is the control."""
+    script = (
+        "look() { for f in mem environ maps; do cat /proc/$1/$f > /dev/null 2>&1 && echo $2-$f; done;"
+        " ls /proc/$1/fd > /dev/null 2>&1 && echo $2-fd; grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/$1/status;"
+        " tr -d '\\0' < /proc/$1/cmdline | wc -c; };"
+        f" look $PPID leader; look $$ own; echo done; read line; : {session}-leader"
+    )
+    with on_terminal(world, session, script) as opened:
+        shown = opened.expect("(?s)(.*)done")[1]
+        assert "leader-" not in shown
+        assert "own-environ" in shown
+        assert "own-fd" in shown
+        assert (
+            shown.count("Seccomp:\t2") == shown.count("NoNewPrivs:\t1") == shown.count("CapEff:\t0000000000000000") == 2
+        )
+        leader, _, own = shown.partition("own-")
+        assert leader.split()[-1] == "0"
+        assert own.split()[-1] != "0"
+        if os.geteuid() == 0:  # nobody else can look at it from outside either
+            [command] = marked(f"{session}-leader")
+            descriptors = f"/proc/{parent(command)}/fd"
+            held = sorted(os.readlink(f"{descriptors}/{name}") for name in os.listdir(descriptors))
+            # And the command's pidfd, and the way back.
+            assert held[:3] == ["/dev/null"] * 3
+            assert [kind.partition(":")[0] for kind in held[3:]] == [
+                "anon_inode",
+                "socket",
+            ]
+        opened.send("\r")
+        assert opened.wait() == 0
+
+
+@pytest.mark.parametrize("end", ["limit", "client"])
+@pytest.mark.parametrize("name", ["STOP", "KILL"])
+def test_a_command_that_turns_on_its_leader(world: World, session: str, name: str, end: str) -> None:
+    """It ends as any other, and the session goes on."""
+    mark = f"{session}-{name}-{end}"
+    options = ("--read", ".", "--limit", "time=2s") if end == "limit" else ()
+    with on_terminal(world, session, f"echo rea''dy; kill -{name} $PPID; sleep 600; : {mark}", *options) as opened:
+        opened.expect("ready")
+        if end == "client":
+            os.kill(opened.pid, signal.SIGKILL)
+        status = opened.wait()
+        if end == "limit":
+            assert status == (124 if name == "STOP" else 137)
+    until(lambda: not marked(mark))
+    assert world.remit("exec", session, "--", "echo", "on").stdout == "on\n"
+
+
+@pytest.mark.parametrize("how", ["time", "expiry", "kill", "client"])
+def test_a_stopped_command_ends_on_a_terminal(world: World, session: str, how: str) -> None:
+    mark = f"{session}-{how}"
+    options = {"time": ("--limit", "time=1s"), "expiry": ("--expires", "1s")}.get(how, ())
+    with on_terminal(world, session, f"kill -TSTP $$; sleep 600; : {mark}", "--read", ".", *options) as opened:
+        _, status = os.waitpid(opened.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        if how == "client":
+            os.kill(opened.pid, signal.SIGKILL)
+        elif how == "kill":  # as a shell's does it to a job that is stopped
+            os.kill(opened.pid, signal.SIGTERM)
+            os.kill(opened.pid, signal.SIGCONT)
+        until(lambda: not marked(mark))
+        if how != "client":
+            os.kill(opened.pid, signal.SIGCONT)
+            assert opened.wait() == (128 + signal.SIGTERM if how == "kill" else 124)
+
+
+def test_nothing_is_left_of_a_call_on_a_terminal(world: World, session: str) -> None:
+    mark = f"{session}-left"
+    with on_terminal(world, session, f"kill -TSTP $$; exit 4; : {mark}") as opened:
+        _, status = os.waitpid(opened.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        [command] = marked(mark)
+        leader = parent(command)
+        os.kill(opened.pid, signal.SIGCONT)
+        assert opened.wait() == 4
+    assert ended(leader)
+    assert ended(command)

@@ -65,22 +65,35 @@ def test_resize(world: World) -> None:
         assert session.wait() == 0
 
 
-def shell_with_session(world: World, *command: str) -> Terminal:
-    """An interactive shell outside, as users have it, with a session as one of its jobs."""
+@pytest.fixture(params=["run", "exec"])
+def command(request: pytest.FixtureRequest, world: World) -> Iterator[Callable[[str], list[str]]]:
+    """Words that run a script in a session, by either of the commands that have a terminal for it."""
+    if request.param == "run":
+        yield lambda script: world.run_argv(["sh", "-c", script])
+        return
+    started = world.remit("session", "start", "-p", world.profile, "-w", str(world.workspace))
+    assert started.status == 0, started.stderr
+    session = started.stdout.strip()
+    yield lambda script: world.argv("exec", session, "--", "sh", "-c", script)
+    world.remit("session", "stop", session)
+
+
+def shell_that_runs(world: World, *words: str) -> Terminal:
+    """An interactive shell outside, as users have it, with a command as one of its jobs."""
     opened = Terminal(["bash", "--norc", "--noprofile", "-i"], world.env({"PS1": "@@ "}), world.workspace)
     opened.expect("@@ ")
-    words = " ".join("'" + word.replace("'", "'\\''") + "'" for word in world.run_argv(command))
-    opened.send(words + "\r")
+    opened.send(shlex.join(words) + "\r")
     return opened
 
 
-def test_ctrl_z_and_fg(world: World) -> None:
-    opened = shell_with_session(world, "sh", "-c", "echo rea''dy; read line; echo got-$line; exit 5")
+def test_ctrl_z_and_fg(world: World, command: Callable[[str], list[str]]) -> None:
+    opened = shell_that_runs(world, *command("echo rea''dy; read line; echo got-$line; exit 5"))
     try:
         opened.expect("ready\r\n")
         opened.send("\x1a")
         opened.expect("Stopped")
         opened.expect("@@ ")
+        assert reads_lines(opened)
         opened.send("echo outs''ide\r")
         opened.expect("outside\r\n")
         opened.send("fg\r")
@@ -111,19 +124,6 @@ def shell_with_job(world: World, *words: str) -> Terminal:
 def logged(world: World, text: str) -> None:
     """Wait until it is there."""
     until(lambda: text in (world.workspace / "log").read_text())
-
-
-@pytest.fixture(params=["run", "exec"])
-def command(request: pytest.FixtureRequest, world: World) -> Iterator[Callable[[str], list[str]]]:
-    """Words that run a script in a session, by either of the commands that have a terminal for it."""
-    if request.param == "run":
-        yield lambda script: world.run_argv(["sh", "-c", script])
-        return
-    started = world.remit("session", "start", "-p", world.profile, "-w", str(world.workspace))
-    assert started.status == 0, started.stderr
-    session = started.stdout.strip()
-    yield lambda script: world.argv("exec", session, "--", "sh", "-c", script)
-    world.remit("session", "stop", session)
 
 
 def test_a_job_in_the_background_goes_on(world: World, command: Callable[[str], list[str]]) -> None:
@@ -173,11 +173,11 @@ def test_a_job_comes_to_the_foreground(world: World, command: Callable[[str], li
         opened.close()
 
 
-def test_a_job_is_continued_in_the_background(world: World) -> None:
+def test_a_job_is_continued_in_the_background(world: World, command: Callable[[str], list[str]]) -> None:
     (world.workspace / "log").touch()
     # It starts no program: a shell that does cannot stop before that one's exec (see ``test_job_control_inside``).
     waits = BACKGROUND.replace("rea''dy", "rea''dy; exec > log").replace("sleep 0.01", ":")
-    opened = shell_with_session(world, "sh", "-c", waits)
+    opened = shell_that_runs(world, *command(waits))
     try:
         opened.expect("ready\r\n")
         opened.send("\x1a")
@@ -193,8 +193,38 @@ def test_a_job_is_continued_in_the_background(world: World) -> None:
         opened.close()
 
 
-def test_the_terminal_is_given_back_as_it_was(world: World) -> None:
-    opened = shell_with_session(world, "sh", "-c", "stty -echo -icanon; kill -KILL $$")
+def test_one_that_has_something_to_do_before_it_stops(world: World, command: Callable[[str], list[str]]) -> None:
+    """As editors do: they catch the signal, and stop their whole group by it when they are ready."""
+    (world.workspace / "editor.py").write_text(
+        "import os, signal\n"
+        "def stop(*_):\n"
+        "    os.write(1, b'saved\\n')\n"
+        "    signal.signal(signal.SIGTSTP, signal.SIG_DFL)\n"
+        "    os.kill(0, signal.SIGTSTP)\n"
+        "    os.write(1, b'again\\n')\n"
+        "    os._exit(6)\n"
+        "signal.signal(signal.SIGTSTP, stop)\n"
+        "os.write(1, b'started\\n')\n"
+        "while True: signal.pause()\n"
+    )
+    opened = shell_that_runs(world, *command("exec /usr/bin/python3 editor.py"))
+    try:
+        opened.expect("started\r\n")
+        opened.send("\x1a")
+        opened.expect("saved\r\n")
+        opened.expect("Stopped")
+        opened.expect("@@ ")
+        opened.send("fg\r")
+        opened.expect("again\r\n")
+        opened.expect("@@ ")
+        opened.send("echo status=$?\r")
+        opened.expect(r"status=6\r\n")
+    finally:
+        opened.close()
+
+
+def test_the_terminal_is_given_back_as_it_was(world: World, command: Callable[[str], list[str]]) -> None:
+    opened = shell_that_runs(world, *command("stty -echo -icanon; kill -KILL $$"))
     try:
         opened.expect("@@ ")
         assert reads_lines(opened)

@@ -29,7 +29,7 @@ def running(*chain: str, jail: Any = None) -> Any:
 @pytest.mark.parametrize("revoked", [False, True])
 def test_a_grant_that_was_taken_back_since_the_call_was_let_in_starts_nothing(revoked: bool) -> None:
     jail, policy = cast("Any", object.__new__(Jail)), Limits()
-    jail.policy = policy
+    jail.policy, jail.executing = policy, 0
     jail.running, jail.revoked = running("session", "call"), {"call", "other"} if revoked else {"other"}
 
     if revoked:
