@@ -102,7 +102,7 @@ class Running:
         self._answered = self._reaped = False
         self._jail = jail
         self._jobs: bool = jobs
-        """The client controls it as a job: it hears when the command stops."""
+        """The client controls it as a job: it hears that the command has begun, and when it stops."""
         self._leader: Leader | None = None
         """The command's parent, where it is not this process."""
         self._report: tuple[int, float, int] | None = None
@@ -165,6 +165,8 @@ class Running:
             posix.close(came.pop())
         if jail.policy.watched:
             jail.tell_main("runs")
+        if self._jobs:
+            answer(self._reply, "began")
         self._untold = begun, self.call, self.pid, _brief(self._argv), jail.policy.identifier, self.chain
         for message in self._early:
             self._heed(message)

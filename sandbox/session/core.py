@@ -263,8 +263,8 @@ class Core:
         background: bool,
         jobs: bool = False,
     ) -> Ticket:
-        """A call that may start now, counted as a use of its grant. ``jobs``: its client wants to hear when the command stops.
-        Raises RemitError."""
+        """A call that may start now, counted as a use of its grant. ``jobs``: its client wants to hear that the command has
+        begun, and when it stops. Raises RemitError."""
         words = [os.fsencode(word) for word in args]
         if not words or any(b"\0" in word for word in words):
             raise LaunchError(f"no command: {args!r}", hint="a list: a program and its arguments")

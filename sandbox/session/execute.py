@@ -58,26 +58,33 @@ def run(
 ) -> CompletedCall[Any]:
     """One call, to its end, on descriptors 0 to 2. Raises Ended; another RemitError where the command never ran.
 
-    ``on_start`` hears the call's id when its request is on its way.
+    ``on_start`` hears the call's id when the command has begun.
     """
     core = standing.core_of(session, environ)
     with standing.connected(session, environ) as link:
         door = Door(link.attach(session), link)
         try:
-            running = _Running(core, door, argv, grant, directory)
-            on_start(running.call)
-            return running.wait()
+            return _Running(core, door, argv, grant, directory, on_start).wait()
         finally:
             door.close()
 
 
 class _Running:
-    def __init__(self, core: Core, door: Door, argv: tuple[str, ...], grant: Grant | None, directory: str) -> None:
+    def __init__(
+        self,
+        core: Core,
+        door: Door,
+        argv: tuple[str, ...],
+        grant: Grant | None,
+        directory: str,
+        on_start: Callable[[str], None],
+    ) -> None:
         self._core = core
         self._door = door
         self._terminal: Terminal | None = terminal.wanted()
         self._relay: terminal.Relay | None = None
         self._answer: tuple[Any, ...] | None = None
+        self._on_start = on_start
         process.block_signals(FORWARDED)
         self._signals = process.signalfd(FORWARDED)
         armed, definition = core.armed(grant, socketpair)
@@ -102,7 +109,6 @@ class _Running:
             raise core.failure(self._ticket) from None
         finally:
             theirs.close()
-        self.call = self._ticket.call
 
     def wait(self) -> CompletedCall[Any]:
         """Relay, forward and listen until the command has ended."""
@@ -149,6 +155,8 @@ class _Running:
                 import termios
 
                 termios.tcsetattr(master, termios.TCSANOW, self._terminal.attributes)  # type: ignore[arg-type]
+        elif heard[0] == "began":
+            self._on_start(self._ticket.call)
         elif heard[0] == "stopped":
             terminal.stop(self._relay)  # to let the command go on is for whoever lets this process go on (``_forward``)
         elif heard[0] == "exited":

@@ -176,10 +176,25 @@ def test_status_fd_tells_remits_own_ends_apart(world: World) -> None:
             os.close(write)
         with os.fdopen(read) as lines:
             events = [json.loads(line) for line in lines]
-    assert [event["event"] for event in events] == ["started", "exited", "started", "failed"]
+    assert [event["event"] for event in events] == ["started", "exited", "failed"]
     assert events[0]["session"] == session
     assert events[1]["code"] == 7
-    assert events[3]["phase"] == "exec"
+    assert events[2]["phase"] == "exec"
+
+
+def test_a_command_has_started_while_it_runs(world: World) -> None:
+    """Whoever reads the status descriptor is told then, and not at the end."""
+    read, write = os.pipe()
+    with standing(world) as session, os.fdopen(read) as lines:
+        words = world.argv("exec", session, "--status-fd", str(write), "--", "cat")
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, env=world.env(), cwd=world.workspace, pass_fds=(write,)
+        ) as call:
+            os.close(write)
+            assert json.loads(lines.readline())["event"] == "started"
+            assert call.poll() is None
+            call.communicate(timeout=TIMEOUT)
+        assert [json.loads(line)["event"] for line in lines] == ["exited"]
 
 
 def test_streams_are_the_callers(world: World) -> None:
