@@ -14,7 +14,7 @@ import select
 import socket
 import termios
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -28,9 +28,10 @@ from anyio.streams.text import TextReceiveStream, TextSendStream
 from remit.sandbox.authority.errors import RemitError
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session.asked import Grant, StrPath
-from remit.sandbox.session.base import Base, Opened, a_grant, begin, reply_pair, request
+from remit.sandbox.session.base import Base, Opened, a_grant, begin, reply_pair
 from remit.sandbox.session.door import Door
 from remit.sandbox.session.handle import Handle, Timeout, size, window
+from remit.sandbox.session.opening import Wanted
 from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall, SessionClosed
 from remit.sandbox.session.shared import Armed
 from remit.sandbox.session.streams import CHUNK, DEVNULL, PIPE, Decode, Stream, Streams, decoder, encoded
@@ -53,44 +54,8 @@ class AsyncSession(Base):
         remit.Error: when it is opened: a bad option or profile, ``Unenforceable``, a start that failed.
     """
 
-    def __init__(
-        self,
-        profile: str = "",
-        workspace: StrPath = ".",
-        *,
-        read: Iterable[StrPath] = (),
-        write: Iterable[StrPath] = (),
-        exec: Iterable[StrPath] = (),
-        deny: Iterable[StrPath] = (),
-        protect: Iterable[StrPath] = (),
-        connect: Iterable[str] = (),
-        listen: Iterable[int] = (),
-        unix: Iterable[StrPath] = (),
-        env: Iterable[str] | Mapping[str, str] = (),
-        limits: Mapping[str, str | int] | None = None,
-        allow_syscalls: Iterable[str] = (),
-        degrade: Iterable[str] = (),
-        expires: float | str | None = None,
-        purpose: str = "",
-    ) -> None:
-        self._wanted = request(
-            profile,
-            workspace,
-            read=read,
-            write=write,
-            exec=exec,
-            deny=deny,
-            protect=protect,
-            connect=connect,
-            listen=listen,
-            unix=unix,
-            env=env,
-            limits=limits,
-            allow_syscalls=allow_syscalls,
-            degrade=degrade,
-            expires=expires,
-            purpose=purpose,
-        )
+    def _open(self, wanted: Wanted) -> None:
+        self._wanted = wanted
 
     async def __aenter__(self) -> AsyncSession:
         if self._opened is None:

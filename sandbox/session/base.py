@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from errno import ECONNREFUSED, ECONNRESET, ENOTCONN, EPIPE
@@ -122,55 +123,59 @@ def begin(wanted: opening.Wanted) -> Opened:
     return Opened(core, Door(door, link), dict(enforcement), link, owner=True, warnings=warnings)
 
 
-def request(
-    profile: str,
-    workspace: StrPath,
-    *,
-    read: Iterable[StrPath],
-    write: Iterable[StrPath],
-    exec: Iterable[StrPath],
-    deny: Iterable[StrPath],
-    protect: Iterable[StrPath],
-    connect: Iterable[str],
-    listen: Iterable[int],
-    unix: Iterable[StrPath],
-    env: Iterable[str] | Mapping[str, str],
-    limits: Mapping[str, str | int] | None,
-    allow_syscalls: Iterable[str],
-    degrade: Iterable[str],
-    expires: float | str | None,
-    purpose: str,
-) -> opening.Wanted:
-    """A request for a session, from the keywords of its constructor."""
-    ends = keywords.duration(expires, f"{_WHERE}.expires")
-    return opening.Wanted(
-        profile=profile,
-        workspace=keywords.paths([workspace], f"{_WHERE}.workspace")[0],
-        grants=opening.options(
-            {
-                "read": keywords.paths(read, f"{_WHERE}.read"),
-                "write": keywords.paths(write, f"{_WHERE}.write"),
-                "exec": keywords.paths(exec, f"{_WHERE}.exec"),
-                "deny": keywords.paths(deny, f"{_WHERE}.deny"),
-                "protect": keywords.paths(protect, f"{_WHERE}.protect"),
-                "connect": keywords.words(connect, f"{_WHERE}.connect"),
-                "listen": keywords.ports(listen, f"{_WHERE}.listen"),
-                "unix": keywords.paths(unix, f"{_WHERE}.unix"),
-                "env": keywords.variables(env, f"{_WHERE}.env"),
-                "limit": keywords.limits(limits, f"{_WHERE}.limits"),
-                "allow-syscalls": keywords.words(allow_syscalls, f"{_WHERE}.allow_syscalls"),
-                "degrade": keywords.words(degrade, f"{_WHERE}.degrade"),
-                "expires": [ends] if ends else [],
-                "purpose": [purpose] if purpose else [],
-            }
-        ),
-    )
-
-
-class Base:
+class Base(ABC):
     """A session's (or narrower session's) values, and the steps of a call that do not wait."""
 
     _opened: Opened | None = None
+
+    def __init__(
+        self,
+        profile: str = "",
+        workspace: StrPath = ".",
+        *,
+        read: Iterable[StrPath] = (),
+        write: Iterable[StrPath] = (),
+        exec: Iterable[StrPath] = (),
+        deny: Iterable[StrPath] = (),
+        protect: Iterable[StrPath] = (),
+        connect: Iterable[str] = (),
+        listen: Iterable[int] = (),
+        unix: Iterable[StrPath] = (),
+        env: Iterable[str] | Mapping[str, str] = (),
+        limits: Mapping[str, str | int] | None = None,
+        allow_syscalls: Iterable[str] = (),
+        degrade: Iterable[str] = (),
+        expires: float | str | None = None,
+        purpose: str = "",
+    ) -> None:
+        ends = keywords.duration(expires, f"{_WHERE}.expires")
+        wanted = opening.Wanted(
+            profile=profile,
+            workspace=keywords.paths([workspace], f"{_WHERE}.workspace")[0],
+            grants=opening.options(
+                {
+                    "read": keywords.paths(read, f"{_WHERE}.read"),
+                    "write": keywords.paths(write, f"{_WHERE}.write"),
+                    "exec": keywords.paths(exec, f"{_WHERE}.exec"),
+                    "deny": keywords.paths(deny, f"{_WHERE}.deny"),
+                    "protect": keywords.paths(protect, f"{_WHERE}.protect"),
+                    "connect": keywords.words(connect, f"{_WHERE}.connect"),
+                    "listen": keywords.ports(listen, f"{_WHERE}.listen"),
+                    "unix": keywords.paths(unix, f"{_WHERE}.unix"),
+                    "env": keywords.variables(env, f"{_WHERE}.env"),
+                    "limit": keywords.limits(limits, f"{_WHERE}.limits"),
+                    "allow-syscalls": keywords.words(allow_syscalls, f"{_WHERE}.allow_syscalls"),
+                    "degrade": keywords.words(degrade, f"{_WHERE}.degrade"),
+                    "expires": [ends] if ends else [],
+                    "purpose": [purpose] if purpose else [],
+                }
+            ),
+        )
+        self._open(wanted)
+
+    @abstractmethod
+    def _open(self, wanted: opening.Wanted) -> None:
+        """Begin, or keep what is to be begun. Raises RemitError."""
 
     def _begin(self, opened: Opened) -> None:
         self._opened = opened

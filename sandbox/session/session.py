@@ -5,16 +5,17 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, overload
 
 from remit.sandbox.authority.grant import Grant as Held
 from remit.sandbox.session.asked import Grant, StrPath
-from remit.sandbox.session.base import Base, begin, reply_pair, request
+from remit.sandbox.session.base import Base, begin, reply_pair
 from remit.sandbox.session.call import Popen
 from remit.sandbox.session.core import Ticket
 from remit.sandbox.session.handle import Handle, Timeout, size
+from remit.sandbox.session.opening import Wanted
 from remit.sandbox.session.result import CAPTURE_LIMIT, CompletedCall
 from remit.sandbox.session.streams import PIPE, Decode, Stream, Streams, decoder, encoded
 
@@ -34,44 +35,7 @@ class Session(Base):
         remit.Error: a bad option or profile, ``Unenforceable``, a start that failed.
     """
 
-    def __init__(
-        self,
-        profile: str = "",
-        workspace: StrPath = ".",
-        *,
-        read: Iterable[StrPath] = (),
-        write: Iterable[StrPath] = (),
-        exec: Iterable[StrPath] = (),
-        deny: Iterable[StrPath] = (),
-        protect: Iterable[StrPath] = (),
-        connect: Iterable[str] = (),
-        listen: Iterable[int] = (),
-        unix: Iterable[StrPath] = (),
-        env: Iterable[str] | Mapping[str, str] = (),
-        limits: Mapping[str, str | int] | None = None,
-        allow_syscalls: Iterable[str] = (),
-        degrade: Iterable[str] = (),
-        expires: float | str | None = None,
-        purpose: str = "",
-    ) -> None:
-        wanted = request(
-            profile,
-            workspace,
-            read=read,
-            write=write,
-            exec=exec,
-            deny=deny,
-            protect=protect,
-            connect=connect,
-            listen=listen,
-            unix=unix,
-            env=env,
-            limits=limits,
-            allow_syscalls=allow_syscalls,
-            degrade=degrade,
-            expires=expires,
-            purpose=purpose,
-        )
+    def _open(self, wanted: Wanted) -> None:
         self._begin(begin(wanted))
 
     def __enter__(self) -> Session:

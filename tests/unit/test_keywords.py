@@ -11,14 +11,6 @@ from remit import AsyncSession, Grant, GrantError, Session
 from remit.sandbox.session import base, opening
 from remit.sandbox.session.granted import granted
 
-NOTHING: dict[str, Any] = {
-    **dict.fromkeys(("read", "write", "exec", "deny", "protect", "connect", "listen", "unix", "env"), ()),
-    "limits": None,
-    "allow_syscalls": (),
-    "degrade": (),
-    "expires": None,
-    "purpose": "",
-}
 LISTS = ("read", "write", "exec", "deny", "protect", "connect", "listen", "unix", "env", "allow_syscalls", "degrade")
 
 
@@ -30,8 +22,15 @@ def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("remit.sandbox.session.session.begin", begin)
 
 
+class Asked(base.Base):
+    """A session that nobody begins."""
+
+    def _open(self, wanted: opening.Wanted) -> None:
+        self.wanted = wanted
+
+
 def wanted(**given: Any) -> tuple[tuple[str, str], ...]:
-    return base.request("", ".", **{**NOTHING, **given}).grants
+    return Asked(**given).wanted.grants
 
 
 @pytest.mark.parametrize(
