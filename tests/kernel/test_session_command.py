@@ -182,6 +182,22 @@ def test_status_fd_tells_remits_own_ends_apart(world: World) -> None:
     assert events[2]["phase"] == "exec"
 
 
+@pytest.mark.parametrize(("program", "events"), [("true", ["started", "exited"]), ("nonesuch", ["failed"])])
+def test_on_a_terminal_too_a_command_has_started_when_it_has(world: World, program: str, events: list[str]) -> None:
+    """There it is another process that starts it."""
+    read, write = os.pipe()
+    with standing(world) as session, os.fdopen(read) as lines:
+        os.set_inheritable(write, True)
+        words = world.argv("exec", session, "--status-fd", str(write), "--", program)
+        call = Terminal(words, world.env(), world.workspace)
+        try:
+            os.close(write)
+            assert call.wait() == (0 if program == "true" else 127)
+        finally:
+            call.close()
+        assert [json.loads(line)["event"] for line in lines] == events
+
+
 def test_a_command_has_started_while_it_runs(world: World) -> None:
     """Whoever reads the status descriptor is told then, and not at the end."""
     read, write = os.pipe()
