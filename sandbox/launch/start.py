@@ -303,8 +303,7 @@ class Session:
                         self.kill()  # it should have ended by itself
         finally:
             if self._relay is not None:
-                while self._relay.output() and self._readable(self._relay.master):
-                    pass
+                self._relay.drain()
                 self._relay.suspend()
         if not self._outcome.limit and self._child.out_of_memory():
             self._outcome.limit = "memory"
@@ -323,12 +322,6 @@ class Session:
     def network_denials(self) -> int:
         """What the gateway refused. All of it only after ``close``."""
         return self._child.way.denials if self._child.way is not None else 0
-
-    @staticmethod
-    def _readable(descriptor: int) -> bool:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
 
     def _close_relay(self, poll: select.poll) -> None:
         relay = self._relay

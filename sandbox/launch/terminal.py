@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _TIOCGWINSZ = 0x5413
 _TIOCSWINSZ = 0x5414
 _CHUNK = 65536
+_WRITTEN_AT_A_STOP = 64
+"""Reads: a terminal holds 4 KiB or little more."""
 _LOOK_MS = 200
 """Between two looks whether this process has come to the foreground: a shell that brings it there need not say so."""
 _IFLAG, _OFLAG, _CFLAG, _LFLAG, _CC = 0, 1, 2, 3, 6
@@ -186,11 +188,21 @@ class Relay:
                 raise
         return True
 
+    def drain(self, most: int | None = None) -> None:
+        """What is written by now, from the session to the caller: all of it, or ``most`` reads' worth where somebody may go on
+        writing."""
+        watch = select.poll()
+        watch.register(self.master, select.POLLIN)  # which waits for what is on its way through the kernel, too
+        while most != 0 and watch.poll(0) and self.output():
+            most = None if most is None else most - 1
+
 
 def stop(relay: Relay | None) -> None:
     """The command stopped: stop too, as the caller's shell expects, and come back when that says so. The terminal is the shell's
     meanwhile."""
     if relay is not None:
+        # What it wrote before it stopped is read before the shell says that it did.
+        relay.drain(_WRITTEN_AT_A_STOP)
         relay.suspend()
     posix.kill(posix.getpid(), SIGSTOP)
     if relay is not None:

@@ -133,8 +133,7 @@ class _Running:
                         watch.unregister(descriptor)
         finally:
             if self._relay is not None:
-                while _readable(self._relay.master) and self._relay.output():
-                    pass
+                self._relay.drain()
                 self._relay.suspend()
         try:
             return self._core.completed(self._ticket, self._answer, None, None)
@@ -212,9 +211,3 @@ def _stdin() -> int:
     except OSError:
         pass  # closed
     return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _readable(descriptor: int) -> bool:
-    watch = select.poll()
-    watch.register(descriptor, select.POLLIN)
-    return bool(watch.poll(0))
