@@ -138,7 +138,7 @@ def test_a_killed_exec_takes_its_stopped_command_along(world: World, session: st
 
 
 def test_a_stopped_commands_time_is_limited(world: World, session: str) -> None:
-    with job(world, session, f"kill -STOP $$; : {session}-timed", "--limit", "time=1s") as process:
+    with job(world, session, f"kill -STOP $$; : {session}-timed", "--limit", "time=4s") as process:
         assert stopped(process)
         until(lambda: not marked(f"{session}-timed"))
         process.send_signal(signal.SIGCONT)
@@ -146,7 +146,7 @@ def test_a_stopped_commands_time_is_limited(world: World, session: str) -> None:
 
 
 def test_a_stopped_command_ends_with_its_grant(world: World, session: str) -> None:
-    with job(world, session, f"kill -STOP $$; : {session}-expired", "--read", ".", "--expires", "1s") as process:
+    with job(world, session, f"kill -STOP $$; : {session}-expired", "--read", ".", "--expires", "4s") as process:
         assert stopped(process)
         until(lambda: not marked(f"{session}-expired"))
         process.send_signal(signal.SIGCONT)
@@ -270,7 +270,7 @@ def test_the_leader_is_closed_to_its_command(world: World, session: str) -> None
 def test_a_command_that_turns_on_its_leader(world: World, session: str, name: str, end: str) -> None:
     """It ends as any other, and the session goes on."""
     mark = f"{session}-{name}-{end}"
-    options = ("--read", ".", "--limit", "time=2s") if end == "limit" else ()
+    options = ("--read", ".", "--limit", "time=4s") if end == "limit" else ()
     with on_terminal(world, session, f"echo rea''dy; kill -{name} $PPID; sleep 600; : {mark}", *options) as opened:
         opened.expect("ready")
         if end == "client":
@@ -285,7 +285,7 @@ def test_a_command_that_turns_on_its_leader(world: World, session: str, name: st
 @pytest.mark.parametrize("how", ["time", "expiry", "kill", "client"])
 def test_a_stopped_command_ends_on_a_terminal(world: World, session: str, how: str) -> None:
     mark = f"{session}-{how}"
-    options = {"time": ("--limit", "time=1s"), "expiry": ("--expires", "1s")}.get(how, ())
+    options = {"time": ("--limit", "time=4s"), "expiry": ("--expires", "4s")}.get(how, ())
     with on_terminal(world, session, f"kill -TSTP $$; sleep 600; : {mark}", "--read", ".", *options) as opened:
         _, status = os.waitpid(opened.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
