@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     """(the file of Python's ``_ctypes``, the sources of all modules, the first ``Part``, marshalled; the sizes of the second
     and the third, which have everything that their modules import but what the first has)."""
 
-HEAD = 1 << 16
+HEAD = 1 << 17
 """Bytes that hold the head of a bundle: the code of this module and its ``Content``."""
 _WRITABLE_BY_OTHERS = 0o022
 

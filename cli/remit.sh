@@ -39,7 +39,7 @@ if sys.argv[3:4] == ["run"]:
                             posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
         status = posix.fstat(bundle)
         if status.st_uid in (0, posix.geteuid()) and not status.st_mode & 0o022:
-            code, content = loads(posix.read(bundle, 65536))
+            code, content = loads(posix.read(bundle, 131072))
             exec(code, loader)
             begun = loader["begin"](bundle, content)
     except (OSError, ValueError, EOFError, TypeError, KeyError):

@@ -18,7 +18,7 @@ ROOT = Path(remit.__file__).parent.parent
 INSTALL = """
 import marshal, posix, sys
 bundle = posix.open(sys.argv[1], posix.O_RDONLY)
-code, content = marshal.loads(posix.read(bundle, 65536))
+code, content = marshal.loads(posix.read(bundle, 131072))
 before = set(sys.modules)
 space = {}
 exec(code, space)
@@ -29,7 +29,7 @@ NAMES = ["remit.sandbox.kernel.files", "remit", "remit.sandbox", "remit.sandbox.
 IN_CHILD = """
 import marshal, posix, sys
 bundle = posix.open(sys.argv[1], posix.O_RDONLY)
-code, content = marshal.loads(posix.read(bundle, 65536))
+code, content = marshal.loads(posix.read(bundle, 131072))
 before = set(sys.modules)
 sys.path.clear()
 space = {}
@@ -163,3 +163,22 @@ result = add(1)
     assert (space["value"], space["result"], space.get("__doc__")) == (3, 3, None)
     assert not getattr(space["add"], "__annotations__", None)
     assert "annotations" not in space
+
+
+WHOLE = """
+import sys
+sys.path[:0] = [sys.argv[2]]
+from remit.cli import bundle, fast
+import remit.sandbox.launch.stage, remit.sandbox.session.oneshot
+bundle.BUNDLE = sys.argv[1]
+bundle.write(fast.loaded())
+"""
+
+
+def test_the_whole_of_a_start_has_room_in_it(tmp_path: Path) -> None:
+    """Where its head is too long there is none, and every start takes ten times as long: longer paths, and some code, fit too."""
+    path = tmp_path / "run.bundle"
+    subprocess.run([sys.executable, "-I", "-c", WHOLE, str(path), str(ROOT)], check=True)
+    bundle, content = opened(path)
+    os.close(bundle)
+    assert path.stat().st_size - content[3] - content[4] < loader.HEAD * 3 / 4
